@@ -1,0 +1,1 @@
+"""diffusionvl: translate any autoregressive vision-language model into a block-diffusion one."""

@@ -1,0 +1,19 @@
+"""What is published with a checkpoint: configuration, model, masks and decoding. Imports torch and transformers only."""
+
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from .configuration_diffusionvl import DiffusionVLConfig
+from .generation_diffusionvl import DenoisingStep, DiffusionVLGenerationConfig, DiffusionVLGenerationOutput
+from .modeling_diffusionvl import DiffusionVLForConditionalGeneration, head_on
+
+AutoConfig.register("diffusionvl", DiffusionVLConfig, exist_ok=True)
+AutoModelForImageTextToText.register(DiffusionVLConfig, DiffusionVLForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "DenoisingStep",
+    "DiffusionVLConfig",
+    "DiffusionVLForConditionalGeneration",
+    "DiffusionVLGenerationConfig",
+    "DiffusionVLGenerationOutput",
+    "head_on",
+]

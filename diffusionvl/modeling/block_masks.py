@@ -1,0 +1,150 @@
+"""Which token may attend to which: the block-diffusion mask, as a predicate, a dense tensor and a `BlockMask`.
+
+Legend: B batch, T tokens of a row, Q queries, K keys, L clean tokens, D block size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+CLEAN = 0  # stream id of the clean copy; noisy copies are 1, 2, ...
+PADDING = -1  # document id of padding
+
+
+class TokenTags(NamedTuple):
+    """Where each token of a batch stands. All fields are integer tensors [B, T].
+
+    Attributes:
+        block: Index of the token's block; it grows along the clean stream, and a noisy token has its twin's.
+        stream: `CLEAN`, or 1, 2, ... for a noisy copy. Noisy copies do not see one another.
+        document: Document of the pack; documents do not see one another. `PADDING` marks padding.
+    """
+
+    block: Tensor
+    stream: Tensor
+    document: Tensor
+
+    def cat(self, other: "TokenTags") -> "TokenTags":
+        """These tokens followed by `other`'s, along the token axis."""
+        return TokenTags(*(torch.cat(pair, dim=1) for pair in zip(self, other, strict=True)))
+
+
+def may_attend(query: TokenTags, key: TokenTags) -> Tensor:
+    """The block-diffusion predicate (BD3-LM, arXiv 2503.09573, section 3.2), for broadcastable tags.
+
+    Inside one document, with blocks numbered along the row::
+
+        key:         clean block j        noisy block j
+        query
+        clean i      j <= i               never
+        noisy i      j <  i               j == i, same copy
+
+    For two blocks of two tokens, both supervised (rows are queries, `c` clean and `n` noisy)::
+
+              c0 c0 c1 c1 n0 n0 n1 n1
+        c0     x  x
+        c1     x  x  x  x
+        n0                 x  x
+        n1     x  x              x  x
+
+    Padding sees padding only, so that no query is left without a key.
+
+    Returns:
+        Boolean tensor, true where the query may attend to the key.
+    """
+    to_clean = (key.stream == CLEAN) & (
+        (key.block < query.block) | ((query.stream == CLEAN) & (key.block == query.block))
+    )
+    to_own_copy = (key.stream != CLEAN) & (key.stream == query.stream) & (key.block == query.block)
+    return (key.document == query.document) & (to_clean | to_own_copy)
+
+
+def dense_mask(query: TokenTags, key: TokenTags | None = None) -> Tensor:
+    """The predicate as a tensor for scaled dot-product attention.
+
+    Args:
+        query: Tags of the queries [B, Q].
+        key: Tags of the keys [B, K], such as a cache followed by the queries; the queries themselves if left out.
+
+    Returns:
+        Boolean mask [B, 1, Q, K].
+    """
+    key = query if key is None else key
+    rows = TokenTags(*(tag[:, None, :, None] for tag in query))
+    columns = TokenTags(*(tag[:, None, None, :] for tag in key))
+    return may_attend(rows, columns)
+
+
+def flex_mask(tags: TokenTags) -> BlockMask:
+    """The predicate as a FlexAttention `BlockMask` over [B, T] tokens, which skips the tiles nobody sees.
+
+    Args:
+        tags: Tags of the row [B, T]; T need not be a multiple of FlexAttention's tile.
+    """
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return may_attend(TokenTags(*(tag[b, q] for tag in tags)), TokenTags(*(tag[b, k] for tag in tags)))
+
+    batch, length = tags.block.shape
+    return create_block_mask(mask_mod, batch, None, length, length, device=str(tags.block.device))
+
+
+def block_starts(input_ids: list[int], header_ids: list[int], eos_ids: list[int]) -> list[int]:
+    """Where the block grid starts anew in a conversation when each response has its own blocks.
+
+    A response opens behind `header_ids` and ends with the next end-of-turn id; the text behind it starts anew too.
+    Training and decoding both cut their grid here, so that they can not differ.
+
+    Args:
+        input_ids: Ids of one conversation, without padding.
+        header_ids: Ids that open a response; may be empty, then nothing is cut.
+        eos_ids: Ids that end a turn.
+
+    Returns:
+        Ascending indices, each the first token of a new part; 0 is not among them.
+    """
+    starts: list[int] = []
+    inside = False
+    width = len(header_ids)
+    for index in range(1, len(input_ids) + 1):
+        if inside and input_ids[index - 1] in eos_ids:
+            starts.append(index)
+            inside = False
+        elif not inside and width and index >= width and input_ids[index - width : index] == header_ids:
+            starts.append(index)
+            inside = True
+    return starts
+
+
+def block_grid(length: int, block_size: int, starts: list[int] | None = None) -> Tensor:
+    """Block index of every token of a row.
+
+    Args:
+        length: L, the number of tokens.
+        block_size: D.
+        starts: Where the grid starts anew (`block_starts`); empty for one grid from index 0.
+
+    Returns:
+        Integer tensor [L]; a part that is no multiple of D ends in a shorter block.
+    """
+    blocks: list[int] = []
+    edges = [0, *(start for start in starts or [] if start < length), length]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        first = blocks[-1] + 1 if blocks else 0
+        blocks.extend(first + offset // block_size for offset in range(end - begin))
+    return torch.tensor(blocks, dtype=torch.long)
+
+
+def as_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Any:
+    """Brings a boolean mask [B, 1, Q, K] into the form an attention implementation of transformers reads.
+
+    Raises:
+        ValueError: The implementation can not read a dense mask.
+    """
+    if implementation == "sdpa":
+        return mask
+    if implementation == "eager":  # eager adds its mask; a boolean one would silently be added as 0 and 1
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    raise ValueError(f"attn_implementation={implementation!r} can not read a block-diffusion mask; use 'sdpa'")

@@ -1,0 +1,68 @@
+"""Configuration of a block-diffusion vision-language model."""
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+
+POSITION_MODES = ("native", "sequential")
+BLOCK_ORIGINS = ("response", "absolute")
+
+
+class DiffusionVLConfig(PreTrainedConfig):
+    """What turns an autoregressive (AR) base into a block-diffusion model.
+
+    Args:
+        base_config: Config of the AR base, any Hugging Face image-text-to-text model, as a config or its dictionary.
+        block_size: D, the number of tokens that are denoised together.
+        mask_token_id: The id that stands for a masked token; `translate` picks it.
+        position_mode: `native` uses the base's own rope index (true M-RoPE where it has one); `sequential` counts
+            0, 1, 2, ... on every axis, as the reference and its released weights do.
+        block_origin: `response` starts a new block with every response, so no block mixes turns; `absolute` cuts
+            the whole row from index 0, as the reference does.
+        response_header_ids: The ids that open a response (for Qwen `<|im_start|>assistant\\n`). With
+            `block_origin="response"` they tell where a prompt's earlier responses stand.
+
+    Raises:
+        ValueError: A field has a value outside its range.
+    """
+
+    model_type = "diffusionvl"
+    sub_configs = {"base_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        base_config: PreTrainedConfig | dict[str, Any] | None = None,
+        block_size: int = 8,
+        mask_token_id: int | None = None,
+        position_mode: Literal["native", "sequential"] = "native",
+        block_origin: Literal["response", "absolute"] = "response",
+        response_header_ids: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(base_config, dict):
+            base_config = AutoConfig.for_model(**base_config)
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}")
+        if position_mode not in POSITION_MODES:
+            raise ValueError(f"position_mode must be one of {POSITION_MODES}, got {position_mode!r}")
+        if block_origin not in BLOCK_ORIGINS:
+            raise ValueError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
+        self.base_config = base_config
+        self.block_size = block_size
+        self.mask_token_id = mask_token_id
+        self.position_mode = position_mode
+        self.block_origin = block_origin
+        self.response_header_ids = list(response_header_ids or [])
+        if base_config is not None:
+            text_config = base_config.get_text_config(decoder=True)
+            # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.
+            kwargs.setdefault("attn_implementation", base_config._attn_implementation)
+            kwargs.setdefault("tie_word_embeddings", base_config.tie_word_embeddings)
+            kwargs.setdefault("pad_token_id", text_config.pad_token_id)
+            kwargs.setdefault("eos_token_id", text_config.eos_token_id)
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The base's text config: hidden size, layers and vocabulary are the base's own."""
+        return self if self.base_config is None else self.base_config.get_text_config(*args, **kwargs)

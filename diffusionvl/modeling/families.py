@@ -1,0 +1,82 @@
+"""What differs between families of base models, and nothing else. To support a family, this is the file to read.
+
+Legend: A axes of a position (1, or 3 for M-RoPE), B batch, L tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+# Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
+MEDIA_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+
+# Parts of a base that belong to its vision tower by name, and parts inside them that the language model's learning
+# rate drives (the reference trains Qwen's merger, its projector, with the language model).
+VISION_MODULES = ("visual", "vision_tower", "vision_model")
+PROJECTOR_MODULES = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")
+
+
+def position_axes(base_config: PreTrainedConfig) -> int:
+    """The number of axes of a base's positions: 3 for M-RoPE (Qwen-VL families), else 1."""
+    rope = base_config.get_text_config(decoder=True).rope_parameters or {}
+    return 3 if "mrope_section" in rope else 1
+
+
+def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:
+    """Ids that stand for image and video features in a base's input."""
+    config = base_config.to_dict()
+    ids = (config.get("image_token_id"), config.get("video_token_id"))
+    return [token_id for token_id in ids if token_id is not None]
+
+
+def media_types(base_config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
+    """0 for text, 1 for image and 2 for video placeholders, as the Qwen-VL rope index wants them. [B, L]."""
+    types = torch.zeros_like(input_ids)
+    config = base_config.to_dict()
+    for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
+        if config.get(name) is not None:
+            types[input_ids == config[name]] = kind
+    return types
+
+
+def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
+    """Positions that the AR base itself gives a row: its M-RoPE index, or 0, 1, 2, ... behind the padding.
+
+    Args:
+        base: The AR base; only its config is read, so its weights may be on the meta device.
+        input_ids: Clean tokens [B, L].
+        attention_mask: 1 for tokens, 0 for padding [B, L].
+        media: The row's image and video inputs.
+
+    Returns:
+        Integer positions [A, B, L].
+    """
+    if position_axes(base.config) == 1 or not (media_types(base.config, input_ids) > 0).any():
+        return sequential_positions(attention_mask, position_axes(base.config))
+    grids = {name: media.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")}
+    positions, _ = base.model.get_rope_index(
+        input_ids,
+        mm_token_type_ids=media_types(base.config, input_ids),
+        attention_mask=attention_mask,
+        **{name: value for name, value in grids.items() if value is not None},
+    )
+    return positions
+
+
+def sequential_positions(attention_mask: Tensor, axes: int) -> Tensor:
+    """Positions 0, 1, 2, ... behind the padding, the same on every axis. [B, L] -> [A, B, L]."""
+    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    return positions.expand(axes, *positions.shape)
+
+
+def is_vision_parameter(name: str) -> bool:
+    """Whether a parameter belongs to the vision tower proper; its projector counts as part of the language model."""
+    parts = name.split(".")
+    return any(part in VISION_MODULES for part in parts) and not any(part in PROJECTOR_MODULES for part in parts)
+
+
+def vision_parameters(model: nn.Module) -> list[str]:
+    """Names of the model's vision tower parameters."""
+    return [name for name, _ in model.named_parameters() if is_vision_parameter(name)]

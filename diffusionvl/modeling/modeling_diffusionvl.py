@@ -1,0 +1,179 @@
+"""Any autoregressive vision-language model under a block-diffusion mask.
+
+Legend: A axes of a position, B batch, T tokens of a row, L clean tokens, M selected tokens, V vocabulary, E hidden.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .block_masks import CLEAN, PADDING, TokenTags, as_attention_mask, block_grid, block_starts, dense_mask
+from .configuration_diffusionvl import DiffusionVLConfig
+from .families import native_positions, position_axes, sequential_positions
+from .generation_diffusionvl import DiffusionVLGenerationConfig, DiffusionVLGenerationMixin
+
+
+@contextmanager
+def head_on(base: PreTrainedModel, token_indices: Tensor) -> Iterator[None]:
+    """Inside, the base's LM head sees the selected tokens only, whatever the base does before and behind it.
+
+    `logits_to_keep` of transformers selects the same columns of every row; masked tokens stand elsewhere in each row,
+    and full logits [B, T, V] are the largest tensor of a training step.
+
+    Args:
+        base: Any Hugging Face model with output embeddings.
+        token_indices: Indices into the flattened batch [M], each b * T + t.
+    """
+
+    def select(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0].flatten(0, 1)[token_indices][None],)
+
+    handle = base.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGenerationMixin):
+    """A block-diffusion vision-language model: an unchanged AR base that sees a different mask.
+
+    The base runs through its public `forward`, given a 4-D mask and explicit positions, and merges its own image
+    features. Everything this class adds is the mask, the positions and the choice of tokens that need logits.
+    """
+
+    config_class = DiffusionVLConfig
+    generation_config_class = DiffusionVLGenerationConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = False
+
+    def __init__(self, config: DiffusionVLConfig, base: PreTrainedModel | None = None) -> None:
+        """Builds the model around `base`, or around a new base made from `config.base_config`."""
+        if config.mask_token_id is None:
+            raise ValueError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
+        super().__init__(config)
+        self.base = AutoModelForImageTextToText.from_config(config.base_config) if base is None else base
+        if base is None:
+            self.post_init()
+        self.generation_config = DiffusionVLGenerationConfig.from_model_config(config)
+
+    @property
+    def all_tied_weights_keys(self) -> dict[str, str]:
+        """The base's tied weights, under this model's names."""
+        return {f"base.{name}": f"base.{source}" for name, source in self.base.all_tied_weights_keys.items()}
+
+    @all_tied_weights_keys.setter
+    def all_tied_weights_keys(self, value: dict[str, str]) -> None:
+        """Set by transformers in `post_init`; the base's own are the ones that count."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.base.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.base.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        stream_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        token_indices: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        use_cache: bool | None = None,
+        **media: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the base over rows of clean and noisy tokens.
+
+        Args:
+            input_ids: Tokens [B, T]; noisy tokens that are masked hold `config.mask_token_id`.
+            attention_mask: 2-D padding mask [B, T] of clean rows, or a boolean mask [B, 1, T, K], K keys, that is
+                used as it is. Not needed beside `block_ids`.
+            position_ids: [A, B, T]; left out, those of clean rows are computed from `input_ids`.
+            block_ids: Block of each token [B, T]; left out, the row is clean and cut by the config's grid.
+            stream_ids: 0 for clean, 1, 2, ... for noisy copies [B, T]; all clean if left out.
+            document_ids: Document of each token [B, T], -1 for padding; one document if left out.
+            past_key_values: Cache of clean tokens before these; needs a 4-D `attention_mask`.
+            token_indices: Indices [M] into the flattened batch: logits are computed for these tokens alone.
+            logits_to_keep: As in transformers; ignored beside `token_indices`.
+            use_cache: Whether to write a cache.
+            **media: The base's image and video inputs.
+
+        Returns:
+            The base's output. `logits` is [B, T, V], or [M, V] with `token_indices`. There is no label shift: the
+            logits at a token predict that token.
+        """
+        if attention_mask is None or attention_mask.ndim == 2:
+            tags = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
+            if position_ids is None:
+                position_ids = self.position_ids(input_ids, tags.document != PADDING, media)
+            attention_mask = dense_mask(tags)
+        elif position_ids is None:
+            raise ValueError("a 4-D attention_mask needs explicit position_ids")
+        assert position_ids is not None
+        text_config = self.base.config.get_text_config(decoder=True)
+        inputs = dict(
+            input_ids=input_ids,
+            attention_mask=as_attention_mask(attention_mask, text_config._attn_implementation, self.dtype),
+            position_ids=position_ids[0] if position_ids.shape[0] == 1 else position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **media,
+        )
+        if token_indices is None:
+            return self.base(**inputs, logits_to_keep=logits_to_keep)
+        with head_on(self.base, token_indices):
+            output = self.base(**inputs)
+        output.logits = output.logits[0]
+        return output
+
+    def position_ids(self, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
+        """Positions [A, B, L] of clean rows [B, L], by `config.position_mode`."""
+        if self.config.position_mode == "sequential":
+            return sequential_positions(attention_mask, position_axes(self.base.config))
+        return native_positions(self.base, input_ids, attention_mask, media)
+
+    def block_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Block of each clean token [B, L], by `config.block_origin`; 0 in the padding."""
+        blocks = torch.zeros_like(input_ids)
+        for row, (ids, real) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
+            tokens = ids[real].tolist()
+            starts = []
+            if self.config.block_origin == "response":
+                starts = block_starts(tokens, self.config.response_header_ids, self.generation_config.eos_token_ids)
+            blocks[row, real] = block_grid(len(tokens), self.config.block_size, starts).to(blocks.device)
+        return blocks
+
+    def _tags(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        block_ids: Tensor | None,
+        stream_ids: Tensor | None,
+        document_ids: Tensor | None,
+    ) -> TokenTags:
+        """Tags of a batch, with the defaults of `forward`."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if block_ids is None:
+            block_ids = self.block_ids(input_ids, attention_mask)
+        if stream_ids is None:
+            stream_ids = torch.full_like(input_ids, CLEAN)
+        if document_ids is None:
+            document_ids = torch.zeros_like(input_ids).masked_fill(attention_mask == 0, PADDING)
+        return TokenTags(block_ids, stream_ids, document_ids)
