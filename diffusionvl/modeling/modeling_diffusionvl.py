@@ -4,7 +4,7 @@ Legend: A axes of a position, B batch, T tokens of a row, L clean tokens, M sele
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +35,31 @@ def head_on(base: PreTrainedModel, token_indices: Tensor) -> Iterator[None]:
         return (args[0].flatten(0, 1)[token_indices][None],)
 
     handle = base.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def media_features_of_twins(base: PreTrainedModel, media_twins: Tensor) -> Iterator[None]:
+    """Inside, tokens of a noisy stream enter the base's decoder with the features of their clean twins.
+
+    A block that carries loss may hold image placeholders (one block grid from index 0, or the reference's structural
+    supervision). The base merges the features of an image once, into the clean stream.
+
+    Args:
+        base: Any Hugging Face model whose decoder takes `inputs_embeds`.
+        media_twins: Noisy tokens and their clean twins, as indices into the flattened batch [2, n].
+    """
+
+    def copy(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        embeddings = kwargs["inputs_embeds"]
+        flat = embeddings.flatten(0, 1)
+        kwargs["inputs_embeds"] = flat.index_copy(0, media_twins[0], flat[media_twins[1]]).view_as(embeddings)
+        return args, kwargs
+
+    handle = base.get_decoder().register_forward_pre_hook(copy, with_kwargs=True)
     try:
         yield
     finally:
@@ -92,6 +117,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         block_ids: Tensor | None = None,
         stream_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
+        media_twins: Tensor | None = None,
         past_key_values: Cache | None = None,
         token_indices: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -108,6 +134,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             block_ids: Block of each token [B, T]; left out, the row is clean and cut by the config's grid.
             stream_ids: 0 for clean, 1, 2, ... for noisy copies [B, T]; all clean if left out.
             document_ids: Document of each token [B, T], -1 for padding; one document if left out.
+            media_twins: Noisy tokens that stand for image features, and their clean twins, as indices into the
+                flattened batch [2, n].
             past_key_values: Cache of clean tokens before these; needs a 4-D `attention_mask`.
             token_indices: Indices [M] into the flattened batch: logits are computed for these tokens alone.
             logits_to_keep: As in transformers; ignored beside `token_indices`.
@@ -135,9 +163,12 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             use_cache=use_cache,
             **media,
         )
-        if token_indices is None:
-            return self.base(**inputs, logits_to_keep=logits_to_keep)
-        with head_on(self.base, token_indices):
+        with ExitStack() as hooks:
+            if media_twins is not None and media_twins.shape[1]:
+                hooks.enter_context(media_features_of_twins(self.base, media_twins))
+            if token_indices is None:
+                return self.base(**inputs, logits_to_keep=logits_to_keep)
+            hooks.enter_context(head_on(self.base, token_indices))
             output = self.base(**inputs)
         output.logits = output.logits[0]
         return output

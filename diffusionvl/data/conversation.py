@@ -1,0 +1,210 @@
+"""From a record to token ids, labels and media, by the processor's own chat template.
+
+Each turn is tokenised by itself, as decoding does it: the prompt up to and with the response's header, then the
+response. The template's assistant mask is not used: with images, transformers leaves it empty.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .records import DataError, Record
+from .streams import IGNORED
+
+SUPERVISIONS = ("assistant", "structural")
+
+
+@dataclass
+class Piece:
+    """A stretch of a conversation that truncation keeps whole or cuts at its end.
+
+    Attributes:
+        input_ids: Tokens [n].
+        labels: The token itself where it carries loss, else -100 [n].
+        media: Image inputs of this stretch.
+        is_response: Whether it is a response, end of turn included.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    media: dict[str, Any] = field(default_factory=dict)
+    is_response: bool = False
+
+
+@dataclass
+class Encoded:
+    """A conversation in tokens.
+
+    Attributes:
+        input_ids: Tokens [L].
+        labels: The token itself where it carries loss, else -100 [L].
+        media: Image inputs, concatenated over the conversation.
+        truncated: Whether something was cut off.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    media: dict[str, Any]
+    truncated: bool
+
+
+def response_header(processor: Any) -> str:
+    """What the chat template writes in front of a response, such as `<|im_start|>assistant\\n`."""
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return prompt[len(processor.apply_chat_template(messages, tokenize=False)) :]
+
+
+def response_header_ids(processor: Any) -> list[int]:
+    """The header in front of a response, as ids."""
+    return processor.tokenizer(response_header(processor), add_special_tokens=False)["input_ids"]
+
+
+class ConversationEncoder:
+    """Encodes records.
+
+    Args:
+        processor: A Hugging Face processor with a chat template.
+        supervision: `assistant`: responses and their end of turn carry loss. `structural` (the reference): also the
+            headers in front of responses and, in every turn, the tokens that build the template.
+        max_length: Longest clean stream, in tokens; none if left out.
+
+    Raises:
+        ValueError: `supervision` is unknown.
+    """
+
+    def __init__(self, processor: Any, supervision: str = "assistant", max_length: int | None = None) -> None:
+        if supervision not in SUPERVISIONS:
+            raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.supervision = supervision
+        self.max_length = max_length
+        self.header_ids = response_header_ids(processor)
+        role_ids = self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
+        self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.tokenizer.eos_token_id])
+
+    def encode(self, record: Record) -> Encoded | None:
+        """Encodes one record, or returns None if truncation leaves nothing to learn from.
+
+        Truncation drops the first prompt that does not fit with all behind it, and cuts a response that does not fit:
+        an image's tokens are never cut apart.
+
+        Raises:
+            DataError: An image is missing or broken, or the chat template rewrites earlier turns.
+        """
+        pieces = self._pieces(record)
+        kept, truncated = self._truncate(pieces)
+        if not kept:
+            return None
+        media: dict[str, list[Tensor]] = {}
+        for piece in kept:
+            for name, value in piece.media.items():
+                media.setdefault(name, []).append(value)
+        return Encoded(
+            torch.cat([piece.input_ids for piece in kept]),
+            torch.cat([piece.labels for piece in kept]),
+            {name: torch.cat(values) for name, values in media.items()},
+            truncated,
+        )
+
+    def _pieces(self, record: Record) -> list[Piece]:
+        """Prompt and response pieces in turn, up to the last response."""
+        pieces: list[Piece] = []
+        done = ""
+        first = 0  # the first message that the next prompt piece speaks of
+        for index, message in enumerate(record.messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(record.messages[:index], generation_prompt=True)
+            whole = self._render(record.messages[: index + 1])
+            if not prompt.startswith(done) or not whole.startswith(prompt):
+                raise DataError(
+                    f"{record.name}: the chat template rewrites earlier turns, so responses can not be told apart; "
+                    "use a template that only appends"
+                )
+            response = self._until_end_of_turn(whole[len(prompt) :])
+            images = Record(record.messages[first:index], record.name).images
+            pieces.append(self._prompt_piece(prompt[len(done) :], images, record.name))
+            pieces.append(self._response_piece(response))
+            done, first = prompt + response, index + 1
+        if self.supervision == "structural":  # the reference keeps, and supervises, what follows the last response
+            tail = self._tokenize(whole[len(done) :])
+            pieces[-1].input_ids = torch.cat([pieces[-1].input_ids, tail])
+            pieces[-1].labels = torch.cat([pieces[-1].labels, tail])
+        return pieces
+
+    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool = False) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+
+    def _until_end_of_turn(self, text: str) -> str:
+        """A response up to and with its last end-of-turn token, which is added if the template writes none."""
+        end = self.tokenizer.eos_token
+        return text[: text.rindex(end)] + end if end in text else text + end
+
+    def _tokenize(self, text: str) -> Tensor:
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+    def _prompt_piece(self, text: str, images: list[str], name: str) -> Piece:
+        """Tokenises what stands before a response, its images included."""
+        media: dict[str, Any] = {}
+        if images:
+            opened = [open_image(path, name) for path in images]
+            inputs = self.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=False)
+            input_ids = inputs.pop("input_ids")[0]
+            # Token types are read off the ids later on; the rest belongs to the images.
+            media = {key: value for key, value in inputs.items() if key not in ("attention_mask", "mm_token_type_ids")}
+        else:
+            input_ids = self._tokenize(text)
+        labels = torch.full_like(input_ids, IGNORED)
+        if self.supervision == "structural":
+            structural = torch.isin(input_ids, self.structural_ids)
+            structural[-len(self.header_ids) :] = True
+            labels = torch.where(structural, input_ids, labels)
+        return Piece(input_ids, labels, media)
+
+    def _response_piece(self, text: str) -> Piece:
+        """Tokenises a response; all of it carries loss."""
+        input_ids = self._tokenize(text)
+        return Piece(input_ids, input_ids.clone(), is_response=True)
+
+    def _truncate(self, pieces: list[Piece]) -> tuple[list[Piece], bool]:
+        """The pieces that fit, ending in a response; and whether anything was cut."""
+        if self.max_length is None or sum(len(piece.input_ids) for piece in pieces) <= self.max_length:
+            return pieces, False
+        kept: list[Piece] = []
+        room = self.max_length
+        for piece in pieces:
+            if len(piece.input_ids) > room:
+                if piece.is_response and room > 0:
+                    kept.append(Piece(piece.input_ids[:room], piece.labels[:room], is_response=True))
+                break
+            kept.append(piece)
+            room -= len(piece.input_ids)
+        while kept and not kept[-1].is_response:
+            kept.pop()
+        return kept, True
+
+
+def open_image(path: str, name: str) -> Image.Image:
+    """Opens an image as RGB.
+
+    Raises:
+        DataError: It is missing, no image, or so large that Pillow takes it for a decompression bomb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: image {path!r} does not exist; check 'image_root' ({Path(path).parent})") from error
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"{name}: image {path!r} can not be read: {error}") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: image {path!r} is too large: {error}") from error

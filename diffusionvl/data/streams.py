@@ -1,0 +1,116 @@
+"""From one conversation to one row: a clean stream, then a noisy copy of the blocks that carry loss.
+
+Legend: A axes of a position, L clean tokens, R noisy tokens, T = L + R, D block size.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+LAYOUTS = ("response_only", "two_stream", "clean")
+
+
+@dataclass
+class Row:
+    """One row of a batch.
+
+    Attributes:
+        input_ids: Tokens [T]; in the noisy stream still the clean ones, which the objective corrupts.
+        labels: The token itself where it carries loss, else -100 [T]. With two streams only noisy tokens do.
+        block_ids: Block of each token [T].
+        stream_ids: 0 for clean, 1 for noisy [T].
+        position_ids: [A, T]; a noisy token has the position of its clean twin.
+        twins: Index of each token's clean twin in the row [T]; a clean token is its own.
+        media: Image and video inputs of the clean stream.
+        index: Index of the row in the data set.
+        name: Where the row comes from, for messages.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    block_ids: Tensor
+    stream_ids: Tensor
+    position_ids: Tensor
+    twins: Tensor
+    media: dict[str, Any] = field(default_factory=dict)
+    index: int = 0
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def build_row(
+    input_ids: Tensor,
+    labels: Tensor,
+    block_ids: Tensor,
+    position_ids: Tensor,
+    block_size: int,
+    fill_id: int,
+    layout: str = "response_only",
+) -> Row:
+    """Puts a noisy copy of the supervised blocks behind a clean stream.
+
+    A response whose end of turn stands inside a block is filled to the block's edge with supervised end-of-turn
+    tokens, as decoding writes whole blocks; one that was truncated is not. The fill stands in the noisy stream only:
+    nobody attends to a clean fill but itself. With D = 4, a prompt of 5 tokens and a response of 5 that starts its own block (`e` end of turn, `^` masked or kept by
+    the noise)::
+
+        clean   p0 p1 p2 p3|p4|r0 r1 r2 r3| e
+        noisy                 |r0 r1 r2 r3| e  e  e  e
+                               ^  ^  ^  ^   ^  ^  ^  ^
+
+    Args:
+        input_ids: Clean tokens [L].
+        labels: The token itself where it carries loss, else -100 [L].
+        block_ids: Block of each token [L].
+        position_ids: [A, L].
+        block_size: D.
+        fill_id: The end-of-turn id.
+        layout: `response_only`: copy the supervised blocks. `two_stream`: copy all, the reference's layout and the
+            oracle of the other. `clean`: copy nothing, for the AR objective.
+
+    Returns:
+        The row, T = L + R tokens.
+    """
+    length = len(input_ids)
+    twins = torch.arange(length)
+    if layout == "clean":
+        return Row(input_ids, labels, block_ids, torch.zeros_like(input_ids), position_ids, twins)
+    supervised_blocks = block_ids[labels != IGNORED].unique()
+    copied = torch.ones_like(input_ids).bool() if layout == "two_stream" else torch.isin(block_ids, supervised_blocks)
+    ends = (input_ids == fill_id) & (labels != IGNORED)
+    source, fill = _with_fill(copied, ends, labels, block_ids, block_size)
+    noisy_labels = torch.where(fill > 0, fill_id, labels[source])
+    return Row(
+        input_ids=torch.cat([input_ids, torch.where(fill > 0, fill_id, input_ids[source])]),
+        labels=torch.cat([torch.full_like(labels, IGNORED), noisy_labels]),
+        block_ids=torch.cat([block_ids, block_ids[source]]),
+        stream_ids=torch.cat([torch.zeros_like(input_ids), torch.ones_like(source)]),
+        position_ids=torch.cat([position_ids, position_ids[:, source] + fill], dim=1),
+        twins=torch.cat([twins, source]),
+    )
+
+
+def _with_fill(
+    copied: Tensor, ends: Tensor, labels: Tensor, block_ids: Tensor, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Clean index of each noisy token, and how far behind it a fill token stands (0 for a copy). Both [R]."""
+    source: list[Tensor] = []
+    fill: list[Tensor] = []
+    for block in block_ids[copied].unique():
+        members = (block_ids == block).nonzero()[:, 0]
+        source.append(members)
+        fill.append(torch.zeros_like(members))
+        missing = block_size - len(members)
+        # Structural supervision also has the template's newline behind the end of turn.
+        ended = bool(ends[members[-2:]].any()) and labels[members[-1]] != IGNORED
+        if missing and ended:
+            source.append(members[-1:].expand(missing))
+            fill.append(torch.arange(1, missing + 1))
+    if not source:
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    return torch.cat(source), torch.cat(fill)

@@ -1,0 +1,181 @@
+"""easy-VQA (PyPI, MIT) as conversation records: one 64x64 picture of one shape, questions, answers.
+
+The official package holds short questions only. Long questions are added here; their answers are composed
+from the official annotations, so each has exactly one right answer and exact match is well defined.
+"""
+
+import json
+import random
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "black": (0, 0, 0),
+    "gray": (128, 128, 128),
+    "teal": (0, 128, 128),
+    "brown": (165, 42, 42),
+    "yellow": (255, 255, 0),
+}
+LONG_QUESTIONS = (
+    "describe the image in detail.",
+    "which shapes are missing from the image?",
+    "which colors are present and which are absent?",
+)
+Record = dict[str, Any]
+
+
+@cache
+def _load(split: str) -> dict[int, tuple[str, list[tuple[str, str]]]]:
+    """Image number -> (absolute path, official (question, answer) pairs) of the split "train" or "test"."""
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise ImportError("easy-VQA is not installed; get it with: pip install easy-vqa") from error
+    paths = getattr(easy_vqa, f"get_{split}_image_paths")()
+    pairs = defaultdict(list)
+    for question, answer, image in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
+        pairs[image].append((question, answer))
+    return {image: (str(Path(paths[image]).resolve()), pairs[image]) for image in sorted(pairs)}
+
+
+def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
+    """Derives an image's shape and colour from its official questions and answers.
+
+    Args:
+        pairs: (question, answer) of one image.
+
+    Returns:
+        (shape, colour); None where the questions do not settle it.
+    """
+    settled = []
+    for names in (set(SHAPES), set(COLORS)):
+        present, absent = set(), set()
+        for question, answer in pairs:
+            words = set(question.rstrip("?").split())
+            if answer in ("yes", "no"):
+                # "is there not a red shape?" turns the meaning of the answer round.
+                holds = (answer == "yes") != bool(words & {"not", "no"})
+                (present if holds else absent).update(words & names)
+            else:
+                present |= (words | {answer}) & names
+        if not present and len(names - absent) == 1:
+            present = names - absent
+        if len(present) > 1:
+            raise ValueError(f"contradictory questions about one image: {sorted(present)} in {pairs}")
+        settled.append(present.pop() if present else None)
+    return settled[0], settled[1]
+
+
+def long_answer(question: str, shape: str, color: str) -> str:
+    """Composes the one right answer to one of LONG_QUESTIONS.
+
+    Args:
+        question: one of LONG_QUESTIONS.
+        shape: one of SHAPES.
+        color: a key of COLORS.
+
+    Returns:
+        Two or three English sentences.
+
+    Raises:
+        ValueError: `question` is not one of LONG_QUESTIONS.
+    """
+    if question not in LONG_QUESTIONS:
+        raise ValueError(f"{question!r} is not one of the long questions {LONG_QUESTIONS}")
+    first, second = (name for name in SHAPES if name != shape)
+    *others, last = (name for name in COLORS if name != color)
+    if question == LONG_QUESTIONS[0]:
+        return (
+            f"The image shows a single {color} {shape} on a plain, light background. There is no {first} and"
+            f" no {second} in it. The {shape} is {color} all over, and nothing else is drawn in the image."
+        )
+    if question == LONG_QUESTIONS[1]:
+        return (
+            f"Two of the three shapes are missing: there is no {first} and there is no {second}."
+            f" Only one {shape} is present, and its color is {color}."
+        )
+    return (
+        f"The only color of a shape here is {color}. None of the other colors is present: there is no"
+        f" {', no '.join(others)} and no {last}. The {color} shape is a {shape}."
+    )
+
+
+def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
+    """One conversation about one image; the picture stands in the first user turn only."""
+    messages = []
+    for turn, (question, answer) in enumerate(pairs):
+        picture = [{"type": "image"}] if turn == 0 else []
+        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return {"id": name, "images": [image], "messages": messages}
+
+
+def _conversation(pairs: list[tuple[str, str]], longs: int, turns: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Up to `turns` short questions and up to `longs` long ones in random order."""
+    shape, color = annotation(pairs)
+    chosen = rng.sample(pairs, min(turns, len(pairs)))
+    if shape and color:
+        chosen += [(q, long_answer(q, shape, color)) for q in rng.sample(LONG_QUESTIONS, rng.randint(0, longs))]
+    rng.shuffle(chosen)
+    return chosen
+
+
+def train_records(repeats: int = 1, seed: int = 0, turns: int = 2, longs: int = 1) -> list[Record]:
+    """Multi-turn conversations over the official TRAIN images.
+
+    Args:
+        repeats: conversations per image, each with another draw and order of its questions.
+        seed: of the draws; the same seed gives the same records.
+        turns: short questions per conversation at most (an image has 2 to 21).
+        longs: long questions per conversation, 0 to 3; images whose shape or colour the official questions
+            leave open get none.
+
+    Returns:
+        `repeats` x 4,000 records, shuffled within each repeat.
+
+    Raises:
+        ImportError: the package easy-vqa is missing.
+    """
+    rng = random.Random(seed)
+    records = []
+    for repeat in range(repeats):
+        images = list(_load("train").items())
+        rng.shuffle(images)
+        for image, (path, pairs) in images:
+            records.append(_record(f"easyvqa-train-{image}-{repeat}", path, _conversation(pairs, longs, turns, rng)))
+    return records
+
+
+def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
+    """Single-turn records, one question each, over the official TEST images.
+
+    Args:
+        kind: "short" for the 9,673 official questions, "long" for the long ones.
+        limit: keep the first `limit` records only.
+
+    Raises:
+        ImportError: the package easy-vqa is missing.
+        ValueError: another `kind`.
+    """
+    if kind not in ("short", "long"):
+        raise ValueError(f"kind must be 'short' or 'long', got {kind!r}")
+    records = []
+    for image, (path, pairs) in _load("test").items():
+        shape, color = annotation(pairs)
+        if kind == "long":
+            pairs = [(q, long_answer(q, shape, color)) for q in LONG_QUESTIONS] if shape and color else []
+        for number, pair in enumerate(pairs):
+            records.append(_record(f"easyvqa-test-{kind}-{image}-{number}", path, [pair]))
+    return records[:limit]
+
+
+def write_jsonl(records: list[Record], path: str | Path) -> None:
+    """Writes one record a line, making the parent folder if needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

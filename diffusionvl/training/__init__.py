@@ -1,0 +1,7 @@
+"""Training: joins data, objective and model in a subclass of transformers' Trainer."""
+
+from .arguments import BlockDiffusionConfig, DataArguments, ModelArguments
+from .dataset import RowDataset
+from .trainer import BlockDiffusionTrainer
+
+__all__ = ["BlockDiffusionConfig", "BlockDiffusionTrainer", "DataArguments", "ModelArguments", "RowDataset"]

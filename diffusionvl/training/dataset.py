@@ -1,0 +1,94 @@
+"""Rows of a data set, made when they are asked for."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from ..data.collate import collate
+from ..data.conversation import ConversationEncoder
+from ..data.records import DataError, Record
+from ..data.streams import Row, build_row
+from ..modeling import DiffusionVLConfig
+from ..modeling.block_masks import block_grid, block_starts
+from ..modeling.families import native_positions, placeholder_ids, position_axes, sequential_positions
+
+
+class RowDataset(Dataset):
+    """Records as rows of clean and noisy streams.
+
+    Args:
+        records: What `read_records` gave.
+        encoder: Turns a record into tokens.
+        config: Config of the model: a `DiffusionVLConfig`, or an AR model's for the AR objective.
+        layout: A layout of `build_row`; by default `response_only` for a `DiffusionVLConfig` and `clean` for AR.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        encoder: ConversationEncoder,
+        config: PreTrainedConfig,
+        layout: str | None = None,
+    ) -> None:
+        self.records = records
+        self.encoder = encoder
+        self.config = config
+        self.diffusion = isinstance(config, DiffusionVLConfig)
+        self.base_config = config.base_config if isinstance(config, DiffusionVLConfig) else config
+        self.layout = layout or ("response_only" if self.diffusion else "clean")
+        self._meta_base: PreTrainedModel | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Row | None, bool]:
+        """The row, or None if truncation left nothing to learn from; and whether it was truncated."""
+        record = self.records[index]
+        encoded = self.encoder.encode(record)
+        if encoded is None:
+            return None, True
+        ids = encoded.input_ids
+        starts: list[int] = []
+        if self.diffusion and self.config.block_origin == "response":
+            starts = block_starts(ids.tolist(), self.config.response_header_ids, [self.encoder.tokenizer.eos_token_id])
+        block_size = self.config.block_size if self.diffusion else 1
+        row = build_row(
+            ids,
+            encoded.labels,
+            block_grid(len(ids), block_size, starts),
+            self._positions(ids, encoded.media),
+            block_size,
+            self.encoder.tokenizer.eos_token_id,
+            self.layout,
+        )
+        row.media, row.index, row.name = encoded.media, index, record.name
+        return row, encoded.truncated
+
+    def collate(self, items: list[tuple[Row | None, bool]]) -> dict[str, Any]:
+        """Pads rows into a batch, leaving out the ones that truncation emptied; both are counted in the batch.
+
+        Raises:
+            DataError: No row of the batch is left.
+        """
+        rows = [row for row, _ in items if row is not None]
+        if not rows:
+            raise DataError(
+                f"truncation to max_length={self.encoder.max_length} left no supervised token in {len(items)} "
+                "sample(s), a whole batch; raise max_length"
+            )
+        batch = collate(rows, self.encoder.tokenizer.pad_token_id, placeholder_ids(self.base_config))
+        batch["truncated"] = torch.tensor(sum(truncated for _, truncated in items))
+        batch["dropped"] = torch.tensor(len(items) - len(rows))
+        return batch
+
+    def _positions(self, input_ids: torch.Tensor, media: dict[str, Any]) -> torch.Tensor:
+        """Positions [A, L] of a clean stream."""
+        mask = torch.ones_like(input_ids)[None]
+        if self.diffusion and self.config.position_mode == "sequential":
+            return sequential_positions(mask, position_axes(self.base_config))[:, 0]
+        if self._meta_base is None:  # the rope index reads the config alone, so no weights are needed
+            with torch.device("meta"):
+                self._meta_base = AutoModelForImageTextToText.from_config(self.base_config)
+        return native_positions(self._meta_base, input_ids[None], mask, media)[:, 0]

@@ -1,0 +1,187 @@
+"""The trainer: block diffusion or autoregression, on one kind of row.
+
+Legend: B rows, T tokens of a row, M tokens with a loss.
+"""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback
+
+from ..modeling import head_on
+from ..modeling.families import is_vision_parameter
+from ..objective.corruption import corrupt
+from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
+from ..objective.noise_schedule import weight
+from .arguments import BlockDiffusionConfig
+from .callbacks import BlockDiffusionProgress
+from .dataset import RowDataset
+
+ROW_INFO = ("labels", "rows", "truncated", "dropped")  # what a batch holds besides the model's inputs
+
+
+class BlockDiffusionTrainer(Trainer):
+    """transformers' Trainer with the block-diffusion objective, or the AR one over the same rows.
+
+    Args:
+        model: A `DiffusionVLForConditionalGeneration`, or an AR model for the AR objective.
+        args: Settings.
+        train_dataset: A `RowDataset`.
+        **kwargs: As in transformers.
+
+    Raises:
+        ValueError: The objective does not fit the model.
+    """
+
+    args: BlockDiffusionConfig
+
+    def __init__(
+        self, model: nn.Module, args: BlockDiffusionConfig, train_dataset: RowDataset | None = None, **kwargs: Any
+    ) -> None:
+        is_diffusion = model.config.model_type == "diffusionvl"  # type: ignore[union-attr]
+        if is_diffusion != (args.objective == "block_diffusion"):
+            raise ValueError(
+                f"objective={args.objective!r} does not fit a {model.config.model_type!r} model; "  # type: ignore[union-attr]
+                "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
+            )
+        if train_dataset is not None:
+            kwargs.setdefault("data_collator", train_dataset.collate)
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the count over the whole accumulated batch
+        self.can_return_loss = True
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._logged_at = time.perf_counter()
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(BlockDiffusionProgress())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Loss of one batch: the weighted sum over its tokens, divided by the count over the accumulated batch."""
+        info = {name: inputs[name] for name in ROW_INFO}
+        inputs = {name: value for name, value in inputs.items() if name not in ROW_INFO}
+        step = self._diffusion_loss if self.args.objective == "block_diffusion" else self._ar_loss
+        loss_sum = step(model, inputs, info)
+        count = loss_count(info["labels"], self.args.normalizer) if num_items_in_batch is None else num_items_in_batch
+        loss = loss_sum / count
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged, not summed
+        self._add(truncated=info["truncated"], dropped=info["dropped"], tokens=inputs["input_ids"].numel())
+        return (loss, {}) if return_outputs else loss
+
+    def _diffusion_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> Tensor:
+        """Weighted cross-entropy of the masked tokens, summed (BD3-LM, equation 8; no label shift)."""
+        labels = info["labels"]
+        noisy = corrupt(
+            inputs["input_ids"],
+            labels != IGNORED,
+            inputs["block_ids"],
+            self.model.config.mask_token_id,  # type: ignore[union-attr]
+            self.args.seed,
+            self.state.global_step,
+            info["rows"].tolist(),
+            self.args.noise_order,
+        )
+        indices = noisy.masked.flatten().nonzero()[:, 0]
+        logits = model(**{**inputs, "input_ids": noisy.x_t}, token_indices=indices).logits
+        targets = labels.flatten()[indices]
+        losses = cross_entropy(logits, targets)
+        weights = token_weights(labels, self.args.normalizer).flatten()[indices] * weight(noisy.t.flatten()[indices])
+        self._add_accuracy(logits, targets)
+        supervised = labels != IGNORED
+        self._add(t=noisy.t.sum(), supervised=supervised.sum())
+        return (losses * weights).sum()
+
+    def _ar_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> Tensor:
+        """Weighted cross-entropy of the supervised tokens, each predicted by the token before it, summed."""
+        labels = info["labels"][:, 1:]
+        positions = inputs["position_ids"]
+        # The token at t predicts t + 1: its index in the flattened [B, T] batch.
+        row, column = (labels != IGNORED).nonzero(as_tuple=True)
+        indices = row * inputs["input_ids"].shape[1] + column
+        media = {name: value for name, value in inputs.items() if name not in CLEAN_TAGS}
+        with head_on(self.model, indices):  # type: ignore[arg-type]
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=(inputs["document_ids"] >= 0).long(),
+                position_ids=positions[0] if positions.shape[0] == 1 else positions,
+                use_cache=False,
+                **media,
+            ).logits[0]
+        targets = labels[row, column]
+        self._add_accuracy(logits, targets)
+        weights = token_weights(info["labels"], self.args.normalizer)[row, column + 1]
+        self._add(supervised=torch.tensor(len(row)))
+        return (cross_entropy(logits, targets) * weights).sum()
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        """What the loss of an accumulated batch is divided by, over all processes."""
+        if not batch_samples:
+            return None
+        count = sum(loss_count(batch["labels"], self.args.normalizer) for batch in batch_samples)
+        count = torch.as_tensor(count, device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Parameter groups: with and without weight decay, the vision tower at its own rate."""
+        if self.optimizer is None and self.args.vision_learning_rate is not None:
+            opt_model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(opt_model))
+            groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+            for name, parameter in opt_model.named_parameters():
+                if parameter.requires_grad:
+                    vision, decay = is_vision_parameter(name), name in decayed
+                    group = {"params": [], "weight_decay": self.args.weight_decay if decay else 0.0}
+                    if vision:
+                        group["lr"] = self.args.vision_learning_rate
+                    groups.setdefault((vision, decay), group)["params"].append(parameter)
+            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            self.optimizer = optimizer_class(list(groups.values()), **optimizer_kwargs)
+        return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds masked accuracy, mean t, tokens per second and data counts to the training log."""
+        if "loss" in logs:
+            logs |= self._metrics()
+        super().log(logs, start_time)
+
+    def _metrics(self) -> dict[str, float]:
+        """Metrics since the last log, summed over the processes; resets them."""
+        names = sorted(METRICS)
+        sums = torch.tensor([float(self._sums[name]) for name in names], device=self.args.device)
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        total = dict(zip(names, sums.tolist(), strict=True))
+        seconds = time.perf_counter() - self._logged_at
+        self._sums, self._logged_at = defaultdict(float), time.perf_counter()
+        metrics = {
+            "accuracy": total["correct"] / max(total["targets"], 1),
+            "tokens_per_second": total["tokens"] / seconds,
+        }
+        if self.args.objective == "block_diffusion":
+            metrics["masked_accuracy"] = metrics.pop("accuracy")
+            metrics["mean_t"] = total["t"] / max(total["supervised"], 1)
+        return metrics | {name: total[name] for name in ("truncated", "dropped") if total[name]}
+
+    def _add_accuracy(self, logits: Tensor, targets: Tensor) -> None:
+        self._add(correct=(logits.detach().argmax(-1) == targets).sum(), targets=targets.numel())
+
+    def _add(self, **values: Tensor | float) -> None:
+        """Adds to the metrics without waiting for the device."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value
+
+
+METRICS = ("correct", "targets", "tokens", "t", "supervised", "truncated", "dropped")
+CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")

@@ -1,0 +1,114 @@
+"""Translates an autoregressive checkpoint into a block-diffusion one, without training."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+
+from .data.conversation import response_header_ids
+from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+from .modeling.families import placeholder_ids
+from .processor import load_processor
+
+MASK_TOKEN = "<|mask|>"
+
+
+class Translation(NamedTuple):
+    """A translated model.
+
+    Attributes:
+        model: The block-diffusion model, with the AR base's weights.
+        processor: The base's processor, with the mask token.
+        message: One line that says which token is the mask, and where its embedding came from.
+    """
+
+    model: DiffusionVLForConditionalGeneration
+    processor: ProcessorMixin
+    message: str
+
+
+def translate(
+    base: str,
+    block_size: int = 8,
+    position_mode: str = "native",
+    block_origin: str = "response",
+    dtype: str | torch.dtype = "auto",
+) -> Translation:
+    """Turns an AR vision-language model into a block-diffusion one: same weights, another mask, one more token.
+
+    Args:
+        base: AR checkpoint, a folder or a hub id.
+        block_size: D, tokens that are denoised together.
+        position_mode: `native` or `sequential` (see `DiffusionVLConfig`).
+        block_origin: `response` or `absolute` (see `DiffusionVLConfig`).
+        dtype: Type of the weights; the checkpoint's own by default.
+
+    Returns:
+        The model and its processor; save both into one folder with `save_translation`.
+
+    Raises:
+        ValueError: `base` is a block-diffusion checkpoint already, or no image-text-to-text model.
+    """
+    config = AutoConfig.from_pretrained(base)
+    if isinstance(config, DiffusionVLConfig):
+        raise ValueError(f"{base} is a block-diffusion checkpoint already; give the AR model it came from")
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    processor = load_processor(base)
+    rows = model.get_input_embeddings().num_embeddings
+    mask_token_id = add_mask_token(model, processor)
+    source = f"an unused row of the {rows} embeddings" if mask_token_id < rows else "one row added to the embeddings"
+    message = f"mask token {processor.tokenizer.mask_token!r} has id {mask_token_id}: {source}"
+    diffusion_config = DiffusionVLConfig(
+        model.config,
+        block_size=block_size,
+        mask_token_id=mask_token_id,
+        position_mode=position_mode,  # type: ignore[arg-type]
+        block_origin=block_origin,  # type: ignore[arg-type]
+        response_header_ids=response_header_ids(processor),
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        dtype=model.dtype,
+    )
+    return Translation(DiffusionVLForConditionalGeneration(diffusion_config, model).eval(), processor, message)
+
+
+def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
+    """Gives the tokenizer a mask token: its own if it has one, else a new one on an unused row of the embeddings.
+
+    Embedding matrices are usually longer than the vocabulary. The new token takes the first row behind it, whose
+    weights are kept as they are; only if there is none, one row is added.
+
+    Returns:
+        The mask token's id.
+    """
+    tokenizer = processor.tokenizer
+    if tokenizer.mask_token_id is None:
+        taken = [*placeholder_ids(model.config), *tokenizer.get_vocab().values()]
+        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+        if tokenizer.mask_token_id in taken:
+            raise ValueError(f"the id {tokenizer.mask_token_id} of the new mask token is in use; mend the tokenizer")
+    if tokenizer.mask_token_id >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokenizer.mask_token_id + 1)
+    return tokenizer.mask_token_id
+
+
+def save_translation(translation: Translation, out: str, base: str) -> None:
+    """Saves model, processor and model card into one folder.
+
+    Args:
+        translation: What `translate` returned.
+        out: Folder.
+        base: The AR checkpoint's name, for the card.
+    """
+    translation.model.save_pretrained(out)
+    translation.processor.save_pretrained(out)
+    write_model_card(out, translation.model.config, base)
+
+
+def write_model_card(out: str, config: DiffusionVLConfig, base: str, **details: Any) -> None:
+    """Writes `README.md` of a checkpoint folder."""
+    environment = Environment(loader=PackageLoader("diffusionvl", "."), undefined=StrictUndefined, trim_blocks=True)
+    card = environment.get_template("model_card.md.jinja")
+    Path(out, "README.md").write_text(card.render(config=config, base=base, **details) + "\n", encoding="utf-8")
