@@ -37,9 +37,7 @@ def _translate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
     from .translate import save_translation, translate
 
     try:
-        translation = translate(
-            arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin
-        )
+        translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)
     except (OSError, ValueError) as error:
         parser.exit(2, f"diffusionvl translate: error: {error}\n")
     save_translation(translation, arguments.out, arguments.base)

@@ -25,7 +25,7 @@ def load_processor(path: str) -> ProcessorMixin:
         ValueError: The model has no processor that transformers knows.
     """
     config = AutoConfig.from_pretrained(path)
-    model_type = (config.base_config if isinstance(config, DiffusionVLConfig) else config).model_type
+    model_type = (config.base_config if config.model_type == DiffusionVLConfig.model_type else config).model_type
     if model_type not in PROCESSOR_MAPPING_NAMES:
         raise ValueError(f"{path}: model type {model_type!r} has no processor in transformers; give a VLM checkpoint")
     if is_torchvision_available():

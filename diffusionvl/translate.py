@@ -71,7 +71,16 @@ def translate(
         pad_token_id=processor.tokenizer.pad_token_id,
         dtype=model.dtype,
     )
-    return Translation(DiffusionVLForConditionalGeneration(diffusion_config, model).eval(), processor, message)
+    translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
+    translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
+    return Translation(translated, processor, message)
+
+
+def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    """Every id that ended an answer of the AR model: its generation config's and the tokenizer's."""
+    eos = model.generation_config.eos_token_id
+    listed = [] if eos is None else [eos] if isinstance(eos, int) else eos
+    return sorted({processor.tokenizer.eos_token_id, *listed})
 
 
 def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:

@@ -107,12 +107,12 @@ def parse_record(raw: Any, place: str, image_root: Path) -> Record:
     for turn in turns:
         if not isinstance(turn, dict):
             raise DataError(f"{name}: a turn must be an object, got {_brief(turn)}")
-        role = ROLES.get(turn.get("role", turn.get("from")))
-        if role is None:
-            raise DataError(f"{name}: unknown role {turn.get('role', turn.get('from'))!r}; known are {sorted(ROLES)}")
+        speaker = turn.get("role", turn.get("from"))
+        if speaker not in ROLES:
+            raise DataError(f"{name}: unknown role {speaker!r}; known are {sorted(ROLES)}")
         content = turn.get("content", turn.get("value"))
         parts = [_parse_part(part, paths, name, image_root) for part in _parts(content, name, llava="from" in turn)]
-        messages.append({"role": role, "content": parts})
+        messages.append({"role": ROLES[speaker], "content": parts})
     surplus = len(list(paths))
     if surplus:
         raise DataError(f"{name}: {surplus} more image(s) than places for them; add {IMAGE_MARK!r} or an image part")

@@ -56,8 +56,8 @@ def build_row(
 
     A response whose end of turn stands inside a block is filled to the block's edge with supervised end-of-turn
     tokens, as decoding writes whole blocks; one that was truncated is not. The fill stands in the noisy stream only:
-    nobody attends to a clean fill but itself. With D = 4, a prompt of 5 tokens and a response of 5 that starts its own block (`e` end of turn, `^` masked or kept by
-    the noise)::
+    nobody attends to a clean fill but itself. With D = 4, a prompt of 5 tokens and a response of 5 that starts its
+    own block (`e` end of turn, `^` carries loss)::
 
         clean   p0 p1 p2 p3|p4|r0 r1 r2 r3| e
         noisy                 |r0 r1 r2 r3| e  e  e  e

@@ -1,4 +1,4 @@
-"""What is published with a checkpoint: configuration, model, masks and decoding. Imports torch and transformers only."""
+"""What is published with a checkpoint: configuration, model, masks and decoding. Needs torch and transformers."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 

@@ -3,6 +3,7 @@
 Legend: B batch, T tokens of a row, Q queries, K keys, L clean tokens, D block size.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +132,7 @@ def block_grid(length: int, block_size: int, starts: list[int] | None = None) ->
     """
     blocks: list[int] = []
     edges = [0, *(start for start in starts or [] if start < length), length]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         first = blocks[-1] + 1 if blocks else 0
         blocks.extend(first + offset // block_size for offset in range(end - begin))
     return torch.tensor(blocks, dtype=torch.long)

@@ -32,7 +32,7 @@ class DiffusionVLConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        base_config: PreTrainedConfig | dict[str, Any] | None = None,
+        base_config: Any = None,
         block_size: int = 8,
         mask_token_id: int | None = None,
         position_mode: Literal["native", "sequential"] = "native",
@@ -62,6 +62,12 @@ class DiffusionVLConfig(PreTrainedConfig):
             kwargs.setdefault("pad_token_id", text_config.pad_token_id)
             kwargs.setdefault("eos_token_id", text_config.eos_token_id)
         super().__init__(**kwargs)
+
+    @property
+    def end_of_turn_ids(self) -> list[int]:
+        """`eos_token_id` as a list: the ids that close a turn."""
+        eos = self.eos_token_id
+        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The base's text config: hidden size, layers and vocabulary are the base's own."""

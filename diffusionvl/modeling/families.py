@@ -25,19 +25,16 @@ def position_axes(base_config: PreTrainedConfig) -> int:
 
 
 def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:
-    """Ids that stand for image and video features in a base's input."""
-    config = base_config.to_dict()
-    ids = (config.get("image_token_id"), config.get("video_token_id"))
+    """Ids that stand for image and video features in a base's input; a family names only those that it has."""
+    ids = (getattr(base_config, name, None) for name in ("image_token_id", "video_token_id"))
     return [token_id for token_id in ids if token_id is not None]
 
 
 def media_types(base_config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
     """0 for text, 1 for image and 2 for video placeholders, as the Qwen-VL rope index wants them. [B, L]."""
     types = torch.zeros_like(input_ids)
-    config = base_config.to_dict()
-    for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
-        if config.get(name) is not None:
-            types[input_ids == config[name]] = kind
+    for kind, token_id in enumerate(placeholder_ids(base_config), start=1):
+        types[input_ids == token_id] = kind
     return types
 
 
@@ -53,12 +50,13 @@ def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: T
     Returns:
         Integer positions [A, B, L].
     """
-    if position_axes(base.config) == 1 or not (media_types(base.config, input_ids) > 0).any():
+    types = media_types(base.config, input_ids)
+    if position_axes(base.config) == 1 or not bool(types.any()):
         return sequential_positions(attention_mask, position_axes(base.config))
     grids = {name: media.get(name) for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")}
     positions, _ = base.model.get_rope_index(
         input_ids,
-        mm_token_type_ids=media_types(base.config, input_ids),
+        mm_token_type_ids=types,
         attention_mask=attention_mask,
         **{name: value for name, value in grids.items() if value is not None},
     )

@@ -5,7 +5,6 @@ The output fields, the generation config and the streamer follow transformers' o
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,9 @@ from .families import MEDIA_INPUTS, placeholder_ids
 from .remasking_diffusionvl import REMASKING, Generators, choose_tokens, tokens_to_keep, transfer_schedule
 
 if TYPE_CHECKING:
-    from .modeling_diffusionvl import DiffusionVLForConditionalGeneration
+    from transformers import PreTrainedModel as _Model  # what the mixin is mixed into
+else:
+    _Model = object
 
 NOISY = 1  # stream id of the window that is being denoised
 
@@ -149,19 +150,19 @@ class _Decoding:
     history: list[DenoisingStep] = field(default_factory=list)
 
 
-class DiffusionVLGenerationMixin:
+class DiffusionVLGenerationMixin(_Model):
     """`generate` for a block-diffusion model."""
 
     generation_config: DiffusionVLGenerationConfig
 
     @torch.no_grad()
     def generate(
-        self: "DiffusionVLForConditionalGeneration",  # type: ignore[misc]
+        self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         generation_config: DiffusionVLGenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         **kwargs: Any,
     ) -> Tensor | DiffusionVLGenerationOutput:
         """Answers prompts, a block of tokens at a time.
@@ -218,14 +219,14 @@ class DiffusionVLGenerationMixin:
                 f"generate() does not know {unknown}; its settings are "
                 f"{sorted(k for k in DiffusionVLGenerationConfig().to_dict() if not k.startswith('_'))}"
             )
-        block_size = self.config.block_size  # type: ignore[attr-defined]
+        block_size = self.config.block_size
         settings.denoising_steps = settings.denoising_steps or block_size
         if settings.denoising_steps > block_size:
             raise ValueError(f"denoising_steps={settings.denoising_steps} exceeds the model's block_size={block_size}")
         return settings, media
 
     def _prepare_decoding(
-        self: "DiffusionVLForConditionalGeneration",  # type: ignore[misc]
+        self,
         input_ids: Tensor,
         attention_mask: Tensor,
         media: dict[str, Any],
@@ -254,7 +255,7 @@ class DiffusionVLGenerationMixin:
         )
 
     def _denoise_block(
-        self: "DiffusionVLForConditionalGeneration",  # type: ignore[misc]
+        self,
         state: _Decoding,
         index: int,
         done: Tensor,
@@ -275,7 +276,7 @@ class DiffusionVLGenerationMixin:
         if not settings.fused_commit and not media_in_window and state.pending.shape[1]:
             self._run(state, window[:, :0], keep_pending=False)
             state.forwards += ~done
-        quotas = transfer_schedule(canvas.block_size, settings.denoising_steps)  # type: ignore[arg-type]
+        quotas = transfer_schedule(canvas.block_size, settings.denoising_steps or canvas.block_size)
         for quota in quotas:
             active = masked.any(-1)
             if not bool(active.any()):
@@ -298,7 +299,7 @@ class DiffusionVLGenerationMixin:
                 streamer.put_draft(canvas.ids[:, max(int(window.min()), canvas.prompt_length) : window.max() + 1].cpu())
 
     def _run(
-        self: "DiffusionVLForConditionalGeneration",  # type: ignore[misc]
+        self,
         state: _Decoding,
         window: Tensor,
         keep_pending: bool,

@@ -101,12 +101,15 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         """Set by transformers in `post_init`; the base's own are the ones that count."""
 
     def get_input_embeddings(self) -> torch.nn.Module:
+        """The base's input embeddings."""
         return self.base.get_input_embeddings()
 
     def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        """Replaces the base's input embeddings."""
         self.base.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> torch.nn.Module:
+        """The base's LM head."""
         return self.base.get_output_embeddings()
 
     def forward(
@@ -186,7 +189,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             tokens = ids[real].tolist()
             starts = []
             if self.config.block_origin == "response":
-                starts = block_starts(tokens, self.config.response_header_ids, self.generation_config.eos_token_ids)
+                starts = block_starts(tokens, self.config.response_header_ids, self.config.end_of_turn_ids)
             blocks[row, real] = block_grid(len(tokens), self.config.block_size, starts).to(blocks.device)
         return blocks
 

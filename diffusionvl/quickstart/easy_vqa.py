@@ -7,21 +7,13 @@ from the official annotations, so each has exactly one right answer and exact ma
 import json
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 SHAPES = ("circle", "rectangle", "triangle")
-COLORS = {
-    "red": (255, 0, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 0, 255),
-    "black": (0, 0, 0),
-    "gray": (128, 128, 128),
-    "teal": (0, 128, 128),
-    "brown": (165, 42, 42),
-    "yellow": (255, 255, 0),
-}
+COLORS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
 LONG_QUESTIONS = (
     "describe the image in detail.",
     "which shapes are missing from the image?",
@@ -52,6 +44,9 @@ def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
 
     Returns:
         (shape, colour); None where the questions do not settle it.
+
+    Raises:
+        ValueError: the questions contradict each other.
     """
     settled = []
     for names in (set(SHAPES), set(COLORS)):
@@ -75,13 +70,8 @@ def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
 def long_answer(question: str, shape: str, color: str) -> str:
     """Composes the one right answer to one of LONG_QUESTIONS.
 
-    Args:
-        question: one of LONG_QUESTIONS.
-        shape: one of SHAPES.
-        color: a key of COLORS.
-
     Returns:
-        Two or three English sentences.
+        Two or three English sentences, 30 to 48 tokens.
 
     Raises:
         ValueError: `question` is not one of LONG_QUESTIONS.
@@ -106,6 +96,13 @@ def long_answer(question: str, shape: str, color: str) -> str:
     )
 
 
+def corpus() -> list[str]:
+    """Every text a tokenizer for this data must know: the official TRAIN texts and all long ones."""
+    official = {text for _, pairs in _load("train").values() for pair in pairs for text in pair}
+    longs = {long_answer(q, shape, color) for q in LONG_QUESTIONS for shape in SHAPES for color in COLORS}
+    return sorted(official | longs | set(LONG_QUESTIONS))
+
+
 def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
     """One conversation about one image; the picture stands in the first user turn only."""
     messages = []
@@ -116,14 +113,24 @@ def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
     return {"id": name, "images": [image], "messages": messages}
 
 
-def _conversation(pairs: list[tuple[str, str]], longs: int, turns: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Up to `turns` short questions and up to `longs` long ones in random order."""
+def _conversation(pairs: list[tuple[str, str]], longs: int, turns: int, rng: random.Random) -> list:
+    """Up to `turns` short (question, answer) pairs and up to `longs` long ones in random order."""
     shape, color = annotation(pairs)
     chosen = rng.sample(pairs, min(turns, len(pairs)))
     if shape and color:
-        chosen += [(q, long_answer(q, shape, color)) for q in rng.sample(LONG_QUESTIONS, rng.randint(0, longs))]
+        questions = rng.sample(LONG_QUESTIONS, rng.randint(0, longs))
+        chosen += [(question, long_answer(question, shape, color)) for question in questions]
     rng.shuffle(chosen)
     return chosen
+
+
+def _shuffled(repeats: int, rng: random.Random) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """(record name, image path, official pairs) of every TRAIN image, `repeats` times."""
+    for repeat in range(repeats):
+        images = list(_load("train").items())
+        rng.shuffle(images)
+        for image, (path, pairs) in images:
+            yield f"easyvqa-train-{image}-{repeat}", path, pairs
 
 
 def train_records(repeats: int = 1, seed: int = 0, turns: int = 2, longs: int = 1) -> list[Record]:
@@ -133,8 +140,8 @@ def train_records(repeats: int = 1, seed: int = 0, turns: int = 2, longs: int = 
         repeats: conversations per image, each with another draw and order of its questions.
         seed: of the draws; the same seed gives the same records.
         turns: short questions per conversation at most (an image has 2 to 21).
-        longs: long questions per conversation, 0 to 3; images whose shape or colour the official questions
-            leave open get none.
+        longs: long questions per conversation at most, 0 to 3; the number is drawn. Images whose shape or
+            colour the official questions leave open get none.
 
     Returns:
         `repeats` x 4,000 records, shuffled within each repeat.
@@ -143,13 +150,25 @@ def train_records(repeats: int = 1, seed: int = 0, turns: int = 2, longs: int = 
         ImportError: the package easy-vqa is missing.
     """
     rng = random.Random(seed)
-    records = []
-    for repeat in range(repeats):
-        images = list(_load("train").items())
-        rng.shuffle(images)
-        for image, (path, pairs) in images:
-            records.append(_record(f"easyvqa-train-{image}-{repeat}", path, _conversation(pairs, longs, turns, rng)))
-    return records
+    images = _shuffled(repeats, rng)
+    return [_record(name, path, _conversation(pairs, longs, turns, rng)) for name, path, pairs in images]
+
+
+def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> list[Record]:
+    """Single-turn records over the TRAIN images that ask for the shape or the colour alone.
+
+    In a mixture the colour is learned first and the shape lags; asked alone (`colors=False`), the shape is
+    learned in a few hundred steps. Other arguments and errors as in `train_records`.
+    """
+    rng = random.Random(seed)
+    kinds = [("what shape ", 0)] + [("what color is the shape", 1)] * colors
+    kinds = [([text for text in corpus() if text.startswith(start)], slot) for start, slot in kinds]
+    return [
+        _record(f"{name}-{slot}", path, [(rng.choice(questions), value)])
+        for name, path, pairs in _shuffled(repeats, rng)
+        for questions, slot in rng.sample(kinds, len(kinds))
+        if (value := annotation(pairs)[slot])
+    ]
 
 
 def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:

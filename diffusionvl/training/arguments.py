@@ -97,9 +97,9 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     if "-h" in argv or "--help" in argv:
         parser.usage = "diffusionvl train [recipe.yaml] [--key value ...]"
     try:
-        return parser.parse_args_into_dataclasses([*recipe, *argv], look_for_args_file=False)  # type: ignore[return-value]
+        return parser.parse_args_into_dataclasses([*recipe, *argv], look_for_args_file=False)
     except ValueError as error:
-        parser.error(str(error))
+        sys.exit(parser.error(str(error)))
 
 
 def recipe_flags(path: Path) -> list[str]:

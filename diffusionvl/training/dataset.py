@@ -52,7 +52,7 @@ class RowDataset(Dataset):
         ids = encoded.input_ids
         starts: list[int] = []
         if self.diffusion and self.config.block_origin == "response":
-            starts = block_starts(ids.tolist(), self.config.response_header_ids, [self.encoder.tokenizer.eos_token_id])
+            starts = block_starts(ids.tolist(), self.config.response_header_ids, self.config.end_of_turn_ids)
         block_size = self.config.block_size if self.diffusion else 1
         row = build_row(
             ids,

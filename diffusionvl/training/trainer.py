@@ -42,10 +42,10 @@ class BlockDiffusionTrainer(Trainer):
     def __init__(
         self, model: nn.Module, args: BlockDiffusionConfig, train_dataset: RowDataset | None = None, **kwargs: Any
     ) -> None:
-        is_diffusion = model.config.model_type == "diffusionvl"  # type: ignore[union-attr]
+        is_diffusion = model.config.model_type == "diffusionvl"
         if is_diffusion != (args.objective == "block_diffusion"):
             raise ValueError(
-                f"objective={args.objective!r} does not fit a {model.config.model_type!r} model; "  # type: ignore[union-attr]
+                f"objective={args.objective!r} does not fit a {model.config.model_type!r} model; "
                 "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
             )
         if train_dataset is not None:
@@ -85,7 +85,7 @@ class BlockDiffusionTrainer(Trainer):
             inputs["input_ids"],
             labels != IGNORED,
             inputs["block_ids"],
-            self.model.config.mask_token_id,  # type: ignore[union-attr]
+            self.model.config.mask_token_id,
             self.args.seed,
             self.state.global_step,
             info["rows"].tolist(),
@@ -109,7 +109,7 @@ class BlockDiffusionTrainer(Trainer):
         row, column = (labels != IGNORED).nonzero(as_tuple=True)
         indices = row * inputs["input_ids"].shape[1] + column
         media = {name: value for name, value in inputs.items() if name not in CLEAN_TAGS}
-        with head_on(self.model, indices):  # type: ignore[arg-type]
+        with head_on(self.model, indices):
             logits = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=(inputs["document_ids"] >= 0).long(),
@@ -135,6 +135,7 @@ class BlockDiffusionTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Parameter groups: with and without weight decay, the vision tower at its own rate."""
+        self.optimizer: torch.optim.Optimizer | None
         if self.optimizer is None and self.args.vision_learning_rate is not None:
             opt_model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(opt_model))
@@ -142,7 +143,7 @@ class BlockDiffusionTrainer(Trainer):
             for name, parameter in opt_model.named_parameters():
                 if parameter.requires_grad:
                     vision, decay = is_vision_parameter(name), name in decayed
-                    group = {"params": [], "weight_decay": self.args.weight_decay if decay else 0.0}
+                    group: dict[str, Any] = {"params": [], "weight_decay": self.args.weight_decay if decay else 0.0}
                     if vision:
                         group["lr"] = self.args.vision_learning_rate
                     groups.setdefault((vision, decay), group)["params"].append(parameter)

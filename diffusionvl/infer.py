@@ -1,0 +1,283 @@
+"""`python -m diffusionvl.infer --model DIR --image a.png --prompt "..."`: answers a question about images."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+# torch and transformers take seconds to import: they wait until the arguments are known to be good.
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from transformers import BatchFeature, ProcessorMixin
+    from transformers.generation.streamers import BaseStreamer
+
+    from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+
+FILM_SUFFIXES = (".gif", ".html")
+SETTINGS = (
+    "max_new_tokens",
+    "denoising_steps",
+    "remasking",
+    "confidence_threshold",
+    "temperature",
+    "top_k",
+    "top_p",
+)
+
+
+class InputError(ValueError):
+    """An argument that can not be used; the message names it, its value and the remedy."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags. Decoding settings that are not given are those of the checkpoint."""
+    parser = _Parser(prog="diffusionvl infer", description="Answer a question with a block-diffusion model.")
+    parser.add_argument("--model", required=True, help="block-diffusion checkpoint: a folder or a hub id")
+    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeat for more")
+    decoding = parser.add_argument_group("decoding (the checkpoint's own settings where left out)")
+    decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
+    decoding.add_argument("--denoising-steps", type=int, metavar="S", help="steps a block, 1 to its size")
+    decoding.add_argument("--remasking", choices=["low_confidence_static", "low_confidence_dynamic"])
+    decoding.add_argument(
+        "--confidence-threshold", type=float, metavar="P", help="dynamic remasking keeps surer tokens"
+    )
+    decoding.add_argument("--temperature", type=float, metavar="T", help="0 takes the most probable token")
+    decoding.add_argument("--top-k", type=int, metavar="K", help="draw among the K most probable tokens; 0 for all")
+    decoding.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest tokens that reach P")
+    decoding.add_argument("--seed", type=int, metavar="N", help="of the draws where the temperature is not 0")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
+    machine.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    output = parser.add_argument_group("output")
+    output.add_argument("--film", type=Path, metavar="FILE", help="write the denoising as .gif or .html")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
+    output.add_argument("--no-stream", action="store_true", help="print the answer when it is complete")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answers one question.
+
+    Returns:
+        0, or 2 for an input that can not be used, with one line on stderr that says which and why.
+    """
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        check_paths(arguments)
+        _run(arguments)
+    except (OSError, ValueError) as error:
+        # Every DataError and InputError is a ValueError, and so is what the libraries raise for a broken file.
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Checks, before anything slow, what can be told from the paths alone.
+
+    Raises:
+        InputError: The model folder or an image is missing, or the film can not be written where it should be.
+    """
+    model = arguments.model
+    if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise InputError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
+    for image in arguments.image:
+        if not Path(image).is_file():
+            raise InputError(f"--image {image!r}: no such file")
+    film = arguments.film
+    if film and film.suffix not in FILM_SUFFIXES:
+        raise InputError(f"--film {str(film)!r}: unknown suffix; give one of {', '.join(FILM_SUFFIXES)}")
+    if film and not film.parent.is_dir():
+        raise InputError(f"--film {str(film)!r}: the folder {str(film.parent)!r} does not exist; make it first")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Loads, answers, prints and draws."""
+    import torch
+    from transformers.utils import logging
+
+    from .data.conversation import open_image
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    images = [open_image(path, "--image") for path in arguments.image]
+    device = find_device(arguments.device)
+    model, processor = load(arguments, device)
+    inputs = encode(processor, arguments.prompt, images).to(device)
+    prompt_length = inputs["input_ids"].shape[1]
+    streaming = not (arguments.json or arguments.no_stream)
+    generator = None if arguments.seed is None else torch.Generator(device).manual_seed(arguments.seed)
+    start = time.perf_counter()
+    output: Any = model.generate(
+        **inputs,
+        streamer=_streamer(processor.tokenizer) if streaming else None,
+        generator=generator,
+        return_dict_in_generate=True,
+        output_history=arguments.film is not None,
+    )
+    seconds = time.perf_counter() - start
+    new = output.sequences[0, prompt_length:]
+    answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    report = {
+        "answer": answer,
+        "tokens": len(new),
+        "forwards": int(output.forwards[0]),
+        "tokens_per_forward": round(float(output.tokens_per_forward[0]), 4),
+        "seconds": round(seconds, 4),
+        "settings": {
+            **{name: getattr(model.generation_config, name) for name in SETTINGS},
+            "block_size": model.config.block_size,
+            "seed": arguments.seed,
+            "device": str(device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    }
+    _print(report, arguments.json, streaming)
+    if arguments.film:
+        from .film import draw_film
+
+        image = side_by_side(images) if images else None
+        draw_film(arguments.film, output.history, processor.tokenizer, prompt_length, image, arguments.prompt, len(new))
+
+
+def find_device(name: str | None) -> "torch.device":
+    """The device of that name; without one, cuda if there is one, else cpu.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name!r} can not be used here; `--device cpu` always can") from error
+    return device
+
+
+def load(
+    arguments: argparse.Namespace, device: "torch.device"
+) -> "tuple[DiffusionVLForConditionalGeneration, ProcessorMixin]":
+    """Loads model and processor; the model's generation config takes the settings that were given.
+
+    Raises:
+        InputError: The checkpoint is an AR one, or a setting does not fit it.
+        OSError: It is incomplete or broken.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+
+    from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+    from .processor import load_processor
+
+    name = arguments.model
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model {name!r} holds no checkpoint that transformers can read ({error})") from error
+    if not isinstance(config, DiffusionVLConfig):
+        raise InputError(
+            f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
+            f"run `diffusionvl translate {name} --out DIR` first and give DIR"
+        )
+    given = check_settings(arguments, config)
+    processor = load_processor(name)
+    try:
+        model, info = DiffusionVLForConditionalGeneration.from_pretrained(
+            name, dtype=arguments.dtype, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise InputError(f"--model {name!r}: its weights are broken ({error}); copy or translate it again") from error
+    if info["missing_keys"]:  # transformers would fill them with noise
+        raise InputError(f"--model {name!r} lacks weights such as {min(info['missing_keys'])!r}; copy or save it again")
+    model.generation_config.update(**given)
+    if model.generation_config.denoising_steps is None:
+        model.generation_config.denoising_steps = config.block_size
+    return model.eval().to(device), processor
+
+
+def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -> dict[str, Any]:
+    """The decoding settings that were given.
+
+    Raises:
+        ValueError: One is out of its range; the message names it, its value and the range.
+    """
+    from .modeling import DiffusionVLGenerationConfig
+
+    given = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    DiffusionVLGenerationConfig(**given)
+    steps = given.get("denoising_steps", 1)
+    if steps > config.block_size:
+        raise InputError(
+            f"--denoising-steps {steps} is more than the block size of {arguments.model!r}; "
+            f"give 1 to {config.block_size}"
+        )
+    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
+        raise InputError(f"--seed {arguments.seed}: give 0 to {2**63 - 1}")
+    return given
+
+
+def encode(processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]") -> "BatchFeature":
+    """A question about images as the model's inputs, images first; [1, P] tokens, as in training."""
+    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    # The template has written every special token.
+    options = {"text": [text], "return_tensors": "pt", "add_special_tokens": False}
+    return processor(images=images, **options) if images else processor(**options)
+
+
+def _streamer(tokenizer: Any) -> "BaseStreamer":
+    """Writes each finished block to stdout; on a terminal also the drafts, which overwrite one another."""
+    from transformers import TextDiffusionStreamer, TextStreamer
+
+    kind = TextDiffusionStreamer if sys.stdout.isatty() else TextStreamer
+    return kind(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _print(report: dict[str, Any], as_json: bool, streamed: bool) -> None:
+    """Prints the answer, unless it has been streamed, and its cost."""
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    if not streamed:
+        print(report["answer"])
+    print(
+        f"{report['tokens']} tokens, {report['forwards']} forwards, {report['tokens_per_forward']:.2f} tokens per "
+        f"forward, {report['seconds']:.2f} s",
+        file=sys.stderr,
+    )
+
+
+def side_by_side(images: "list[Image.Image]", height: int = 448) -> "Image.Image":
+    """Joins pictures into one strip, for the film."""
+    from PIL import Image
+
+    if len(images) == 1:
+        return images[0]
+    scaled = [image.resize((max(round(image.width * height / image.height), 1), height)) for image in images]
+    strip = Image.new("RGB", (sum(image.width for image in scaled) + 8 * (len(scaled) - 1), height), "white")
+    x = 0
+    for image in scaled:
+        strip.paste(image, (x, 0))
+        x += image.width + 8
+    return strip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

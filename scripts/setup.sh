@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes .venv with diffusionvl in it, and can be run again: it does nothing where nothing has changed.
+#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of train,eval,video,flash,serve,dev (dev)
+# PYTHON names the interpreter (python3). torch is the CPU build where there is no GPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extras=${1:-dev}
+python=${PYTHON:-python3}
+
+stamp=$(cat pyproject.toml scripts/setup.sh <(echo "$extras") | sha256sum | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ "$(cat .venv/setup-stamp 2>/dev/null)" = "$stamp" ]; then
+  exit 0
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+  { echo "setup.sh: error: $("$python" --version) is too old; set PYTHON to Python 3.10 or newer" >&2; exit 2; }
+
+echo "setup.sh: installing diffusionvl[$extras] into .venv"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
+
+# A folder of wheels that pip is configured with may hold the torch of this machine; uv has to be told.
+links=$(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true)
+wheel=$(ls ${links:+"$links"/torch-*.whl} 2>/dev/null | head -n 1 || true)
+if [ -n "$wheel" ]; then
+  version=$(basename "$wheel" | cut -d- -f2 | cut -d+ -f1)
+  torch=(--find-links "$links" "torch==$version")
+else
+  torch=(--torch-backend "${TORCH_BACKEND:-auto}" torch)
+fi
+.venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode "${torch[@]}" -e ".[$extras]"
+echo "$stamp" > .venv/setup-stamp
