@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from .processor import load_processor
     from .training import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
-    from .translate import save_translation, translate
+    from .translation import save_translation, translate
 
 __version__ = "0.1.0"
 
@@ -34,8 +34,8 @@ _HOME = {
     "RowDataset": "training",
     "load_processor": "processor",
     "read_records": "data.records",
-    "save_translation": "translate",
-    "translate": "translate",
+    "save_translation": "translation",
+    "translate": "translation",
 }
 
 __all__ = [

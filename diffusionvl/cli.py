@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _translate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Translates and saves a checkpoint."""
-    from .translate import save_translation, translate
+    from .translation import save_translation, translate
 
     try:
         translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)

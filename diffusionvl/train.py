@@ -13,7 +13,7 @@ from .modeling import DiffusionVLConfig
 from .processor import load_processor
 from .training import BlockDiffusionTrainer, RowDataset
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
-from .translate import write_model_card
+from .translation import write_model_card
 
 
 def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:

@@ -14,7 +14,7 @@ from diffusionvl.infer import encode, main, side_by_side
 from diffusionvl.modeling import DiffusionVLForConditionalGeneration
 from diffusionvl.processor import load_processor
 from diffusionvl.quickstart.base import build_base
-from diffusionvl.translate import save_translation, translate
+from diffusionvl.translation import save_translation, translate
 
 QUESTION = "what is the color of the shape?"
 

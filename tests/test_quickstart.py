@@ -12,7 +12,7 @@ from diffusionvl.quickstart import evaluate as evaluation
 from diffusionvl.quickstart.base import build_base
 from diffusionvl.quickstart.evaluate import Contender, Result, compare, evaluate, measure_speed
 from diffusionvl.quickstart.report import Report, Row, Sample, format_table, write_report
-from diffusionvl.translate import save_translation, translate
+from diffusionvl.translation import save_translation, translate
 
 QUESTIONS = ("what is the shape?", "what color is the shape?", "is there a red shape in the image?", "what?", "is it?")
 MAX_NEW_TOKENS = 12

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import ModelOutput
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .block_masks import TokenTags, dense_mask
 from .canvas_diffusionvl import Canvas
@@ -26,6 +26,7 @@ else:
     _Model = object
 
 NOISY = 1  # stream id of the window that is being denoised
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class DiffusionVLGenerationConfig(GenerationConfig):
@@ -91,8 +92,8 @@ class DiffusionVLGenerationConfig(GenerationConfig):
             raise ValueError(f"remasking must be one of {REMASKING}, got {self.remasking!r}")
         if not 0 <= self.confidence_threshold <= 1:
             raise ValueError(f"confidence_threshold must be in [0, 1], got {self.confidence_threshold}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if not 0 <= self.temperature < float("inf"):  # NaN compares false
+            raise ValueError(f"temperature must be a number of at least 0, got {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must not be negative, got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -154,6 +155,29 @@ class DiffusionVLGenerationMixin(_Model):
     """`generate` for a block-diffusion model."""
 
     generation_config: DiffusionVLGenerationConfig
+
+    def adjust_generation_fn(
+        self,
+        generation_config: DiffusionVLGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str,
+        **kwargs: Any,
+    ) -> None:
+        """Reads a checkpoint's `generation_config.json`, if it has one; transformers calls this when it loads."""
+        places = {name: kwargs[name] for name in DOWNLOAD_OPTIONS if kwargs.get(name) is not None}
+        if generation_config is not None:
+            self.generation_config = generation_config
+        elif cached_file(
+            pretrained_model_name_or_path,
+            GENERATION_CONFIG_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **places,
+        ):
+            self.generation_config = DiffusionVLGenerationConfig.from_pretrained(
+                pretrained_model_name_or_path, **places
+            )
 
     @torch.no_grad()
     def generate(

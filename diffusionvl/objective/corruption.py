@@ -79,16 +79,18 @@ def corrupt(
         The corrupted batch, on `x_0`'s device.
     """
     generators = [row_generator(seed, step, row) for row in rows]
-    t = torch.zeros(x_0.shape)
+    t, u = torch.zeros(x_0.shape), torch.ones(x_0.shape)
     supervised_cpu, blocks = supervised.cpu(), block_ids.cpu()
     if noise_order == "reference":
         width = int(blocks.max()) + 1
         t = reference_t(torch.stack([torch.rand(width, generator=own) for own in generators])).gather(1, blocks)
-    else:
-        for row, own in enumerate(generators):
-            _, order = blocks[row, supervised_cpu[row]].unique(return_inverse=True)
+    for row, own in enumerate(generators):
+        carries = supervised_cpu[row]
+        if noise_order == "permuted":
+            _, order = blocks[row, carries].unique(return_inverse=True)
             levels = stratified_t(int(order.max()) + 1 if order.numel() else 0, own)
-            t[row, supervised_cpu[row]] = levels[order]
-    u = torch.stack([torch.rand(x_0.shape[1], generator=own) for own in generators])
+            t[row, carries] = levels[order]
+        # Drawn for the supervised tokens alone, so that neither padding nor the layout of the row changes them.
+        u[row, carries] = torch.rand(int(carries.sum()), generator=own)
     device = x_0.device
     return mask_tokens(x_0, supervised, t.to(device), u.to(device), mask_token_id)

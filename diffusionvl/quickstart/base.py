@@ -11,12 +11,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from diffusionvl.processor import without_video
 from diffusionvl.quickstart.easy_vqa import corpus
 
 SPECIAL_TOKENS = (
@@ -51,13 +53,6 @@ CHAT_TEMPLATE = """\
 """
 PATCH_SIZE, MERGE_SIZE = 8, 2  # a 64x64 picture = 8x8 patches = 16 image tokens
 IMAGE_PIXELS = 64 * 64
-
-
-class StillImageProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without the video part, which would need torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -137,7 +132,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     )
 
 
-def build_base(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, StillImageProcessor]:
+def build_base(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, ProcessorMixin]:
     """Builds the untrained model and its processor.
 
     Args:
@@ -155,7 +150,7 @@ def build_base(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Still
         image_mean=[0.94, 0.94, 0.94],
         image_std=[0.25, 0.25, 0.25],
     )
-    processor = StillImageProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = without_video(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -50,7 +50,8 @@ def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
     """
     settled = []
     for names in (set(SHAPES), set(COLORS)):
-        present, absent = set(), set()
+        present: set[str] = set()
+        absent: set[str] = set()
         for question, answer in pairs:
             words = set(question.rstrip("?").split())
             if answer in ("yes", "no"):
@@ -161,8 +162,8 @@ def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> l
     learned in a few hundred steps. Other arguments and errors as in `train_records`.
     """
     rng = random.Random(seed)
-    kinds = [("what shape ", 0)] + [("what color is the shape", 1)] * colors
-    kinds = [([text for text in corpus() if text.startswith(start)], slot) for start, slot in kinds]
+    starts = [("what shape ", 0)] + [("what color is the shape", 1)] * colors
+    kinds = [([text for text in corpus() if text.startswith(start)], slot) for start, slot in starts]
     return [
         _record(f"{name}-{slot}", path, [(rng.choice(questions), value)])
         for name, path, pairs in _shuffled(repeats, rng)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 
-from ..modeling import head_on
+from ..modeling import DiffusionVLConfig, head_on
 from ..modeling.families import is_vision_parameter
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
@@ -40,9 +40,13 @@ class BlockDiffusionTrainer(Trainer):
     args: BlockDiffusionConfig
 
     def __init__(
-        self, model: nn.Module, args: BlockDiffusionConfig, train_dataset: RowDataset | None = None, **kwargs: Any
+        self,
+        model: PreTrainedModel,
+        args: BlockDiffusionConfig,
+        train_dataset: RowDataset | None = None,
+        **kwargs: Any,
     ) -> None:
-        is_diffusion = model.config.model_type == "diffusionvl"
+        is_diffusion = isinstance(model.config, DiffusionVLConfig)
         if is_diffusion != (args.objective == "block_diffusion"):
             raise ValueError(
                 f"objective={args.objective!r} does not fit a {model.config.model_type!r} model; "

@@ -1,0 +1,51 @@
+"""A tiny Qwen2.5-VL with random weights, its translation and a few pictures, shared by all tests."""
+
+import pytest
+import torch
+from helpers import build_picture
+from PIL import Image
+
+from diffusionvl.processor import load_processor
+from diffusionvl.quickstart.base import build_base
+from diffusionvl.translation import save_translation, translate
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory):
+    """Folder of the AR base: a stock checkpoint with its processor."""
+    folder = tmp_path_factory.mktemp("base")
+    model, processor = build_base()
+    model.save_pretrained(folder)
+    # A picture keeps its shape, so that pictures differ in their number of tokens: 4 to 16.
+    processor.image_processor.size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def translated_dir(base_dir, tmp_path_factory):
+    """Folder of the block-diffusion model with the base's weights, D = 8."""
+    folder = str(tmp_path_factory.mktemp("translated"))
+    save_translation(translate(base_dir), folder, base_dir)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(translated_dir):
+    return load_processor(translated_dir)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Paths of three pictures of different shapes: 16, 8 and 4 image tokens."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for number, size in enumerate([(64, 64), (64, 32), (32, 32)]):
+        paths.append(str(folder / f"{number}.png"))
+        Image.fromarray(build_picture(size, seed=number)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,73 @@
+"""What several test modules build: models with random weights, pictures, records, batches."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusionvl import DiffusionVLForConditionalGeneration, RowDataset
+from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.data.records import Record
+
+QUESTION = "what is the color of the shape?"
+
+
+def build_picture(size, seed=0):
+    """Coloured noise, [height, width, 3]."""
+    width, height = size
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def load_model(folder, **changes):
+    """The block-diffusion model of a folder, in eval mode, with fields of its config changed."""
+    config = DiffusionVLForConditionalGeneration.config_class.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return DiffusionVLForConditionalGeneration.from_pretrained(folder, config=config).eval()
+
+
+def conversation(*turns, name="test"):
+    """A record from (question, answer, *picture paths) triples."""
+    messages = []
+    for question, answer, *images in turns:
+        parts = [{"type": "image", "image": path} for path in images]
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return Record(messages, name)
+
+
+def some_records(pictures):
+    """Multi-turn, several images, one image, text only: answers of one token up to several blocks."""
+    long = "There is no circle and no triangle in it, and nothing else is drawn in the image."
+    return [
+        conversation((QUESTION, "yes", pictures[0]), ("is there a circle?", long), (QUESTION, "no", pictures[1])),
+        conversation((QUESTION, long, pictures[1], pictures[2])),
+        conversation(("what shape is in the image?", "circle")),
+    ]
+
+
+def collated(model, processor, records, layout=None, supervision="assistant", max_length=None):
+    """The batch that training would see."""
+    encoder = ConversationEncoder(processor, supervision, max_length)
+    dataset = RowDataset(records, encoder, model.config, layout)
+    return dataset.collate([dataset[index] for index in range(len(dataset))])
+
+
+def prompts(processor, *questions):
+    """A left-padded batch of (question, *picture paths) prompts, as a processor gives it."""
+    texts, images = [], []
+    for question, *paths in questions:
+        content = [{"type": "image"} for _ in paths] + [{"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        images += [Image.open(path) for path in paths]
+    return processor(text=texts, images=images or None, return_tensors="pt", padding=True)
+
+
+def gradients(model):
+    """A copy of every gradient, by name."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    """Equal up to `tolerance` of the largest expected value."""
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-12)
