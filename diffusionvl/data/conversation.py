@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from jinja2 import TemplateError
+from PIL import Image
 from torch import Tensor
 
 from .records import DataError, Record
@@ -96,8 +97,10 @@ class ConversationEncoder:
         an image's tokens are never cut apart.
 
         Raises:
-            DataError: An image is missing or broken, or the chat template rewrites earlier turns.
+            DataError: An image is missing or broken, a text holds a token that is not text, or the chat template can
+                not render the conversation or rewrites earlier turns.
         """
+        self._check(record)
         pieces = self._pieces(record)
         kept, truncated = self._truncate(pieces)
         if not kept:
@@ -113,6 +116,25 @@ class ConversationEncoder:
             truncated,
         )
 
+    def _check(self, record: Record) -> None:
+        """Refuses what would be tokenised, but not as the record means it."""
+        if record.messages[0]["role"] == "assistant":
+            raise DataError(f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it")
+        for message in record.messages:
+            text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+            reserved = [self.processor.image_token]
+            if message["role"] == "assistant":
+                reserved.append(self.tokenizer.eos_token)
+                images = [part["image"] for part in message["content"] if part["type"] == "image"]
+                if images:
+                    raise DataError(f"{record.name}: an assistant turn holds {images}; move images to a user turn")
+            for token in reserved:
+                if token in text:
+                    raise DataError(
+                        f"{record.name}: the text of a turn holds {token!r}, which would be read as an image or as the "
+                        "end of the turn; take it out"
+                    )
+
     def _pieces(self, record: Record) -> list[Piece]:
         """Prompt and response pieces in turn, up to the last response."""
         pieces: list[Piece] = []
@@ -121,12 +143,12 @@ class ConversationEncoder:
         for index, message in enumerate(record.messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self._render(record.messages[:index], generation_prompt=True)
-            whole = self._render(record.messages[: index + 1])
+            prompt = self._render(record.messages[:index], record.name, generation_prompt=True)
+            whole = self._render(record.messages[: index + 1], record.name)
             if not prompt.startswith(done) or not whole.startswith(prompt):
                 raise DataError(
-                    f"{record.name}: the chat template rewrites earlier turns, so responses can not be told apart; "
-                    "use a template that only appends"
+                    f"{record.name}: the chat template rewrites earlier turns, or puts no {self.tokenizer.eos_token!r} "
+                    "behind a response, so responses can not be told apart; use a template that only appends"
                 )
             response = self._until_end_of_turn(whole[len(prompt) :])
             images = Record(record.messages[first:index], record.name).images
@@ -139,8 +161,11 @@ class ConversationEncoder:
             pieces[-1].labels = torch.cat([pieces[-1].labels, tail])
         return pieces
 
-    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool = False) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    def _render(self, messages: list[dict[str, Any]], name: str, generation_prompt: bool = False) -> str:
+        try:
+            return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        except TemplateError as error:  # templates raise it for an order of roles that they do not know
+            raise DataError(f"{name}: the chat template refuses the conversation: {error}; change its turns") from error
 
     def _until_end_of_turn(self, text: str) -> str:
         """A response up to and with its last end-of-turn token, which is added if the template writes none."""
@@ -155,7 +180,10 @@ class ConversationEncoder:
         media: dict[str, Any] = {}
         if images:
             opened = [open_image(path, name) for path in images]
-            inputs = self.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=False)
+            try:
+                inputs = self.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=False)
+            except ValueError as error:  # such as an image that is far longer than wide
+                raise DataError(f"{name}: the processor refuses {images}: {error}; change or drop the image") from error
             input_ids = inputs.pop("input_ids")[0]
             # Token types are read off the ids later on; the rest belongs to the images.
             media = {key: value for key, value in inputs.items() if key not in ("attention_mask", "mm_token_type_ids")}
@@ -164,7 +192,7 @@ class ConversationEncoder:
         labels = torch.full_like(input_ids, IGNORED)
         if self.supervision == "structural":
             structural = torch.isin(input_ids, self.structural_ids)
-            structural[-len(self.header_ids) :] = True
+            structural[len(input_ids) - len(self.header_ids) :] = True
             labels = torch.where(structural, input_ids, labels)
         return Piece(input_ids, labels, media)
 
@@ -204,7 +232,7 @@ def open_image(path: str, name: str) -> Image.Image:
                 return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{name}: image {path!r} does not exist; check 'image_root' ({Path(path).parent})") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"{name}: image {path!r} can not be read: {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+        raise DataError(f"{name}: image {path!r} can not be read: {error}; replace it or drop the record") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: image {path!r} is too large: {error}") from error
+        raise DataError(f"{name}: image {path!r} is too large: {error}; scale it down") from error

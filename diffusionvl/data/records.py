@@ -8,6 +8,7 @@ Two layouts are read, from `.jsonl` (one record a line) or `.json` (a list):
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 IMAGE_MARK = "<image>"
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one, no tokenizer takes it
 
 
 class DataError(ValueError):
@@ -54,35 +56,41 @@ def read_records(paths: list[str], image_root: str | None = None) -> list[Record
         root = Path(image_root) if image_root else path.parent
         found = [parse_record(raw, f"{path}:{line}", root) for line, raw in _raw_records(path)]
         if not found:
-            raise DataError(f"{path}: holds no records")
+            raise DataError(f"{path}: holds no records; add some or leave the file out")
         records += found
     return records
 
 
 def _raw_records(path: Path) -> Iterator[tuple[int, Any]]:
     """Line (or index in a list, from 1) and content of each record of a file."""
+    if path.suffix not in (".jsonl", ".json"):
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give a .jsonl or .json file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: can not be read ({error.strerror}); give a .jsonl or .json file") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = f"{error.object[error.start]:#04x}"
+        raise DataError(f"{path}:{line}: byte {byte} is not UTF-8; save the file as UTF-8") from error
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield number, _load_json(line, f"{path}:{number}")
-    elif path.suffix == ".json":
-        whole = _load_json(text, str(path))
-        if not isinstance(whole, list):
-            raise DataError(f"{path}: holds a {type(whole).__name__}, not a list of records")
-        yield from enumerate(whole, start=1)
+        # Not `splitlines`: JSON text may hold line breaks of other kinds, such as U+2028.
+        for number, content in enumerate(text.split("\n"), start=1):
+            if content.strip():
+                yield number, _load_json(content, path, number)
     else:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give a .jsonl or .json file")
+        whole = _load_json(text, path)
+        if not isinstance(whole, list):
+            raise DataError(f"{path}: holds {_brief(whole)}, not a list of records; put it in [ ] or name it .jsonl")
+        yield from enumerate(whole, start=1)
 
 
-def _load_json(text: str, place: str) -> Any:
+def _load_json(text: str, path: Path, first_line: int = 1) -> Any:
     """Parses JSON, or says where it breaks."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        place = f"{path}:{first_line + error.lineno - 1}"
         raise DataError(f"{place}: broken JSON at column {error.colno}: {error.msg}; mend or drop the line") from error
 
 
@@ -97,28 +105,50 @@ def parse_record(raw: Any, place: str, image_root: Path) -> Record:
     Raises:
         DataError: It has neither layout, an unknown role, or another number of images than of image places.
     """
-    if not isinstance(raw, dict) or not (isinstance(raw.get("messages", raw.get("conversations")), list)):
-        raise DataError(f"{place}: a record needs a list 'messages' or 'conversations', got {_brief(raw)}")
+    if not isinstance(raw, dict):
+        raise DataError(f"{place}: a record must be an object with 'messages' or 'conversations', got {_brief(raw)}")
     name = f"{place} (id {raw['id']!r})" if "id" in raw else place
-    images = raw.get("images", raw.get("image")) or []
-    paths = iter([images] if isinstance(images, str) else images)
-    turns = raw.get("messages") or raw["conversations"]
+    turns = _either(raw, "messages", "conversations", name)
+    if not isinstance(turns, list):
+        raise DataError(f"{name}: a record needs a list 'messages' or 'conversations', got {_brief(raw)}")
+    paths = iter(_image_paths(_either(raw, "images", "image", name), name))
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise DataError(f"{name}: a turn must be an object, got {_brief(turn)}")
-        speaker = turn.get("role", turn.get("from"))
-        if speaker not in ROLES:
-            raise DataError(f"{name}: unknown role {speaker!r}; known are {sorted(ROLES)}")
-        content = turn.get("content", turn.get("value"))
-        parts = [_parse_part(part, paths, name, image_root) for part in _parts(content, name, llava="from" in turn)]
+        speaker = _either(turn, "role", "from", name)
+        if not isinstance(speaker, str) or speaker not in ROLES:
+            raise DataError(f"{name}: unknown role {_brief(speaker)}; known are {sorted(ROLES)}")
+        content = _parts(_either(turn, "content", "value", name), name, llava=turn.get("from") is not None)
+        parts = [_parse_part(part, paths, name, image_root) for part in content]
         messages.append({"role": ROLES[speaker], "content": parts})
     surplus = len(list(paths))
     if surplus:
-        raise DataError(f"{name}: {surplus} more image(s) than places for them; add {IMAGE_MARK!r} or an image part")
+        raise DataError(
+            f"{name}: {surplus} more image(s) than places for them; add image parts, "
+            f"or {IMAGE_MARK!r} in turns that have 'from'"
+        )
     if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"{name}: has no assistant turn to learn from")
+        raise DataError(f"{name}: has no assistant turn to learn from; add one or drop the record")
     return Record(messages, name)
+
+
+def _either(raw: dict[str, Any], first: str, second: str, name: str) -> Any:
+    """What stands under one of two keys, or None; null counts as absent."""
+    found = [key for key in (first, second) if raw.get(key) is not None]
+    if len(found) > 1:
+        raise DataError(f"{name}: has both {first!r} and {second!r}; keep one of them")
+    return raw[found[0]] if found else None
+
+
+def _image_paths(images: Any, name: str) -> list[str]:
+    """The paths under `images` or `image`: one, several or none."""
+    if images is None or images == "":
+        return []
+    paths = [images] if isinstance(images, str) else images
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(f"{name}: images must be a path or a list of paths, got {_brief(images)}")
+    return paths
 
 
 def _parts(content: Any, name: str, llava: bool) -> list[dict[str, Any]]:
@@ -142,11 +172,16 @@ def _parse_part(part: Any, paths: Iterator[str], name: str, image_root: Path) ->
     """Checks one part and gives an image its path."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        if SURROGATE.search(part["text"]):
+            raise DataError(f"{name}: a lone surrogate, half a character, in {_brief(part['text'])}; mend the text")
         return {"type": "text", "text": part["text"]}
     if kind == "image":
-        path = part.get("image") or next(paths, None)
-        if not isinstance(path, str):
+        own = part.get("image")
+        path = next(paths, None) if own is None else own
+        if path is None:
             raise DataError(f"{name}: fewer images than places for them; add paths to 'images'")
+        if not isinstance(path, str) or not path:
+            raise DataError(f"{name}: an image part's 'image' must be a path, got {_brief(path)}")
         return {"type": "image", "image": str(image_root / path)}
     raise DataError(f"{name}: a part must be text or an image, got {_brief(part)}")
 

@@ -75,7 +75,12 @@ def build_row(
 
     Returns:
         The row, T = L + R tokens.
+
+    Raises:
+        ValueError: `layout` is unknown.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
     length = len(input_ids)
     twins = torch.arange(length)
     if layout == "clean":
@@ -106,8 +111,9 @@ def _with_fill(
         source.append(members)
         fill.append(torch.zeros_like(members))
         missing = block_size - len(members)
-        # Structural supervision also has the template's newline behind the end of turn.
-        ended = bool(ends[members[-2:]].any()) and labels[members[-1]] != IGNORED
+        # Structural supervision also has the template's newline behind the end of turn, maybe in a block of its own.
+        last = int(members[-1])
+        ended = bool(ends[max(0, last - 1) : last + 1].any()) and labels[last] != IGNORED
         if missing and ended:
             source.append(members[-1:].expand(missing))
             fill.append(torch.arange(1, missing + 1))

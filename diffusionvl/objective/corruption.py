@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .noise_schedule import reference_t, stratified_t
+from .noise_schedule import NOISE_ORDERS, reference_t, stratified_t
 
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # constants of the splitmix64 generator
 
@@ -77,7 +77,12 @@ def corrupt(
 
     Returns:
         The corrupted batch, on `x_0`'s device.
+
+    Raises:
+        ValueError: `noise_order` is unknown.
     """
+    if noise_order not in NOISE_ORDERS:
+        raise ValueError(f"noise_order must be one of {NOISE_ORDERS}, got {noise_order!r}")
     generators = [row_generator(seed, step, row) for row in rows]
     t, u = torch.zeros(x_0.shape), torch.ones(x_0.shape)
     supervised_cpu, blocks = supervised.cpu(), block_ids.cpu()

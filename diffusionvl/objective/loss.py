@@ -20,7 +20,12 @@ def token_weights(labels: Tensor, normalizer: str) -> Tensor:
 
     `per_sample` (the reference): 1 / N_b, N_b the supervised tokens of row b (at least 1), so that every row counts
     the same. `tokens`: 1, so that every supervised token counts the same.
+
+    Raises:
+        ValueError: `normalizer` is unknown.
     """
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer must be one of {NORMALIZERS}, got {normalizer!r}")
     supervised = labels != IGNORED
     if normalizer == "tokens":
         return supervised.float()
