@@ -3,7 +3,8 @@
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .configuration_diffusionvl import DiffusionVLConfig
-from .generation_diffusionvl import DenoisingStep, DiffusionVLGenerationConfig, DiffusionVLGenerationOutput
+from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+from .generation_output_diffusionvl import DenoisingStep, DiffusionVLGenerationOutput
 from .modeling_diffusionvl import DiffusionVLForConditionalGeneration, head_on
 
 AutoConfig.register("diffusionvl", DiffusionVLConfig, exist_ok=True)

@@ -81,7 +81,7 @@ class Canvas:
                 dim=2,
             ),
             block=torch.cat([block_ids, next_block[:, None] + (inside[:, None] + step) // block_size], dim=1),
-            document=torch.nn.functional.pad((attention_mask.long() - 1) * -PADDING, (0, extra)),
+            document=torch.nn.functional.pad((attention_mask == 0) * PADDING, (0, extra)),
             start=start,
             prompt_length=prompt,
             block_size=block_size,
@@ -91,6 +91,11 @@ class Canvas:
     def windows(self) -> int:
         """The number of windows until every row has its room."""
         return (self.ids.shape[1] - self.prompt_length) // self.block_size
+
+    @property
+    def answer(self) -> Tensor:
+        """The columns of the answers, a view [B, C - P]."""
+        return self.ids[:, self.prompt_length :]
 
     def window(self, index: int) -> Tensor:
         """Columns of each row's window [B, D]."""

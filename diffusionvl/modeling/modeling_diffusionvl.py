@@ -16,7 +16,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .block_masks import CLEAN, PADDING, TokenTags, as_attention_mask, block_grid, block_starts, dense_mask
 from .configuration_diffusionvl import DiffusionVLConfig
 from .families import native_positions, position_axes, sequential_positions
-from .generation_diffusionvl import DiffusionVLGenerationConfig, DiffusionVLGenerationMixin
+from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+from .generation_diffusionvl import DiffusionVLGenerationMixin
 
 
 @contextmanager

@@ -53,13 +53,16 @@ def choose_tokens(
     if temperature == 0:
         tokens = allowed.argmax(-1)
         return tokens, logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    shape = logits.shape
     flat = _warp(allowed.flatten(0, 1), temperature, top_k, top_p)
+    draws = flat.softmax(-1).view(logits.shape)
+    if isinstance(generator, Sequence):
+        tokens = torch.stack([row.multinomial(1, generator=own) for row, own in zip(draws, generator, strict=True)])
+    else:
+        tokens = draws.flatten(0, 1).multinomial(1, generator=generator).view(*logits.shape[:2], 1)
     # The kept tokens compete with the forbidden ones for confidence, but not for being drawn.
-    kept = flat.clone()
-    kept[:, forbidden_ids] = logits.flatten(0, 1)[:, forbidden_ids] / temperature
-    tokens = (flat.view(shape) + _gumbel(shape, generator, logits.device)).argmax(-1)
-    return tokens, kept.view(shape).softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    kept = flat.view(logits.shape)
+    kept[..., forbidden_ids] = logits[..., forbidden_ids] / temperature
+    return tokens[..., 0], kept.softmax(-1).gather(-1, tokens)[..., 0]
 
 
 def _warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -73,18 +76,8 @@ def _warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tenso
     return logits
 
 
-def _gumbel(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
-    """Gumbel noise [B, D, V]: the argmax of logits + noise is a draw from their softmax."""
-    if generator is None or isinstance(generator, torch.Generator):
-        uniform = torch.rand(shape, generator=generator, device=device)
-    else:
-        uniform = torch.stack([torch.rand(shape[1:], generator=own, device=device) for own in generator])
-    tiny = torch.finfo(uniform.dtype).tiny
-    return -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
-
-
 def tokens_to_keep(
-    confidence: Tensor, masked: Tensor, quota: Tensor, remasking: str, confidence_threshold: float
+    confidence: Tensor, masked: Tensor, quota: int, remasking: str, confidence_threshold: float
 ) -> Tensor:
     """Low-confidence remasking (DiffusionVL, arXiv 2512.15713, section 3.3): the least sure tokens stay masked.
 
@@ -94,7 +87,7 @@ def tokens_to_keep(
     Args:
         confidence: Confidence of each drawn token [B, D].
         masked: Which places are still masked [B, D].
-        quota: Tokens that each row must keep in this step [B].
+        quota: Tokens that each row must keep in this step.
         remasking: `low_confidence_static` or `low_confidence_dynamic`.
         confidence_threshold: Probability in [0, 1]; read by dynamic remasking alone.
 
@@ -102,8 +95,8 @@ def tokens_to_keep(
         Boolean [B, D], a subset of `masked`.
     """
     ranked = confidence.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    keep = (ranked.argsort(dim=-1) < quota[:, None]) & masked
+    keep = (ranked.argsort(dim=-1) < quota) & masked
     if remasking == "low_confidence_static":
         return keep
     sure = (confidence > confidence_threshold) & masked
-    return torch.where(sure.sum(-1, keepdim=True) >= quota[:, None], sure, keep)
+    return torch.where(sure.sum(-1, keepdim=True) >= quota, sure, keep)

@@ -1,0 +1,112 @@
+"""How answers are decoded: the settings of `generate` and their ranges."""
+
+from typing import Any
+
+from transformers import GenerationConfig
+
+from .remasking_diffusionvl import REMASKING
+
+
+class DiffusionVLGenerationConfig(GenerationConfig):
+    """How answers are decoded. Unknown names are an error.
+
+    Args:
+        max_new_tokens: Longest answer, in tokens.
+        denoising_steps: S, steps a block of D tokens, 1 to D; D if left out.
+        remasking: `low_confidence_static` or `low_confidence_dynamic`.
+        confidence_threshold: Probability above which dynamic remasking keeps a token.
+        temperature: 0 takes the most probable token.
+        top_k: Sample among the k most probable tokens; 0 for all.
+        top_p: Sample among the smallest set of tokens that reaches this probability; 1 for all.
+        fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step;
+            off, each commit (and the prefill) is a forward of its own, as in the reference.
+        return_dict_in_generate: Return a `DiffusionVLGenerationOutput` instead of the sequences alone.
+        output_history: Keep every denoising step in the output, for a film.
+        eos_token_id: The id or ids that end an answer.
+        pad_token_id: Stands behind the end of a shorter answer; the first end id if left out.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.max_new_tokens: int = kwargs.pop("max_new_tokens", 256)
+        self.denoising_steps: int | None = kwargs.pop("denoising_steps", None)
+        self.remasking: str = kwargs.pop("remasking", "low_confidence_static")
+        self.confidence_threshold: float = kwargs.pop("confidence_threshold", 0.85)
+        self.temperature: float = kwargs.pop("temperature", 0.0)
+        self.top_k: int = kwargs.pop("top_k", 0)
+        self.top_p: float = kwargs.pop("top_p", 1.0)
+        self.fused_commit: bool = kwargs.pop("fused_commit", True)
+        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
+        self.output_history: bool = kwargs.pop("output_history", False)
+        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
+        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
+        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
+        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
+        self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
+        self._from_model_config: bool | None = kwargs.pop("_from_model_config", None)
+        if kwargs:
+            raise ValueError(f"unknown generation settings {sorted(kwargs)}; known are {self.setting_names}")
+        self.validate()
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> "DiffusionVLGenerationConfig":
+        """Defaults, with the special tokens of a model config."""
+        return cls(eos_token_id=model_config.eos_token_id, pad_token_id=model_config.pad_token_id)
+
+    @property
+    def setting_names(self) -> list[str]:
+        """Names of the settings, without what transformers notes down about a config."""
+        return sorted(name for name in vars(self) if not name.startswith("_") and name != "transformers_version")
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Ids that end an answer, as a list."""
+        eos = self.eos_token_id
+        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+    def validate(self, **unused: Any) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: Naming the setting, its value and its range.
+        """
+        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, good, allowed in (
+            ("max_new_tokens", _is_integer(self.max_new_tokens, 1), "an integer of at least 1"),
+            (
+                "denoising_steps",
+                self.denoising_steps is None or _is_integer(self.denoising_steps, 1),
+                "an integer of at least 1, or None for the block size",
+            ),
+            ("remasking", self.remasking in REMASKING, f"one of {REMASKING}"),
+            ("confidence_threshold", _is_number(self.confidence_threshold, 1.0), "a number in [0, 1]"),
+            ("temperature", _is_number(self.temperature, float("inf")), "a finite number of at least 0"),
+            ("top_k", _is_integer(self.top_k, 0), "an integer of at least 0"),
+            ("top_p", _is_number(self.top_p, 1.0) and self.top_p > 0, "a number in (0, 1]"),
+            ("fused_commit", isinstance(self.fused_commit, bool), "True or False"),
+            ("return_dict_in_generate", isinstance(self.return_dict_in_generate, bool), "True or False"),
+            ("output_history", isinstance(self.output_history, bool), "True or False"),
+            (
+                "eos_token_id",
+                self.eos_token_id is None or all(_is_integer(token_id, 0) for token_id in eos),
+                "a token id, a list of them, or None",
+            ),
+            (
+                "pad_token_id",
+                self.pad_token_id is None or _is_integer(self.pad_token_id, 0),
+                "a token id, or None for the first id that ends an answer",
+            ),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    """Whether a value is a whole number of at least `least`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any, most: float) -> bool:
+    """Whether a value is a finite number in [0, most]; NaN compares false."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most and value < float("inf")
+    )
