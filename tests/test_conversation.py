@@ -251,7 +251,12 @@ def test_an_image_in_a_response_is_refused(processor, pictures):
 
 @pytest.mark.parametrize(
     ("question", "answer", "token"),
-    [("q <|image_pad|>", "a", "<|image_pad|>"), ("q", "<|image_pad|>", "<|image_pad|>"), ("q", f"a{END}b", END)],
+    [
+        ("q <|image_pad|>", "a", "<|image_pad|>"),
+        ("q", "<|image_pad|>", "<|image_pad|>"),
+        ("q <|video_pad|>", "a", "<|video_pad|>"),
+        ("q", f"a{END}b", END),
+    ],
 )
 @pytest.mark.parametrize("count", [0, 1])
 def test_text_that_would_not_be_read_as_text_is_refused(processor, pictures, question, answer, token, count):

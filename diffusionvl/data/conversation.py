@@ -87,6 +87,8 @@ class ConversationEncoder:
         self.supervision = supervision
         self.max_length = max_length
         self.header_ids = response_header_ids(processor)
+        tokens = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+        self.placeholders = [token for token in tokens if token is not None]  # a family names only those that it has
         role_ids = self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
         self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.tokenizer.eos_token_id])
 
@@ -122,7 +124,7 @@ class ConversationEncoder:
             raise DataError(f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it")
         for message in record.messages:
             text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
-            reserved = [self.processor.image_token]
+            reserved = list(self.placeholders)
             if message["role"] == "assistant":
                 reserved.append(self.tokenizer.eos_token)
                 images = [part["image"] for part in message["content"] if part["type"] == "image"]
@@ -131,8 +133,8 @@ class ConversationEncoder:
             for token in reserved:
                 if token in text:
                     raise DataError(
-                        f"{record.name}: the text of a turn holds {token!r}, which would be read as an image or as the "
-                        "end of the turn; take it out"
+                        f"{record.name}: the text of a turn holds {token!r}, which would be read as media or as the end "
+                        "of the turn; take it out"
                     )
 
     def _pieces(self, record: Record) -> list[Piece]:
