@@ -133,8 +133,8 @@ class ConversationEncoder:
             for token in reserved:
                 if token in text:
                     raise DataError(
-                        f"{record.name}: the text of a turn holds {token!r}, which would be read as media or as the end "
-                        "of the turn; take it out"
+                        f"{record.name}: the text of a turn holds {token!r}, which would be read as media or as the "
+                        "end of the turn; take it out"
                     )
 
     def _pieces(self, record: Record) -> list[Piece]:
