@@ -2,12 +2,21 @@
 
 import argparse
 import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `diffusionvl translate | train | infer`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="diffusionvl", description="Block-diffusion vision-language models.")
+    parser = _Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     translate = commands.add_parser("translate", help="turn an AR checkpoint into a block-diffusion one")
     translate.add_argument("base", help="AR checkpoint: a folder or a hub id")
@@ -29,18 +38,26 @@ def main(argv: list[str] | None = None) -> int:
         return infer(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _translate(parser, arguments)
+    return _translate(arguments)
 
 
-def _translate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+def _translate(arguments: argparse.Namespace) -> int:
     """Translates and saves a checkpoint."""
     from .translation import save_translation, translate
 
     try:
+        out = Path(arguments.out)
+        if out.resolve() == Path(arguments.base).resolve():
+            raise ValueError(f"--out {arguments.out!r} is the AR checkpoint itself; give another folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out {arguments.out!r} can not be made ({error.strerror})") from error
         translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)
+        save_translation(translation, arguments.out, arguments.base)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"diffusionvl translate: error: {error}\n")
-    save_translation(translation, arguments.out, arguments.base)
+        print(f"diffusionvl translate: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     print(f"{translation.message}\nwrote {arguments.out}")
     return 0
 

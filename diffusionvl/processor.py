@@ -1,15 +1,62 @@
-"""Loads a model's processor, without torchvision where only still images are needed."""
+"""Loads the parts of a checkpoint; its processor without torchvision where only still images are needed."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from .modeling import DiffusionVLConfig
 
 VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
+
+
+def load_config(path: str) -> PreTrainedConfig:
+    """Loads the config of an AR or a block-diffusion checkpoint.
+
+    Args:
+        path: Checkpoint folder or hub id.
+
+    Raises:
+        ValueError: There is no such checkpoint.
+    """
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        what = "the folder holds" if Path(path).is_dir() else "there is no such folder, and the hub gave"
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {what} no checkpoint that transformers can read ({reason})") from error
+
+
+def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+    """Loads the model of an AR or a block-diffusion checkpoint.
+
+    Args:
+        path: Checkpoint folder or hub id.
+        dtype: Type of the weights; the checkpoint's own by default.
+
+    Raises:
+        ValueError: Weights are broken or missing; transformers would fill missing ones with noise.
+    """
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: its weights are broken ({error}); copy or save it again") from error
+    if info["missing_keys"]:
+        raise ValueError(f"{path}: lacks weights such as {min(info['missing_keys'])!r}; copy or save it again")
+    return model
 
 
 def load_processor(path: str) -> ProcessorMixin:
@@ -22,24 +69,33 @@ def load_processor(path: str) -> ProcessorMixin:
         path: Checkpoint folder or hub id.
 
     Raises:
-        ValueError: The model has no processor that transformers knows.
+        ValueError: There is no such checkpoint, or the model has no processor that transformers knows.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = load_config(path)
     model_type = (config.base_config if config.model_type == DiffusionVLConfig.model_type else config).model_type
     if model_type not in PROCESSOR_MAPPING_NAMES:
         raise ValueError(f"{path}: model type {model_type!r} has no processor in transformers; give a VLM checkpoint")
-    if is_torchvision_available():
+    if is_torchvision_available() and has_video(path):
         processor = AutoProcessor.from_pretrained(path)
     else:
-        processor = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type])).from_pretrained(
-            path, backend="pil"
-        )
+        backend = {} if is_torchvision_available() else {"backend": "pil"}
+        processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type]))
+        processor = processor_class.from_pretrained(path, **backend)
     processor.tokenizer.padding_side = "left"
     return processor
 
 
+def has_video(path: str) -> bool:
+    """Whether a checkpoint has the settings of a video part: one saved without torchvision has none."""
+    try:
+        BaseVideoProcessor.get_video_processor_dict(path)
+    except OSError:
+        return False
+    return True
+
+
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The same processor for text and images alone; saved, it is the same checkpoint as the whole one."""
+    """The same processor for text and images alone; saved, it lacks the video part and is the same otherwise."""
 
     def init(
         self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any

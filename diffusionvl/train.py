@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, set_seed
+from transformers import set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .data.conversation import ConversationEncoder
 from .data.records import DataError, read_records
 from .modeling import DiffusionVLConfig
-from .processor import load_processor
+from .processor import load_model, load_processor
 from .training import BlockDiffusionTrainer, RowDataset
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
 from .translation import write_model_card
@@ -19,8 +20,8 @@ from .translation import write_model_card
 def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:
     """Loads model, processor and records, and joins them in a trainer."""
     set_seed(args.seed)
-    model = AutoModelForImageTextToText.from_pretrained(model_args.model, dtype=model_args.dtype)
     processor = load_processor(model_args.model)
+    model = load_model(model_args.model, model_args.dtype)
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
     train = RowDataset(read_records(data.train_records, data.image_root), encoder, model.config)
     evaluate = None
@@ -37,11 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     model_args, data, args = parse_arguments(argv)
     try:
+        checkpoint = resume_from(args)
         trainer = build_trainer(model_args, data, args)
-        trainer.train(resume_from_checkpoint=resume_from(args))
-    except (DataError, OSError) as error:
-        print(f"diffusionvl train: error: {error}", file=sys.stderr)
-        return 2
+    except (OSError, ValueError) as error:
+        return _fail(error)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (OSError, DataError) as error:
+        return _fail(error)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -52,11 +56,32 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _fail(error: Exception) -> int:
+    """Prints one line; the error of a data loading process comes with that process's traceback in front."""
+    message = str(error).rpartition(f"{DataError.__name__}: ")[2]
+    print(f"diffusionvl train: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
 def resume_from(args: BlockDiffusionConfig) -> str | None:
-    """The checkpoint to go on from: `--resume_from_checkpoint last` takes the newest in `output_dir`, if any."""
-    if args.resume_from_checkpoint != "last":
-        return args.resume_from_checkpoint
-    return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    """The checkpoint to go on from: `--resume_from_checkpoint last` takes the newest in `output_dir`, if any.
+
+    Raises:
+        ValueError: It is no checkpoint; or `output_dir` holds some already, which a new run would mix with its own.
+    """
+    newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    wanted = args.resume_from_checkpoint
+    if wanted is None and newest is not None:
+        raise ValueError(
+            f"output_dir {args.output_dir!r} already holds {Path(newest).name}; "
+            "add `--resume_from_checkpoint last` to go on from it, or give another output_dir"
+        )
+    checkpoint = newest if wanted == "last" else wanted
+    if checkpoint is not None and not Path(checkpoint, TRAINER_STATE_NAME).is_file():
+        raise ValueError(
+            f"resume_from_checkpoint {checkpoint!r} holds no {TRAINER_STATE_NAME}; give `last` or a checkpoint folder"
+        )
+    return checkpoint
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .data.conversation import response_header_ids
 from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from .modeling.families import placeholder_ids
-from .processor import load_processor
+from .processor import load_config, load_model, load_processor
 
 MASK_TOKEN = "<|mask|>"
 
@@ -51,14 +51,16 @@ def translate(
     Raises:
         ValueError: `base` is a block-diffusion checkpoint already, or no image-text-to-text model.
     """
-    config = AutoConfig.from_pretrained(base)
-    if isinstance(config, DiffusionVLConfig):
+    if isinstance(load_config(base), DiffusionVLConfig):
         raise ValueError(f"{base} is a block-diffusion checkpoint already; give the AR model it came from")
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
     processor = load_processor(base)
+    model = load_model(base, dtype)
     rows = model.get_input_embeddings().num_embeddings
+    own = processor.tokenizer.mask_token_id is not None
     mask_token_id = add_mask_token(model, processor)
-    source = f"an unused row of the {rows} embeddings" if mask_token_id < rows else "one row added to the embeddings"
+    source = f"the tokenizer's own row of the {rows} embeddings" if own else f"an unused row of the {rows} embeddings"
+    if mask_token_id >= rows:
+        source = "one row added to the embeddings"
     message = f"mask token {processor.tokenizer.mask_token!r} has id {mask_token_id}: {source}"
     diffusion_config = DiffusionVLConfig(
         model.config,
@@ -87,7 +89,7 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
     """Gives the tokenizer a mask token: its own if it has one, else a new one on an unused row of the embeddings.
 
     Embedding matrices are usually longer than the vocabulary. The new token takes the first row behind it, whose
-    weights are kept as they are; only if there is none, one row is added.
+    weights are kept as they are; only if there is none, one row is added, the mean of the others.
 
     Returns:
         The mask token's id.
@@ -98,8 +100,12 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
         if tokenizer.mask_token_id in taken:
             raise ValueError(f"the id {tokenizer.mask_token_id} of the new mask token is in use; mend the tokenizer")
-    if tokenizer.mask_token_id >= model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(tokenizer.mask_token_id + 1)
+    rows = model.get_input_embeddings().num_embeddings
+    if tokenizer.mask_token_id >= rows:
+        # The mean of the other rows, exactly: transformers would draw near it, each time another row.
+        model.resize_token_embeddings(tokenizer.mask_token_id + 1, mean_resizing=False)
+        for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            matrix.data[rows:] = matrix.data[:rows].float().mean(0).to(matrix.dtype)
     return tokenizer.mask_token_id
 
 

@@ -1,19 +1,21 @@
 """Arguments of a training run: three flat dataclasses, one YAML recipe, command-line overrides."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..data.conversation import SUPERVISIONS
 from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
 
 OBJECTIVES = ("block_diffusion", "ar")
+DTYPES = ("float32", "bfloat16", "auto")
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -28,7 +30,10 @@ class ModelArguments:
     model: str = field(
         metadata={"help": "checkpoint folder or hub id: made by `diffusionvl translate` for block diffusion, or AR"}
     )
-    dtype: str = field(default="float32", metadata={"help": "type of the weights: float32, bfloat16 or auto"})
+    dtype: str = field(default="float32", metadata={"help": f"type of the weights, one of {DTYPES}"})
+
+    def __post_init__(self) -> None:
+        _check("dtype", self.dtype, DTYPES)
 
 
 @dataclass
@@ -45,6 +50,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _check("supervision", self.supervision, SUPERVISIONS)
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
 
 
 @dataclass
@@ -61,7 +68,7 @@ class BlockDiffusionConfig(TrainingArguments):
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning rate schedule"})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "learning rate schedule"})
     warmup_steps: float = field(default=0.03, metadata={"help": "warm-up steps, or their share if below 1"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are no columns: keep this off"})
     report_to: str | None = field(default="none", metadata={"help": "wandb, tensorboard, trackio or none"})
@@ -74,7 +81,27 @@ class BlockDiffusionConfig(TrainingArguments):
         _check("objective", self.objective, OBJECTIVES)
         _check("normalizer", self.normalizer, NORMALIZERS)
         _check("noise_order", self.noise_order, NOISE_ORDERS)
+        self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
         super().__post_init__()
+        if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch
+            self.dataloader_pin_memory = False
+
+
+class _Parser(HfArgumentParser):
+    """Says what is wrong in one line, without the usage of two hundred flags in front."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number; to PyYAML it is one only as 1.0e-5."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, BlockDiffusionConfig]:
@@ -87,45 +114,61 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         SystemExit: With code 2 and one clear line, for an unknown key or a value out of its range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser((ModelArguments, DataArguments, BlockDiffusionConfig), prog="diffusionvl train")
-    recipe: list[str] = []
-    if argv and not argv[0].startswith("-"):
-        try:
-            recipe = recipe_flags(Path(argv.pop(0)))
-        except ValueError as error:
-            parser.error(str(error))
-    if "-h" in argv or "--help" in argv:
-        parser.usage = "diffusionvl train [recipe.yaml] [--key value ...]"
+    kinds = (ModelArguments, DataArguments, BlockDiffusionConfig)
+    parser = _Parser(kinds, prog="diffusionvl train", allow_abbrev=False)
+    parser.usage = "diffusionvl train [recipe.yaml] [--key value ...]"
     try:
-        return parser.parse_args_into_dataclasses([*recipe, *argv], look_for_args_file=False)
-    except ValueError as error:
-        sys.exit(parser.error(str(error)))
+        if argv and not argv[0].startswith("-"):
+            recipe = read_recipe(Path(argv.pop(0)))
+            if argv and not argv[0].startswith("-"):  # it would end up in a list of the recipe's
+                parser.error(f"unknown arguments: {argv[0]}")
+            hints = [hint for kind in kinds for hint in get_type_hints(kind).items()]
+            optional = {name for name, hint in hints if type(None) in get_args(hint)}
+            nulls = {key for key, value in recipe.items() if value is None and key in optional}
+            parser.set_defaults(**dict.fromkeys(nulls))  # no word of a command line stands for None
+            argv = recipe_flags({key: value for key, value in recipe.items() if key not in nulls}) + argv
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return tuple(parsed)
 
 
-def recipe_flags(path: Path) -> list[str]:
-    """A YAML recipe as command-line flags, so that one parser checks both.
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Reads a YAML recipe.
 
     Raises:
-        ValueError: The file is missing, broken or no mapping of plain keys.
+        ValueError: The file is missing, broken or no mapping of keys to values.
     """
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"recipe {path}: can not be read ({error.strerror})") from error
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path}: can not be read ({error})") from error
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path}: broken YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe {path}: must be a mapping of keys to values")
+    return recipe
+
+
+def recipe_flags(recipe: dict[str, Any]) -> list[str]:
+    """A recipe as command-line flags, so that one parser checks both."""
     flags: list[str] = []
     for key, value in recipe.items():
-        flags += [f"--{key}", *_flag_values(value)]
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(_word, value)]
+        else:
+            flags.append(f"--{key}={_word(value)}")
     return flags
 
 
-def _flag_values(value: Any) -> list[str]:
-    """One YAML value as the words behind its flag."""
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    if isinstance(value, dict):
-        return [json.dumps(value)]
-    return [str(value)]
+def _word(value: Any) -> str:
+    """One YAML value as it is written behind its flag."""
+    if isinstance(value, bool):  # a plain `no` is false in YAML, but also the name of a strategy
+        return "yes" if value else "no"
+    if value is None:
+        return "null"
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -13,11 +13,22 @@ SHOWN = {
     "tokens_per_second": "tok/s",
     "truncated": "truncated",
     "dropped": "dropped",
+    "eval_loss": "eval",
 }
 
 
 class BlockDiffusionProgress(ProgressCallback):
     """Shows the last log behind the bar instead of a new line for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._evaluation: dict[str, float] = {}  # stays until the next one, through many logs of training
+
+    def close(self) -> None:
+        """Closes the bar of a training that may have stopped on its way."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
 
     def on_log(
         self,
@@ -28,6 +39,11 @@ class BlockDiffusionProgress(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Updates the bar."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "eval_loss" in logs:
+            self._evaluation = {"eval_loss": logs["eval_loss"]}
+        elif "loss" in logs:
+            logs = logs | self._evaluation
             shown = {short: f"{logs[name]:.4g}" for name, short in SHOWN.items() if name in logs}
             self.training_bar.set_postfix(shown, refresh=False)

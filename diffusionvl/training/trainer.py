@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from ..modeling import DiffusionVLConfig, head_on
+from ..modeling.block_masks import PADDING
 from ..modeling.families import is_vision_parameter
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
 from ..objective.noise_schedule import weight
+from ..processor import load_model
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress
 from .dataset import RowDataset
@@ -57,11 +60,21 @@ class BlockDiffusionTrainer(Trainer):
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the count over the whole accumulated batch
         self.can_return_loss = True
-        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._sums: dict[str, Tensor | float] = defaultdict(float)  # since the last log
+        self._totals: dict[str, float] = defaultdict(float)  # of the whole run
         self._logged_at = time.perf_counter()
+        self._progress = BlockDiffusionProgress()
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-            self.add_callback(BlockDiffusionProgress())
+            self.add_callback(self._progress)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in transformers; an error finds the progress bar closed, so that it is told on a line of its own."""
+        self._logged_at = time.perf_counter()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.close()
 
     def compute_loss(
         self,
@@ -79,7 +92,8 @@ class BlockDiffusionTrainer(Trainer):
         loss = loss_sum / count
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged, not summed
-        self._add(truncated=info["truncated"], dropped=info["dropped"], tokens=inputs["input_ids"].numel())
+        tokens = (inputs["document_ids"] != PADDING).sum()
+        self._add(truncated=info["truncated"], dropped=info["dropped"], tokens=tokens)
         return (loss, {}) if return_outputs else loss
 
     def _diffusion_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> Tensor:
@@ -91,12 +105,12 @@ class BlockDiffusionTrainer(Trainer):
             inputs["block_ids"],
             self.model.config.mask_token_id,
             self.args.seed,
-            self.state.global_step,
+            self.state.global_step if model.training else 0,  # one noise for every evaluation: losses compare
             info["rows"].tolist(),
             self.args.noise_order,
         )
         indices = noisy.masked.flatten().nonzero()[:, 0]
-        logits = model(**{**inputs, "input_ids": noisy.x_t}, token_indices=indices).logits
+        logits = model(**{**inputs, "input_ids": noisy.x_t}, token_indices=indices, use_cache=False).logits
         targets = labels.flatten()[indices]
         losses = cross_entropy(logits, targets)
         weights = token_weights(labels, self.args.normalizer).flatten()[indices] * weight(noisy.t.flatten()[indices])
@@ -116,7 +130,7 @@ class BlockDiffusionTrainer(Trainer):
         with head_on(self.model, indices):
             logits = model(
                 input_ids=inputs["input_ids"],
-                attention_mask=(inputs["document_ids"] >= 0).long(),
+                attention_mask=(inputs["document_ids"] != PADDING).long(),
                 position_ids=positions[0] if positions.shape[0] == 1 else positions,
                 use_cache=False,
                 **media,
@@ -137,6 +151,11 @@ class BlockDiffusionTrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return count
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in transformers, which tells a norm by its name and so decays `norm1` and `ln_q`; here by its class."""
+        norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+        return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Parameter groups: with and without weight decay, the vision tower at its own rate."""
         self.optimizer: torch.optim.Optimizer | None
@@ -155,10 +174,39 @@ class BlockDiffusionTrainer(Trainer):
             self.optimizer = optimizer_class(list(groups.values()), **optimizer_kwargs)
         return super().create_optimizer(model)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        """Loads weights as `from_pretrained` does.
+
+        Checkpoints hold the hub's names of a base's weights. transformers' own method compares them with the model's
+        names as they are, and goes on with the weights that it did not find.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have checkpoints of their own
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        model = self.model if model is None else model
+        model.load_state_dict(load_model(resume_from_checkpoint, model.dtype).state_dict())
+
+    def _load_best_model(self) -> None:
+        """As `_load_from_checkpoint`."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in transformers; its time does not count in the tokens per second of training."""
+        begin = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self._logged_at += time.perf_counter() - begin
+        return metrics
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds masked accuracy, mean t, tokens per second and data counts to the training log."""
         if "loss" in logs:
             logs |= self._metrics()
+        elif "train_runtime" in logs:
+            self._metrics()
+            logs |= {name: count for name, count in self._totals.items() if count}
         super().log(logs, start_time)
 
     def _metrics(self) -> dict[str, float]:
@@ -177,16 +225,20 @@ class BlockDiffusionTrainer(Trainer):
         if self.args.objective == "block_diffusion":
             metrics["masked_accuracy"] = metrics.pop("accuracy")
             metrics["mean_t"] = total["t"] / max(total["supervised"], 1)
-        return metrics | {name: total[name] for name in ("truncated", "dropped") if total[name]}
+        for name in COUNTS:
+            self._totals[name] += total[name]
+        return metrics | {name: total[name] for name in COUNTS if total[name]}
 
     def _add_accuracy(self, logits: Tensor, targets: Tensor) -> None:
         self._add(correct=(logits.detach().argmax(-1) == targets).sum(), targets=targets.numel())
 
     def _add(self, **values: Tensor | float) -> None:
-        """Adds to the metrics without waiting for the device."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value
+        """Adds to the metrics of training without waiting for the device."""
+        if self.model.training:
+            for name, value in values.items():
+                self._sums[name] = self._sums[name] + value
 
 
-METRICS = ("correct", "targets", "tokens", "t", "supervised", "truncated", "dropped")
+COUNTS = ("truncated", "dropped")
+METRICS = ("correct", "targets", "tokens", "t", "supervised", *COUNTS)
 CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")

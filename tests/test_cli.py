@@ -1,0 +1,142 @@
+"""The `diffusionvl` command: what goes where, and a mistake is one line with exit code 2."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+from helpers import QUESTION
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from diffusionvl import cli
+
+
+def run(capsys, *argv):
+    """Exit code, stdout and stderr of one call."""
+    capsys.readouterr()
+    try:
+        code = cli.main(list(argv))
+    except SystemExit as exit_:
+        code = exit_.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_translate_train_infer(base_dir, pictures, tmp_path, capsys):
+    """The three commands in turn, each on what the one before wrote."""
+    code, out, _ = run(capsys, "translate", base_dir, "--out", str(tmp_path / "new" / "init"), "--block-size", "4")
+    assert code == 0
+    message, wrote = out.splitlines()
+    assert "mask token '<|mask|>' has id" in message
+    assert wrote == f"wrote {tmp_path / 'new' / 'init'}"
+    assert AutoConfig.from_pretrained(tmp_path / "new" / "init").block_size == 4
+    record = {"images": [pictures[0]], "messages": [{"role": "user", "content": [{"type": "image"}]}]}
+    record["messages"].append({"role": "assistant", "content": "red"})
+    (tmp_path / "records.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {tmp_path}/new/init\ntrain_records: [{tmp_path}/records.jsonl]\noutput_dir: {tmp_path}/model\n"
+    )
+    code, _, _ = run(capsys, "train", str(tmp_path / "recipe.yaml"), "--max_steps", "1", "--save_strategy", "no")
+    assert code == 0
+    code, out, _ = run(
+        capsys,
+        *("infer", "--model", str(tmp_path / "model"), "--image", pictures[0], "--prompt", QUESTION),
+        *("--device", "cpu", "--json", "--max-new-tokens", "6"),
+    )
+    assert code == 0
+    report = json.loads(out)
+    assert (report["tokens"], report["settings"]["block_size"]) == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--help"], ["translate", "train", "infer"]),
+        (["translate", "--help"], ["--out", "--block-size", "--position-mode", "--block-origin"]),
+        (["train", "--help"], ["diffusionvl train [recipe.yaml]", "--objective"]),
+        (["infer", "--help"], ["--image", "--denoising-steps"]),
+    ],
+)
+def test_help(capsys, argv, parts):
+    code, out, err = run(capsys, *argv)
+    assert (code, err) == (0, "")
+    assert all(part in out for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], "COMMAND"),
+        (["tranlate"], "'tranlate'"),
+        (["translate"], "base, --out"),
+        (["translate", "base", "--out", "x", "--block_sise", "4"], "--block_sise 4"),
+        (["translate", "base", "--out", "x", "--block-size", "many"], "'many'"),
+        (["translate", "base", "--out", "x", "--position-mode", "rope"], "'rope'"),
+        (["train", "--unheard_of", "1", "--model", "m", "--train_records", "r"], "--unheard_of 1"),
+        (["infer", "--unheard-of", "1", "--model", "m", "--prompt", "p"], "--unheard-of 1"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, argv, part):
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert part in err
+    assert err.startswith("diffusionvl")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("settings", [["--block-size", "0"], ["--out", "FILE"], ["--out", "FILE/inside"]])
+def test_a_translation_that_can_not_be(base_dir, tmp_path, capsys, settings):
+    (tmp_path / "file").write_text("not a folder")
+    settings = [word.replace("FILE", str(tmp_path / "file")) for word in settings]
+    code, out, err = run(capsys, "translate", base_dir, "--out", str(tmp_path / "out"), *settings)
+    assert (code, out) == (2, "")
+    error = err.splitlines()[-1]
+    assert error.startswith("diffusionvl translate: error: ")
+    assert settings[1] in error
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_missing_base_is_one_line(tmp_path, capsys):
+    code, out, err = run(capsys, "translate", str(tmp_path / "none"), "--out", str(tmp_path / "out"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert str(tmp_path / "none") in err
+
+
+def test_the_base_is_not_written_over(base_dir, capsys):
+    before = load_file(f"{base_dir}/model.safetensors").keys()
+    code, _, err = run(capsys, "translate", base_dir, "--out", f"{base_dir}/")
+    assert code == 2
+    assert "give another folder" in err
+    assert load_file(f"{base_dir}/model.safetensors").keys() == before
+
+
+def test_a_translation_can_be_made_again_in_its_folder(base_dir, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    for size in (2, 4):
+        assert run(capsys, "translate", base_dir, "--out", str(tmp_path), "--block-size", str(size))[0] == 0
+    assert AutoConfig.from_pretrained(tmp_path).block_size == 4
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_help_of_infer_imports_nothing_heavy():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['infer', '--help']\n"
+        "try: runpy.run_module('diffusionvl.infer', run_name='__main__')\n"
+        "except SystemExit as exit_: code = exit_.code\n"
+        "print(code, sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.strip() == "0 []"
+    assert "--denoising-steps" in done.stdout
+
+
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["diffusionvl", "--help"])
+    monkeypatch.delitem(sys.modules, "diffusionvl.cli")
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("diffusionvl.cli", run_name="__main__")
+    assert exit_.value.code == 0
+    assert "COMMAND" in capsys.readouterr().out
