@@ -1,9 +1,12 @@
 """easy-VQA (PyPI, MIT) as conversation records: one 64x64 picture of one shape, questions, answers.
 
+Run `python -m diffusionvl.quickstart.easy_vqa --out DIR` to write the training records.
+
 The official package holds short questions only. Long questions are added here; their answers are composed
 from the official annotations, so each has exactly one right answer and exact match is well defined.
 """
 
+import argparse
 import json
 import random
 from collections import defaultdict
@@ -199,3 +202,23 @@ def write_jsonl(records: list[Record], path: str | Path) -> None:
     """Writes one record a line, making the parent folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def main() -> None:
+    """Writes the records of both training stages: `shapes.jsonl` and `conversations.jsonl`."""
+    parser = argparse.ArgumentParser(description="Write easy-VQA's training records.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--repeats", type=int, default=2, help="conversations about each image (2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    args = parser.parse_args()
+    stages = {
+        "shapes": attribute_records(seed=args.seed, colors=False),
+        "conversations": train_records(args.repeats, args.seed, turns=4),
+    }
+    for name, records in stages.items():
+        write_jsonl(records, args.out / f"{name}.jsonl")
+        print(f"{args.out / name}.jsonl: {len(records):,} records")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Trains the quickstart's AR base from nothing and puts it into assets/ (about 20 minutes on two CPU cores).
+#   bash scripts/make_base.sh [OUT]     OUT: folder for the base (assets/easy-vqa-base)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-assets/easy-vqa-base}
+bash scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+python -m diffusionvl.quickstart.easy_vqa --out outputs/base/data --repeats 6
+python -m diffusionvl.quickstart.base --out outputs/base/init
+python -m diffusionvl.train configs/recipes/easy_vqa_base_shapes.yaml
+python -m diffusionvl.train configs/recipes/easy_vqa_base.yaml
+mkdir -p "$out"
+cp outputs/base/final/*.json outputs/base/final/*.jinja outputs/base/final/*.safetensors outputs/base/final/log.jsonl "$out"
+echo "wrote $out"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The main job, end to end: translate an AR vision-language model, finetune it, compare both on the same test questions.
+#   bash scripts/quickstart.sh [--key value ...]     keys of configs/recipes/quickstart.yaml, such as --max_steps 100
+# Writes outputs/quickstart/: data, model, report.html, results.json, film.gif. Under 10 minutes on two CPU cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+base=assets/easy-vqa-base
+out=outputs/quickstart
+
+echo "== 1/4 records of easy-VQA's training split"
+python -m diffusionvl.quickstart.easy_vqa --out "$out/data"
+echo "== 2/4 translate $base"
+diffusionvl translate "$base" --out "$out/init" --block-size 8
+echo "== 3/4 finetune by block diffusion"
+python -m diffusionvl.train configs/recipes/quickstart.yaml "$@"
+echo "== 4/4 compare base and translation"
+python -m diffusionvl.quickstart.comparison "$base" "$out/model" --out "$out"
