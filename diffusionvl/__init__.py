@@ -5,11 +5,14 @@ transformers' Auto classes know block-diffusion checkpoints.
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
 if TYPE_CHECKING:
+    from .checkpoint import load_processor
     from .data.records import Record, read_records
     from .modeling import (
         DiffusionVLConfig,
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
         DiffusionVLGenerationConfig,
         DiffusionVLGenerationOutput,
     )
-    from .processor import load_processor
     from .training import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
     from .translation import save_translation, translate
 
@@ -32,7 +34,7 @@ _HOME = {
     "DiffusionVLGenerationOutput": "modeling",
     "Record": "data.records",
     "RowDataset": "training",
-    "load_processor": "processor",
+    "load_processor": "checkpoint",
     "read_records": "data.records",
     "save_translation": "translation",
     "translate": "translation",
@@ -60,10 +62,14 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 
-def _register_auto_classes(_: Any) -> None:
+def _register_auto_classes(module: ModuleType) -> None:
     """`modeling` registers its classes when it is imported."""
+    if module.__name__ == _AUTO_CONFIG and _AUTO_MODEL in sys.modules:
+        return  # the Auto models are just being imported, and are told of next
     importlib.import_module(".modeling", __name__)
 
 
-# Importing transformers takes seconds, so it waits until somebody reaches for an Auto model.
-wrapt.register_post_import_hook(_register_auto_classes, "transformers.models.auto.modeling_auto")
+# Importing transformers takes seconds, so it waits until somebody reaches for an Auto class.
+_AUTO_CONFIG, _AUTO_MODEL = "transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto"
+wrapt.register_post_import_hook(_register_auto_classes, _AUTO_CONFIG)
+wrapt.register_post_import_hook(_register_auto_classes, _AUTO_MODEL)

@@ -176,20 +176,13 @@ def load(
     """Loads model and processor; the model's generation config takes the settings that were given.
 
     Raises:
-        InputError: The checkpoint is an AR one, or a setting does not fit it.
-        OSError: It is incomplete or broken.
+        ValueError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig
-
-    from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
-    from .processor import load_processor
+    from .checkpoint import load_config, load_model, load_processor
+    from .modeling import DiffusionVLConfig
 
     name = arguments.model
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model {name!r} holds no checkpoint that transformers can read ({error})") from error
+    config = load_config(name)
     if not isinstance(config, DiffusionVLConfig):
         raise InputError(
             f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
@@ -197,14 +190,7 @@ def load(
         )
     given = check_settings(arguments, config)
     processor = load_processor(name)
-    try:
-        model, info = DiffusionVLForConditionalGeneration.from_pretrained(
-            name, dtype=arguments.dtype, output_loading_info=True
-        )
-    except SafetensorError as error:
-        raise InputError(f"--model {name!r}: its weights are broken ({error}); copy or translate it again") from error
-    if info["missing_keys"]:  # transformers would fill them with noise
-        raise InputError(f"--model {name!r} lacks weights such as {min(info['missing_keys'])!r}; copy or save it again")
+    model: Any = load_model(name, arguments.dtype)
     model.generation_config.update(**given)
     if model.generation_config.denoising_steps is None:
         model.generation_config.denoising_steps = config.block_size

@@ -7,10 +7,10 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, ProcessorMixin
 
+from .checkpoint import load_config, load_model, load_processor
 from .data.conversation import response_header_ids
 from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from .modeling.families import placeholder_ids
-from .processor import load_config, load_model, load_processor
 
 MASK_TOKEN = "<|mask|>"
 

@@ -5,7 +5,7 @@ import torch
 from helpers import build_picture
 from PIL import Image
 
-from diffusionvl.processor import load_processor
+from diffusionvl.checkpoint import load_processor
 from diffusionvl.quickstart.base import build_base
 from diffusionvl.translation import save_translation, translate
 

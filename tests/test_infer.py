@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusionvl.checkpoint import load_processor
 from diffusionvl.cli import main as cli
 from diffusionvl.infer import encode, main, side_by_side
 from diffusionvl.modeling import DiffusionVLForConditionalGeneration
-from diffusionvl.processor import load_processor
 from diffusionvl.quickstart.base import build_base
 from diffusionvl.translation import save_translation, translate
 
@@ -174,7 +174,7 @@ def refused(capsys, argv, said):
 def test_bad_models(base, checkpoint, capsys, tmp_path):
     refused(capsys, ["--model", str(tmp_path / "none")], ["--model", "no such folder", "diffusionvl translate"])
     refused(capsys, ["--model", base], [base, "autoregressive", "qwen2_5_vl", f"diffusionvl translate {base}"])
-    refused(capsys, ["--model", str(tmp_path)], ["--model", str(tmp_path), "no checkpoint"])
+    refused(capsys, ["--model", str(tmp_path)], [str(tmp_path), "no checkpoint"])
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     weights = broken / "model.safetensors"

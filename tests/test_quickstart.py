@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusionvl.checkpoint import load_processor
 from diffusionvl.film import film_html
-from diffusionvl.processor import load_processor
 from diffusionvl.quickstart import evaluate as evaluation
 from diffusionvl.quickstart.base import build_base
 from diffusionvl.quickstart.evaluate import Contender, Result, compare, evaluate, measure_speed

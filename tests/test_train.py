@@ -8,7 +8,7 @@ import yaml
 from helpers import QUESTION, prompts
 
 from diffusionvl import DiffusionVLForConditionalGeneration, load_processor
-from diffusionvl.processor import load_model
+from diffusionvl.checkpoint import load_model
 from diffusionvl.train import main
 
 

@@ -8,13 +8,13 @@ from helpers import QUESTION, assert_same, conversation, gradients, load_model, 
 from PIL import Image
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset, load_processor
+from diffusionvl.checkpoint import load_model as load_any_model
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.records import DataError
 from diffusionvl.modeling.families import is_vision_parameter, media_types
 from diffusionvl.objective import corruption
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN
-from diffusionvl.processor import load_model as load_any_model
 from diffusionvl.training import trainer as trainer_module
 
 

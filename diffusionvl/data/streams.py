@@ -84,6 +84,7 @@ def build_row(
     length = len(input_ids)
     twins = torch.arange(length)
     if layout == "clean":
+        labels = torch.cat([torch.full_like(labels[:1], IGNORED), labels[1:]])  # no token predicts the first one
         return Row(input_ids, labels, block_ids, torch.zeros_like(input_ids), position_ids, twins)
     supervised_blocks = block_ids[labels != IGNORED].unique()
     copied = torch.ones_like(input_ids).bool() if layout == "two_stream" else torch.isin(block_ids, supervised_blocks)

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from diffusionvl.processor import without_video
+from diffusionvl.checkpoint import without_video
 from diffusionvl.quickstart.easy_vqa import corpus
 
 SPECIAL_TOKENS = (

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
+from diffusionvl.checkpoint import load_processor
 from diffusionvl.data.conversation import open_image
 from diffusionvl.film import draw_film, film_html
 from diffusionvl.modeling import DiffusionVLForConditionalGeneration
-from diffusionvl.processor import load_processor
 from diffusionvl.quickstart import easy_vqa
 from diffusionvl.quickstart.evaluate import (
     Contender,

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
+from ..checkpoint import load_model
 from ..modeling import DiffusionVLConfig, head_on
 from ..modeling.block_masks import PADDING
 from ..modeling.families import is_vision_parameter
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
 from ..objective.noise_schedule import weight
-from ..processor import load_model
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress
 from .dataset import RowDataset

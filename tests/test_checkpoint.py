@@ -7,13 +7,13 @@ import torch
 from helpers import QUESTION, prompts
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from diffusionvl import load_processor, processor
-from diffusionvl.processor import VIDEO_REMEDY, load_config, require_video
+from diffusionvl import checkpoint, load_processor
+from diffusionvl.checkpoint import VIDEO_REMEDY, load_config, require_video
 
 
 @pytest.fixture
 def without_torchvision(monkeypatch):
-    monkeypatch.setattr(processor, "is_torchvision_available", lambda: False)
+    monkeypatch.setattr(checkpoint, "is_torchvision_available", lambda: False)
 
 
 @pytest.mark.parametrize("folder", ["base_dir", "translated_dir"])
@@ -34,7 +34,7 @@ def test_a_saved_processor_is_the_same(folder, request, pictures, tmp_path, with
 def test_a_processor_saved_without_torchvision_loads_with_it(translated_dir, pictures, monkeypatch):
     """transformers asks a Qwen checkpoint for a video part wherever it finds torchvision."""
     expected = prompts(load_processor(translated_dir), (QUESTION, pictures[0]))
-    monkeypatch.setattr(processor, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(checkpoint, "is_torchvision_available", lambda: True)
     found = prompts(load_processor(translated_dir), (QUESTION, pictures[0]))
     assert torch.equal(found["input_ids"], expected["input_ids"])
     assert found["pixel_values"].shape == expected["pixel_values"].shape
@@ -71,5 +71,5 @@ def test_videos_need_what_the_error_names(monkeypatch, without_torchvision):
     with pytest.raises(ImportError, match="torchvision") as error:
         require_video()
     assert str(error.value) == VIDEO_REMEDY
-    monkeypatch.setattr(processor, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(checkpoint, "is_torchvision_available", lambda: True)
     require_video()
