@@ -5,8 +5,6 @@ transformers' Auto classes know block-diffusion checkpoints.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -14,12 +12,10 @@ import wrapt
 if TYPE_CHECKING:
     from .checkpoint import load_processor
     from .data.records import Record, read_records
-    from .modeling import (
-        DiffusionVLConfig,
-        DiffusionVLForConditionalGeneration,
-        DiffusionVLGenerationConfig,
-        DiffusionVLGenerationOutput,
-    )
+    from .modeling.configuration_diffusionvl import DiffusionVLConfig
+    from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+    from .modeling.generation_output_diffusionvl import DiffusionVLGenerationOutput
+    from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
     from .training import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
     from .translation import save_translation, translate
 
@@ -28,10 +24,10 @@ __version__ = "0.1.0"
 _HOME = {
     "BlockDiffusionConfig": "training",
     "BlockDiffusionTrainer": "training",
-    "DiffusionVLConfig": "modeling",
-    "DiffusionVLForConditionalGeneration": "modeling",
-    "DiffusionVLGenerationConfig": "modeling",
-    "DiffusionVLGenerationOutput": "modeling",
+    "DiffusionVLConfig": "modeling.configuration_diffusionvl",
+    "DiffusionVLForConditionalGeneration": "modeling.modeling_diffusionvl",
+    "DiffusionVLGenerationConfig": "modeling.generation_configuration_diffusionvl",
+    "DiffusionVLGenerationOutput": "modeling.generation_output_diffusionvl",
     "Record": "data.records",
     "RowDataset": "training",
     "load_processor": "checkpoint",
@@ -62,14 +58,15 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 
-def _register_auto_classes(module: ModuleType) -> None:
-    """`modeling` registers its classes when it is imported."""
-    if module.__name__ == _AUTO_CONFIG and _AUTO_MODEL in sys.modules:
-        return  # the Auto models are just being imported, and are told of next
-    importlib.import_module(".modeling", __name__)
+# A module of `modeling` registers its class with the Auto classes when it is imported. That takes seconds, so it waits
+# until somebody reaches for an Auto class.
+def _register_config(_: Any) -> None:
+    importlib.import_module(".modeling.configuration_diffusionvl", __name__)
 
 
-# Importing transformers takes seconds, so it waits until somebody reaches for an Auto class.
-_AUTO_CONFIG, _AUTO_MODEL = "transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto"
-wrapt.register_post_import_hook(_register_auto_classes, _AUTO_CONFIG)
-wrapt.register_post_import_hook(_register_auto_classes, _AUTO_MODEL)
+def _register_model(_: Any) -> None:
+    importlib.import_module(".modeling.modeling_diffusionvl", __name__)
+
+
+wrapt.register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
+wrapt.register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from transformers import BatchFeature, ProcessorMixin
     from transformers.generation.streamers import BaseStreamer
 
-    from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+    from .modeling.configuration_diffusionvl import DiffusionVLConfig
+    from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
 FILM_SUFFIXES = (".gif", ".html")
 SETTINGS = (
@@ -179,7 +180,7 @@ def load(
         ValueError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
     """
     from .checkpoint import load_config, load_model, load_processor
-    from .modeling import DiffusionVLConfig
+    from .modeling.configuration_diffusionvl import DiffusionVLConfig
 
     name = arguments.model
     config = load_config(name)
@@ -203,7 +204,7 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
     Raises:
         ValueError: One is out of its range; the message names it, its value and the range.
     """
-    from .modeling import DiffusionVLGenerationConfig
+    from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 
     given = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     DiffusionVLGenerationConfig(**given)

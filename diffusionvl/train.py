@@ -11,7 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .checkpoint import load_model, load_processor
 from .data.conversation import ConversationEncoder
 from .data.records import DataError, read_records
-from .modeling import DiffusionVLConfig
+from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .training import BlockDiffusionTrainer, RowDataset
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
 from .translation import write_model_card

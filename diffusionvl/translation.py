@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .checkpoint import load_config, load_model, load_processor
 from .data.conversation import response_header_ids
-from .modeling import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import placeholder_ids
+from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
 MASK_TOKEN = "<|mask|>"
 

@@ -10,7 +10,7 @@ base=assets/easy-vqa-base
 out=outputs/quickstart
 
 echo "== 1/4 records of easy-VQA's training split"
-python -m diffusionvl.quickstart.easy_vqa --out "$out/data"
+python -m diffusionvl.quickstart.easy_vqa --out "$out/data" --repeats 5 --turns 2 --longs 1 1 --draw
 echo "== 2/4 translate $base"
 diffusionvl translate "$base" --out "$out/init" --block-size 8
 echo "== 3/4 finetune by block diffusion"

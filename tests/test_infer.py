@@ -12,7 +12,7 @@ from PIL import Image
 from diffusionvl.checkpoint import load_processor
 from diffusionvl.cli import main as cli
 from diffusionvl.infer import encode, main, side_by_side
-from diffusionvl.modeling import DiffusionVLForConditionalGeneration
+from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.quickstart.base import build_base
 from diffusionvl.translation import save_translation, translate
 

@@ -6,8 +6,9 @@ from helpers import assert_same, collated, conversation, gradients, load_model, 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
-from diffusionvl.modeling import generation_diffusionvl, head_on
+from diffusionvl.modeling import generation_diffusionvl
 from diffusionvl.modeling.families import is_vision_parameter
+from diffusionvl.modeling.modeling_diffusionvl import head_on
 from diffusionvl.objective.loss import IGNORED
 
 QUESTION = "what is the color of the shape?"

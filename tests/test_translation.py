@@ -128,19 +128,27 @@ def test_the_folder_holds_all_parts(translated_dir, base_dir, request):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    "imports",
     [
-        ("AutoModelForImageTextToText", "DiffusionVLForConditionalGeneration"),
-        ("AutoConfig", "DiffusionVLConfig"),
+        "import diffusionvl, transformers",
+        "import transformers; transformers.Trainer; import diffusionvl",
+        "from transformers import quantizers; import diffusionvl",
+        "from diffusionvl import DiffusionVLForConditionalGeneration; import transformers",
     ],
 )
-def test_auto_classes_know_the_folder_once_diffusionvl_is_imported(translated_dir, name, expected):
+def test_auto_classes_know_the_folder_once_diffusionvl_is_imported(translated_dir, imports):
     code = (
-        "import diffusionvl, transformers\n"
-        f"print(type(transformers.{name}.from_pretrained({translated_dir!r})).__name__)"
+        f"{imports}\n"
+        f"print(type(transformers.AutoConfig.from_pretrained({translated_dir!r})).__name__)\n"
+        f"print(type(transformers.AutoModelForImageTextToText.from_pretrained({translated_dir!r})).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == expected, done.stderr
+    assert done.stdout.split() == ["DiffusionVLConfig", "DiffusionVLForConditionalGeneration"], done.stderr
+
+
+def test_importing_the_package_imports_neither_torch_nor_transformers():
+    code = "import diffusionvl, sys; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_the_mask_token_round_trips(translated_dir, processor):

@@ -72,3 +72,6 @@ class DiffusionVLConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The base's text config: hidden size, layers and vocabulary are the base's own."""
         return self if self.base_config is None else self.base_config.get_text_config(*args, **kwargs)
+
+
+AutoConfig.register(DiffusionVLConfig.model_type, DiffusionVLConfig, exist_ok=True)

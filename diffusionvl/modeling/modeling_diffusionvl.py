@@ -212,3 +212,6 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids).masked_fill(attention_mask == 0, PADDING)
         return TokenTags(block_ids, stream_ids, document_ids)
+
+
+AutoModelForImageTextToText.register(DiffusionVLConfig, DiffusionVLForConditionalGeneration, exist_ok=True)

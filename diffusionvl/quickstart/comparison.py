@@ -17,7 +17,7 @@ from transformers.utils import logging
 from diffusionvl.checkpoint import load_processor
 from diffusionvl.data.conversation import open_image
 from diffusionvl.film import draw_film, film_html
-from diffusionvl.modeling import DiffusionVLForConditionalGeneration
+from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.quickstart import easy_vqa
 from diffusionvl.quickstart.evaluate import (
     Contender,

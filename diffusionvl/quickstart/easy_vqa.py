@@ -15,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from diffusionvl.quickstart.shapes import COLORS as RGB
+from diffusionvl.quickstart.shapes import draw_shape
+
 SHAPES = ("circle", "rectangle", "triangle")
-COLORS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
+COLORS = tuple(RGB)
 LONG_QUESTIONS = (
     "describe the image in detail.",
     "which shapes are missing from the image?",
@@ -117,12 +120,12 @@ def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
     return {"id": name, "images": [image], "messages": messages}
 
 
-def _conversation(pairs: list[tuple[str, str]], longs: int, turns: int, rng: random.Random) -> list:
-    """Up to `turns` short (question, answer) pairs and up to `longs` long ones in random order."""
+def _conversation(pairs: list[tuple[str, str]], longs: tuple[int, int], turns: int, rng: random.Random) -> list:
+    """Up to `turns` short (question, answer) pairs and a number of long ones, in random order."""
     shape, color = annotation(pairs)
     chosen = rng.sample(pairs, min(turns, len(pairs)))
     if shape and color:
-        questions = rng.sample(LONG_QUESTIONS, rng.randint(0, longs))
+        questions = rng.sample(LONG_QUESTIONS, rng.randint(*longs))
         chosen += [(question, long_answer(question, shape, color)) for question in questions]
     rng.shuffle(chosen)
     return chosen
@@ -137,15 +140,33 @@ def _shuffled(repeats: int, rng: random.Random) -> Iterator[tuple[str, str, list
             yield f"easyvqa-train-{image}-{repeat}", path, pairs
 
 
-def train_records(repeats: int = 1, seed: int = 0, turns: int = 2, longs: int = 1) -> list[Record]:
+def _redraw(number: int, path: str, pairs: list[tuple[str, str]], drawn: Path, rng: random.Random) -> str:
+    """Path of a new picture of the same shape and colour; of the official one where the questions leave these open."""
+    shape, color = annotation(pairs)
+    if not shape or not color:
+        return path
+    redrawn = (drawn / f"{number}.png").resolve()
+    draw_shape(shape, color, rng).save(redrawn, compress_level=1)
+    return str(redrawn)
+
+
+def train_records(
+    repeats: int = 1,
+    seed: int = 0,
+    turns: int = 2,
+    longs: tuple[int, int] = (0, 1),
+    drawn: Path | None = None,
+) -> list[Record]:
     """Multi-turn conversations over the official TRAIN images.
 
     Args:
         repeats: conversations per image, each with another draw and order of its questions.
         seed: of the draws; the same seed gives the same records.
         turns: short questions per conversation at most (an image has 2 to 21).
-        longs: long questions per conversation at most, 0 to 3; the number is drawn. Images whose shape or
-            colour the official questions leave open get none.
+        longs: least and most long questions per conversation, 0 to 3; the number is drawn. Images whose shape
+            or colour the official questions leave open get none.
+        drawn: folder for new pictures, one a conversation; each replaces an official picture of its shape and
+            colour, whose questions it takes. The first 4,000 conversations keep the official ones.
 
     Returns:
         `repeats` x 4,000 records, shuffled within each repeat.
@@ -154,8 +175,12 @@ def train_records(repeats: int = 1, seed: int = 0, turns: int = 2, longs: int = 
         ImportError: the package easy-vqa is missing.
     """
     rng = random.Random(seed)
-    images = _shuffled(repeats, rng)
-    return [_record(name, path, _conversation(pairs, longs, turns, rng)) for name, path, pairs in images]
+    records = []
+    for number, (name, path, pairs) in enumerate(_shuffled(repeats, rng)):
+        if drawn is not None and number >= len(_load("train")):
+            path = _redraw(number, path, pairs, drawn, rng)
+        records.append(_record(name, path, _conversation(pairs, longs, turns, rng)))
+    return records
 
 
 def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> list[Record]:
@@ -208,12 +233,18 @@ def main() -> None:
     """Writes the records of both training stages: `shapes.jsonl` and `conversations.jsonl`."""
     parser = argparse.ArgumentParser(description="Write easy-VQA's training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--repeats", type=int, default=2, help="conversations about each image (2)")
+    parser.add_argument("--repeats", type=int, default=1, help="conversations about each image (1)")
+    parser.add_argument("--turns", type=int, default=4, help="short questions of a conversation, at most (4)")
+    parser.add_argument("--longs", type=int, nargs=2, default=(0, 1), help="least and most long questions (0 1)")
+    parser.add_argument("--draw", action="store_true", help="draw a new picture for all but the first conversation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     args = parser.parse_args()
+    drawn = args.out / "images" if args.draw else None
+    if drawn is not None:
+        drawn.mkdir(parents=True, exist_ok=True)
     stages = {
         "shapes": attribute_records(seed=args.seed, colors=False),
-        "conversations": train_records(args.repeats, args.seed, turns=4),
+        "conversations": train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn),
     }
     for name, records in stages.items():
         write_jsonl(records, args.out / f"{name}.jsonl")

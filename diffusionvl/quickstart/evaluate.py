@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from diffusionvl.data.conversation import open_image
-from diffusionvl.modeling import DiffusionVLForConditionalGeneration
+from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.quickstart.easy_vqa import Record
 
 MAX_NEW_TOKENS = 96  # twice the longest answer of easy-VQA

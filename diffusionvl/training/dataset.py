@@ -10,8 +10,8 @@ from ..data.collate import collate
 from ..data.conversation import ConversationEncoder
 from ..data.records import DataError, Record
 from ..data.streams import Row, build_row
-from ..modeling import DiffusionVLConfig
 from ..modeling.block_masks import block_grid, block_starts
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import native_positions, placeholder_ids, position_axes, sequential_positions
 
 

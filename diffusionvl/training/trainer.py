@@ -14,9 +14,10 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..checkpoint import load_model
-from ..modeling import DiffusionVLConfig, head_on
 from ..modeling.block_masks import PADDING
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import is_vision_parameter
+from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
 from ..objective.noise_schedule import weight
