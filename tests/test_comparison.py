@@ -24,7 +24,7 @@ def trained_dir(translated_dir, tmp_path_factory):
 def test_writes_report_film_and_numbers(base_dir, trained_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusionvl.quickstart.evaluate.MAX_NEW_TOKENS", 16)
     out = tmp_path / "out"
-    argv = [base_dir, trained_dir, "--out", str(out), "--limit", "4", "--sweep", "0.5", "0.9", "--sweep-records", "2"]
+    argv = [base_dir, trained_dir, "--out", str(out), "--limit", "4", "--sweep", "0.95", "0.5"]
     assert main(argv) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("AR", "static", "dynamic", "4 short and 4 long"))
@@ -35,7 +35,7 @@ def test_writes_report_film_and_numbers(base_dir, trained_dir, tmp_path, capsys,
     assert results["train_seconds"] == 3.5
     assert list(results["decoding"]) == ["AR", "static", "dynamic"]
     assert results["decoding"]["AR"]["long_forwards_per_token"] == 1
-    assert [point["threshold"] for point in results["sweep"]] == [0.5, 0.9]
+    assert [point["threshold"] for point in results["sweep"]] == [0.5, 0.9, 0.95]
     assert results["block_size"] == load_model(trained_dir).config.block_size
 
 

@@ -48,8 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="first N questions of each kind only")
     parser.add_argument("--batch-size", type=int, default=256, help="questions answered together (256)")
     parser.add_argument("--confidence-threshold", type=float, default=0.9, help="of dynamic remasking (0.9)")
-    parser.add_argument("--sweep", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9, 0.95, 0.99], metavar="P")
-    parser.add_argument("--sweep-records", type=int, default=256, help="long questions for the sweep (256)")
+    parser.add_argument(
+        "--sweep", type=float, nargs="+", default=[0.5, 0.99, 0.999], metavar="P", help="more thresholds for the chart"
+    )
     return parser
 
 
@@ -117,9 +118,13 @@ def _run(
     speeds = compare_speed(contenders, processor, long[:SPEED_RECORDS])
     results = [compare(contenders, processor, records, arguments.batch_size) for records in (short, long)]
     rows = [Row(*columns) for columns in zip(*results, speeds, strict=True)]
-    sweep = [
-        (threshold, _sweep_point(arguments, translated, processor, long, threshold)) for threshold in arguments.sweep
-    ]
+    points = {
+        threshold: evaluate(
+            translated, processor, long, arguments.batch_size, remasking=DYNAMIC, confidence_threshold=threshold
+        )
+        for threshold in arguments.sweep
+    }
+    points[arguments.confidence_threshold] = results[1][2]
     report = Report(
         base=Path(arguments.base).name,
         block_size=translated.config.block_size,
@@ -127,25 +132,13 @@ def _run(
         seconds=next(line["train_runtime"] for line in log if "train_runtime" in line),
         rows=rows,
         log=log,
-        sweep=sweep,
+        sweep=sorted(points.items()),
         samples=pick_samples(long, results[1][0], results[1][2]) + pick_samples(short, results[0][0], results[0][2]),
         film=_film(translated, processor, long[0], dynamic, arguments.out),
     )
     write_report(arguments.out / "report.html", report)
     (arguments.out / "results.json").write_text(json.dumps(summary(report), indent=1) + "\n", encoding="utf-8")
     print(f"\n{format_table(rows)}\n\nwrote {arguments.out / 'report.html'}, results.json and film.gif")
-
-
-def _sweep_point(
-    arguments: argparse.Namespace,
-    model: DiffusionVLForConditionalGeneration,
-    processor: ProcessorMixin,
-    records: Sequence[easy_vqa.Record],
-    threshold: float,
-) -> Result:
-    """Dynamic remasking at one threshold, on a part of the long questions."""
-    few = records[: arguments.sweep_records]
-    return evaluate(model, processor, few, arguments.batch_size, remasking=DYNAMIC, confidence_threshold=threshold)
 
 
 def _film(
