@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import build_picture
 from PIL import Image
+from transformers.utils import logging
 
 from diffusionvl.checkpoint import load_processor
 from diffusionvl.quickstart.base import build_base
@@ -47,5 +48,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _fresh():
+    """The seed, and what a command that ran before has set for its process."""
     torch.manual_seed(0)
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()

@@ -132,7 +132,7 @@ def test_the_folder_holds_all_parts(translated_dir, base_dir, request):
     [
         "import diffusionvl, transformers",
         "import transformers; transformers.Trainer; import diffusionvl",
-        "from transformers import quantizers; import diffusionvl",
+        "from transformers import quantizers; import diffusionvl, transformers",
         "from diffusionvl import DiffusionVLForConditionalGeneration; import transformers",
     ],
 )
