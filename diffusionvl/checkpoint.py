@@ -10,13 +10,13 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BatchFeature,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
-from transformers.video_processing_utils import BaseVideoProcessor
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 
@@ -75,46 +75,36 @@ def load_processor(path: str) -> ProcessorMixin:
     model_type = (config.base_config if config.model_type == DiffusionVLConfig.model_type else config).model_type
     if model_type not in PROCESSOR_MAPPING_NAMES:
         raise ValueError(f"{path}: model type {model_type!r} has no processor in transformers; give a VLM checkpoint")
-    if is_torchvision_available() and has_video(path):
+    if is_torchvision_available():
         processor = AutoProcessor.from_pretrained(path)
     else:
-        backend = {} if is_torchvision_available() else {"backend": "pil"}
         processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type]))
-        processor = processor_class.from_pretrained(path, **backend)
+        processor = processor_class.from_pretrained(path, backend="pil")
     processor.tokenizer.padding_side = "left"
     return processor
 
 
-def has_video(path: str) -> bool:
-    """Whether a checkpoint has the settings of a video part: one saved without torchvision has none."""
-    try:
-        BaseVideoProcessor.get_video_processor_dict(path)
-    except OSError:
-        return False
-    return True
-
-
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The same processor for text and images alone; saved, it lacks the video part and is the same otherwise."""
+    """The same processor for text and images alone; what it saves, the whole one can load.
+
+    Videos, given to it, raise an ImportError that names the remedy.
+    """
 
     def init(
         self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
     ) -> None:
         processor_class.__init__(self, image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
-    # ProcessorMixin reads the parts to load off this signature, and writes the class's name into the checkpoint.
-    return type(processor_class.__name__, (processor_class,), {"__init__": init})
+    def call(self: Any, *args: Any, videos: Any = None, **kwargs: Any) -> BatchFeature:
+        if videos is not None:
+            raise ImportError(VIDEO_REMEDY)
+        return processor_class.__call__(self, *args, **kwargs)
 
+    def save_pretrained(self: Any, save_directory: str, **kwargs: Any) -> None:
+        processor_class.save_pretrained(self, save_directory, **kwargs)
+        # In this file of its own, the whole processor finds settings for its video part, too.
+        self.image_processor.save_pretrained(save_directory)
 
-def require_video() -> None:
-    """Raises an error that names the remedy if videos can not be read.
-
-    Raises:
-        ImportError: torchvision or qwen-vl-utils is missing.
-    """
-    try:
-        import qwen_vl_utils  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{VIDEO_REMEDY} (missing: {error.name})") from error
-    if not is_torchvision_available():
-        raise ImportError(VIDEO_REMEDY)
+    # ProcessorMixin reads the parts to load off `__init__`, and writes the class's name into the checkpoint.
+    methods = {"__init__": init, "__call__": call, "save_pretrained": save_pretrained}
+    return type(processor_class.__name__, (processor_class,), methods)

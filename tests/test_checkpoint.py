@@ -1,14 +1,13 @@
 """Processors load without torchvision, which this package does not need for still images."""
 
-import sys
-
 import pytest
 import torch
 from helpers import QUESTION, prompts
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from diffusionvl import checkpoint, load_processor
-from diffusionvl.checkpoint import VIDEO_REMEDY, load_config, require_video
+from diffusionvl.checkpoint import load_config
 
 
 @pytest.fixture
@@ -31,13 +30,16 @@ def test_a_saved_processor_is_the_same(folder, request, pictures, tmp_path, with
     assert found["image_grid_thw"].tolist() == [[1, 8, 8], [1, 8, 8], [1, 4, 8], [1, 4, 4]]
 
 
-def test_a_processor_saved_without_torchvision_loads_with_it(translated_dir, pictures, monkeypatch):
-    """transformers asks a Qwen checkpoint for a video part wherever it finds torchvision."""
-    expected = prompts(load_processor(translated_dir), (QUESTION, pictures[0]))
-    monkeypatch.setattr(checkpoint, "is_torchvision_available", lambda: True)
-    found = prompts(load_processor(translated_dir), (QUESTION, pictures[0]))
-    assert torch.equal(found["input_ids"], expected["input_ids"])
-    assert found["pixel_values"].shape == expected["pixel_values"].shape
+def test_a_saved_processor_has_settings_for_a_video_part(translated_dir):
+    """transformers asks a Qwen checkpoint for them wherever it finds torchvision."""
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(translated_dir)
+    assert settings["patch_size"] == load_processor(translated_dir).image_processor.patch_size
+
+
+def test_videos_without_torchvision_are_refused_with_the_remedy(translated_dir, without_torchvision):
+    processor = load_processor(translated_dir)
+    with pytest.raises(ImportError, match=r"torchvision.*diffusionvl\[video\]"):
+        processor(text=["<|video_pad|>"], videos=[torch.zeros(2, 3, 32, 32)])
 
 
 def test_prompts_are_padded_on_the_left(translated_dir):
@@ -59,17 +61,3 @@ def test_a_missing_folder_is_named_in_one_line(tmp_path):
         load_processor(str(tmp_path / "none"))
     assert str(tmp_path / "none") in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_videos_need_what_the_error_names(monkeypatch, without_torchvision):
-    monkeypatch.setitem(sys.modules, "qwen_vl_utils", None)
-    with pytest.raises(ImportError, match="qwen_vl_utils") as error:
-        require_video()
-    assert VIDEO_REMEDY in str(error.value)
-    assert "pip install 'diffusionvl[video]'" in str(error.value)
-    monkeypatch.setitem(sys.modules, "qwen_vl_utils", sys)
-    with pytest.raises(ImportError, match="torchvision") as error:
-        require_video()
-    assert str(error.value) == VIDEO_REMEDY
-    monkeypatch.setattr(checkpoint, "is_torchvision_available", lambda: True)
-    require_video()
