@@ -31,7 +31,7 @@ BASELINE = "two_stream"
 
 
 def build_model(hidden: int, layers: int, block_size: int) -> DiffusionVLForConditionalGeneration:
-    """A random Qwen2.5-VL of about 43 M parameters, with a vision tower that only the clean stream feeds."""
+    """A random Qwen2.5-VL of about 45 M parameters, with a vision tower that only the clean stream feeds."""
     torch.manual_seed(0)
     base = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
@@ -44,6 +44,9 @@ def build_model(hidden: int, layers: int, block_size: int) -> DiffusionVLForCond
                 "num_key_value_heads": hidden // 128,
                 "tie_word_embeddings": True,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+                "bos_token_id": None,
+                "eos_token_id": END,
+                "pad_token_id": PAD,
             },
             vision_config={
                 "depth": 4,
