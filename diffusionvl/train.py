@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoint import load_model, load_processor
 from .data.conversation import ConversationEncoder
@@ -39,8 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     model_args, data, args = parse_arguments(argv)
     try:
         checkpoint = resume_from(args)
+        if checkpoint is not None and is_finished(checkpoint, args):
+            print(f"diffusionvl train: {checkpoint} is the end of this run; nothing is left to do")
+            return 0
         trainer = build_trainer(model_args, data, args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        # The Trainer's own checks, such as for a missing package of `report_to`, are RuntimeErrors.
         return _fail(error)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -69,7 +73,7 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
     Raises:
         ValueError: It is no checkpoint; or `output_dir` holds some already, which a new run would mix with its own.
     """
-    newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    newest = newest_checkpoint(args.output_dir)
     wanted = args.resume_from_checkpoint
     if wanted is None and newest is not None:
         raise ValueError(
@@ -77,11 +81,38 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
             "add `--resume_from_checkpoint last` to go on from it, or give another output_dir"
         )
     checkpoint = newest if wanted == "last" else wanted
-    if checkpoint is not None and not Path(checkpoint, TRAINER_STATE_NAME).is_file():
+    if checkpoint is not None and not is_whole(Path(checkpoint)):
         raise ValueError(
-            f"resume_from_checkpoint {checkpoint!r} holds no {TRAINER_STATE_NAME}; give `last` or a checkpoint folder"
+            f"resume_from_checkpoint {checkpoint!r} is no whole checkpoint; give `last` or the folder of another one"
         )
     return checkpoint
+
+
+def newest_checkpoint(output_dir: str) -> str | None:
+    """The newest whole checkpoint of a run. Half-written ones are told on stderr and left where they are."""
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]")
+    for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if is_whole(folder):
+            return str(folder)
+        print(f"diffusionvl train: {folder} is only half written and is left out", file=sys.stderr)
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the Trainer writes its state last."""
+    try:
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return any(checkpoint.glob("*.safetensors")) or any(checkpoint.glob("global_step*"))
+
+
+def is_finished(checkpoint: str, args: BlockDiffusionConfig) -> bool:
+    """Whether a checkpoint is the last one of the run that `args` describe."""
+    state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    if args.max_steps > 0:
+        return state["global_step"] >= args.max_steps
+    return state["epoch"] >= args.num_train_epochs
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_help(capsys, argv, parts):
         (["translate", "base", "--out", "x", "--block_sise", "4"], "--block_sise 4"),
         (["translate", "base", "--out", "x", "--block-size", "many"], "'many'"),
         (["translate", "base", "--out", "x", "--position-mode", "rope"], "'rope'"),
-        (["train", "--unheard_of", "1", "--model", "m", "--train_records", "r"], "--unheard_of 1"),
+        (["train", "--unheard_of", "1", "--model=m", "--train_records=r", "--output_dir=o"], "--unheard_of 1"),
         (["infer", "--unheard-of", "1", "--model", "m", "--prompt", "p"], "--unheard-of 1"),
     ],
 )

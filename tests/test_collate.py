@@ -7,7 +7,6 @@ from helpers import conversation, some_records
 from diffusionvl import DiffusionVLConfig, RowDataset
 from diffusionvl.data.collate import collate
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.data.records import DataError
 from diffusionvl.data.streams import IGNORED, build_row
 
 PAD, PICTURE, FILM = 0, 7, 8
@@ -134,7 +133,9 @@ def test_dropped_and_truncated_rows_are_counted(translated_dir, processor, pictu
     assert (int(batch["truncated"]), int(batch["dropped"])) == (2, 1)
 
 
-def test_a_batch_that_truncation_empties_is_refused(translated_dir, processor, pictures):
+def test_a_batch_that_truncation_empties_carries_no_loss(translated_dir, processor, pictures):
     dataset = dataset_of(translated_dir, processor, [conversation(("q", "a", pictures[0]))], max_length=20)
-    with pytest.raises(DataError, match=r"max_length=20 left no supervised token in 1 sample.*; raise max_length"):
-        dataset.collate([dataset[0]])
+    batch = dataset.collate([dataset[0]])
+    assert batch["input_ids"].shape == (1, 1)
+    assert (batch["labels"] == IGNORED).all()
+    assert (int(batch["truncated"]), int(batch["dropped"])) == (1, 1)

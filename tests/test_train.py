@@ -131,7 +131,7 @@ def test_a_run_warns_of_nothing(recipe, capfd):
         ({"eval_records": ["TMP/none.jsonl"]}, "TMP/none.jsonl"),
         ({"eval_strategy": "steps"}, "eval_dataset"),
         ({"resume_from_checkpoint": "TMP/none"}, "TMP/none"),
-        ({"max_length": 3}, "max_length=3"),
+        ({"max_length": 3}, "raise max_length"),
     ],
 )
 def test_an_input_that_can_not_be_used(recipe, tmp_path, capfd, settings, part):
@@ -162,3 +162,38 @@ def test_an_image_that_is_missing_in_the_middle_of_a_run(recipe, tmp_path, capfd
     assert "records.jsonl:4" in message
     assert gone in message
     assert "Traceback" not in message
+
+
+def run_to(recipe, steps, **settings):
+    """A run that saves every step, or goes on with one."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant", **settings}
+    return main([recipe(max_steps=steps, **settings)])
+
+
+def test_a_finished_run_is_left_alone(recipe, tmp_path, capfd):
+    assert run_to(recipe, 2) == 0
+    weights = (tmp_path / "out/model.safetensors").read_bytes()
+    assert run_to(recipe, 2, resume_from_checkpoint="last") == 0
+    assert "nothing is left to do" in capfd.readouterr().out
+    assert (tmp_path / "out/model.safetensors").read_bytes() == weights
+    assert run_to(recipe, 3, resume_from_checkpoint="last") == 0
+    assert (tmp_path / "out/checkpoint-3").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["no state", "half a state", "no weights"])
+def test_a_half_written_checkpoint_is_told_and_the_one_before_is_taken(recipe, tmp_path, capfd, damage):
+    assert run_to(recipe, 2) == 0
+    newest = tmp_path / "out/checkpoint-2"
+    state = newest / "trainer_state.json"
+    if damage == "no state":
+        state.unlink()
+    elif damage == "half a state":
+        state.write_text(state.read_text()[:50])
+    else:
+        (newest / "model.safetensors").unlink()
+    expected = load_model(str(tmp_path / "out")).state_dict()
+    capfd.readouterr()
+    assert run_to(recipe, 2, resume_from_checkpoint="last") == 0
+    assert f"{newest} is only half written" in capfd.readouterr().err
+    for name, weight in load_model(str(tmp_path / "out")).state_dict().items():
+        assert torch.equal(weight, expected[name])

@@ -323,14 +323,30 @@ def test_truncated_and_dropped_samples_are_counted(build, pictures):
     ]
     trainer = build(records, max_length=24, per_device_train_batch_size=4, max_steps=3, logging_steps=2)
     trainer.train()
-    first, last = trainer.state.log_history
+    first, second, last = trainer.state.log_history
     assert (first["truncated"], first["dropped"]) == (4, 2)  # a dropped sample was truncated, too
+    assert (second["truncated"], second["dropped"], second["step"]) == (2, 1, 3)  # the last step is logged, too
     assert (last["truncated"], last["dropped"]) == (6, 3)  # of all three steps
 
 
-def test_a_batch_that_truncation_empties_is_an_error(build, records):
-    with pytest.raises(DataError, match="max_length=4 left no supervised token in 2 sample"):
+def test_a_run_that_truncation_empties_is_an_error(build, records):
+    with pytest.raises(DataError, match=r"left no supervised token in the last .* samples.*; raise max_length"):
         build(records, max_length=4).train()
+
+
+@pytest.mark.parametrize("normalizer", ["per_sample", "tokens"])
+def test_an_emptied_batch_changes_nothing_in_an_accumulated_one(build, pictures, normalizer):
+    """At batch size 1 a dropped sample is a batch of its own."""
+    kept = [conversation((QUESTION, "no")), conversation((QUESTION, "yes"))]
+    dropped = conversation((QUESTION, "no", *pictures))
+    settings = {"max_length": 24, "per_device_train_batch_size": 1, "max_steps": 1, "normalizer": normalizer}
+    alone, among = (
+        build(records, gradient_accumulation_steps=len(records), **settings) for records in (kept, [*kept, dropped])
+    )
+    for trainer in (alone, among):
+        trainer.train()
+    assert among.state.log_history[0]["dropped"] == 1
+    assert among.state.log_history[0]["loss"] == pytest.approx(alone.state.log_history[0]["loss"], rel=1e-6)
 
 
 def test_a_batch_without_masked_tokens_has_a_loss_of_zero_with_a_graph(build, records, monkeypatch):

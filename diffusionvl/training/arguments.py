@@ -16,6 +16,17 @@ from ..objective.noise_schedule import NOISE_ORDERS
 
 OBJECTIVES = ("block_diffusion", "ar")
 DTYPES = ("float32", "bfloat16", "auto")
+LEAST = {
+    "learning_rate": 0,
+    "vision_learning_rate": 0,
+    "weight_decay": 0,
+    "num_train_epochs": 0,
+    "max_steps": -1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -81,6 +92,14 @@ class BlockDiffusionConfig(TrainingArguments):
         _check("objective", self.objective, OBJECTIVES)
         _check("normalizer", self.normalizer, NORMALIZERS)
         _check("noise_order", self.noise_order, NOISE_ORDERS)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):  # NaN compares false
+                raise ValueError(f"{name} must be a number of at least {least}, got {value}")
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
+        if not self.output_dir:
+            raise ValueError("output_dir is not set; give the folder for the trained model")
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
         super().__post_init__()
         if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch

@@ -1,8 +1,8 @@
-"""The progress bar."""
+"""The progress bar, and the last line of the log."""
 
 from typing import Any
 
-from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 SHOWN = {
@@ -47,3 +47,12 @@ class BlockDiffusionProgress(ProgressCallback):
             logs = logs | self._evaluation
             shown = {short: f"{logs[name]:.4g}" for name, short in SHOWN.items() if name in logs}
             self.training_bar.set_postfix(shown, refresh=False)
+
+
+class LogLastStep(TrainerCallback):
+    """Logs the last step, too, when it is no multiple of `logging_steps`."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Asks for a log."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True

@@ -8,8 +8,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder
-from ..data.records import DataError, Record
-from ..data.streams import Row, build_row
+from ..data.records import Record
+from ..data.streams import IGNORED, Row, build_row
 from ..modeling.block_masks import block_grid, block_starts
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import native_positions, placeholder_ids, position_axes, sequential_positions
@@ -69,19 +69,20 @@ class RowDataset(Dataset):
     def collate(self, items: list[tuple[Row | None, bool]]) -> dict[str, Any]:
         """Pads rows into a batch, leaving out the ones that truncation emptied; both are counted in the batch.
 
-        Raises:
-            DataError: No row of the batch is left.
+        If none is left, the batch is a row of one token that carries no loss: all processes take the same steps.
         """
         rows = [row for row, _ in items if row is not None]
-        if not rows:
-            raise DataError(
-                f"truncation to max_length={self.encoder.max_length} left no supervised token in {len(items)} "
-                "sample(s), a whole batch; raise max_length"
-            )
-        batch = collate(rows, self.encoder.tokenizer.pad_token_id, placeholder_ids(self.base_config))
+        pad_id = self.encoder.tokenizer.pad_token_id
+        batch = collate(rows or [self._empty_row(pad_id)], pad_id, placeholder_ids(self.base_config))
         batch["truncated"] = torch.tensor(sum(truncated for _, truncated in items))
         batch["dropped"] = torch.tensor(len(items) - len(rows))
         return batch
+
+    def _empty_row(self, pad_id: int) -> Row:
+        """One token without a label."""
+        token, zero = torch.tensor([pad_id]), torch.tensor([0])
+        positions = torch.zeros(position_axes(self.base_config), 1, dtype=torch.long)
+        return Row(token, torch.tensor([IGNORED]), zero, zero, positions, zero)
 
     def _positions(self, input_ids: torch.Tensor, media: dict[str, Any]) -> torch.Tensor:
         """Positions [A, L] of a clean stream."""

@@ -14,6 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..checkpoint import load_model
+from ..data.records import DataError
 from ..modeling.block_masks import PADDING
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import is_vision_parameter
@@ -22,7 +23,7 @@ from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
 from ..objective.noise_schedule import weight
 from .arguments import BlockDiffusionConfig
-from .callbacks import BlockDiffusionProgress
+from .callbacks import BlockDiffusionProgress, LogLastStep
 from .dataset import RowDataset
 
 ROW_INFO = ("labels", "rows", "truncated", "dropped")  # what a batch holds besides the model's inputs
@@ -65,6 +66,7 @@ class BlockDiffusionTrainer(Trainer):
         self._totals: dict[str, float] = defaultdict(float)  # of the whole run
         self._logged_at = time.perf_counter()
         self._progress = BlockDiffusionProgress()
+        self.add_callback(LogLastStep())
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(self._progress)
@@ -89,8 +91,8 @@ class BlockDiffusionTrainer(Trainer):
         inputs = {name: value for name, value in inputs.items() if name not in ROW_INFO}
         step = self._diffusion_loss if self.args.objective == "block_diffusion" else self._ar_loss
         loss_sum = step(model, inputs, info)
-        count = loss_count(info["labels"], self.args.normalizer) if num_items_in_batch is None else num_items_in_batch
-        loss = loss_sum / count
+        count = self._count(info["labels"]) if num_items_in_batch is None else num_items_in_batch
+        loss = loss_sum / max(count, 1)  # 0 where truncation has emptied every row
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged, not summed
         tokens = (inputs["document_ids"] != PADDING).sum()
@@ -142,11 +144,15 @@ class BlockDiffusionTrainer(Trainer):
         self._add(supervised=torch.tensor(len(row)))
         return (cross_entropy(logits, targets) * weights).sum()
 
+    def _count(self, labels: Tensor) -> Tensor:
+        """What the loss of one batch is divided by; 0 for one that truncation has emptied."""
+        return loss_count(labels, self.args.normalizer) * (labels != IGNORED).any()
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """What the loss of an accumulated batch is divided by, over all processes."""
         if not batch_samples:
             return None
-        count = sum(loss_count(batch["labels"], self.args.normalizer) for batch in batch_samples)
+        count = sum(self._count(batch["labels"]) for batch in batch_samples)
         count = torch.as_tensor(count, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
@@ -226,6 +232,11 @@ class BlockDiffusionTrainer(Trainer):
         if self.args.objective == "block_diffusion":
             metrics["masked_accuracy"] = metrics.pop("accuracy")
             metrics["mean_t"] = total["t"] / max(total["supervised"], 1)
+        if total["dropped"] and not total["supervised"]:
+            raise DataError(
+                f"truncation left no supervised token in the last {total['dropped']:.0f} samples, all there were; "
+                "raise max_length"
+            )
         for name in COUNTS:
             self._totals[name] += total[name]
         return metrics | {name: total[name] for name in COUNTS if total[name]}
