@@ -23,6 +23,11 @@ from .modeling.configuration_diffusionvl import DiffusionVLConfig
 VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 
 
+def _brief(error: Exception) -> str:
+    """An error's message on one line, without the report that transformers adds."""
+    return " ".join(str(error).split())[:300]
+
+
 def load_config(path: str) -> PreTrainedConfig:
     """Loads the config of an AR or a block-diffusion checkpoint.
 
@@ -34,10 +39,9 @@ def load_config(path: str) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # a value of a wrong type in config.json is a TypeError
         what = "the folder holds" if Path(path).is_dir() else "there is no such folder, and the hub gave"
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: {what} no checkpoint that transformers can read ({reason})") from error
+        raise ValueError(f"{path}: {what} no checkpoint that transformers can read ({_brief(error)})") from error
 
 
 def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
@@ -48,14 +52,19 @@ def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
         dtype: Type of the weights; the checkpoint's own by default.
 
     Raises:
-        ValueError: Weights are broken or missing; transformers would fill missing ones with noise.
+        ValueError: Weights are broken, missing or of another shape; transformers would fill them with noise.
     """
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except SafetensorError as error:
         raise ValueError(f"{path}: its weights are broken ({error}); copy or save it again") from error
     if info["missing_keys"]:
         raise ValueError(f"{path}: lacks weights such as {min(info['missing_keys'])!r}; copy or save it again")
+    if info["mismatched_keys"]:
+        name, found, expected = min(info["mismatched_keys"])
+        raise ValueError(f"{path}: {name!r} has shape {[*found]}, its config.json wants {[*expected]}; mend the config")
     return model
 
 

@@ -49,12 +49,14 @@ def _translate(arguments: argparse.Namespace) -> int:
         out = Path(arguments.out)
         if out.resolve() == Path(arguments.base).resolve():
             raise ValueError(f"--out {arguments.out!r} is the AR checkpoint itself; give another folder")
+        if Path(out, "trainer_state.json").exists():
+            raise ValueError(f"--out {arguments.out!r} holds a finetuned model; give another folder")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--out {arguments.out!r} can not be made ({error.strerror})") from error
         translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)
-        save_translation(translation, arguments.out, arguments.base)
+        save_translation(translation, arguments.out)
     except (OSError, ValueError) as error:
         print(f"diffusionvl translate: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

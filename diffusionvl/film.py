@@ -135,7 +135,7 @@ def _captions(tokens: list[FilmToken], blocks: list[int]) -> list[str]:
         done = sum(token.step <= index and not token.behind_end for token in tokens)
         captions.append(
             f"block {block + 1} of {blocks[-1] + 1}  ·  step {index - blocks.index(block) + 1} of {blocks.count(block)}"
-            f"  ·  {done} tokens in {index + 1} steps"
+            f"  ·  {done} tokens in {index + 1} step{'s' * (index > 0)}"
         )
     return captions
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from jinja2 import TemplateError
+
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
 if TYPE_CHECKING:
     import torch
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_paths(arguments)
         _run(arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TemplateError) as error:
         # Every DataError and InputError is a ValueError, and so is what the libraries raise for a broken file.
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -97,7 +99,13 @@ def check_paths(arguments: argparse.Namespace) -> None:
     for image in arguments.image:
         if not Path(image).is_file():
             raise InputError(f"--image {image!r}: no such file")
+    try:
+        arguments.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"--prompt holds bytes that are not UTF-8 ({error.reason}); write it in UTF-8") from error
     film = arguments.film
+    if film and film.is_dir():
+        raise InputError(f"--film {str(film)!r}: is a folder; give a file in it")
     if film and film.suffix not in FILM_SUFFIXES:
         raise InputError(f"--film {str(film)!r}: unknown suffix; give one of {', '.join(FILM_SUFFIXES)}")
     if film and not film.parent.is_dir():
@@ -165,7 +173,7 @@ def find_device(name: str | None) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the meta device holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device {name!r} can not be used here; `--device cpu` always can") from error
     return device
@@ -222,6 +230,9 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
 def encode(processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]") -> "BatchFeature":
     """A question about images as the model's inputs, images first; [1, P] tokens, as in training."""
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
+    for token in processor.tokenizer.all_special_tokens:
+        if token in prompt:
+            raise InputError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
     messages = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # The template has written every special token.

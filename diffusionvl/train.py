@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.save_state()
     if trainer.is_world_process_zero():
         if isinstance(trainer.model.config, DiffusionVLConfig):
-            write_model_card(args.output_dir, trainer.model.config, model_args.model)
+            write_model_card(args.output_dir, trainer.model.config, finetuned=True)
         log = Path(args.output_dir, "log.jsonl")
         log.write_text("".join(json.dumps(line) + "\n" for line in trainer.state.log_history), encoding="utf-8")
     return 0

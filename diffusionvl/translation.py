@@ -1,7 +1,7 @@
 """Translates an autoregressive checkpoint into a block-diffusion one, without training."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -55,6 +55,14 @@ def translate(
     if isinstance(load_config(base), DiffusionVLConfig):
         raise ValueError(f"{base} is a block-diffusion checkpoint already; give the AR model it came from")
     processor = load_processor(base)
+    header_ids = response_header_ids(processor)
+    if block_origin == "response" and not header_ids:
+        raise ValueError(
+            f"{base}: the chat template writes nothing in front of a response, so its blocks can not start there; "
+            "use block_origin='absolute'"
+        )
+    if processor.tokenizer.eos_token_id is None:
+        raise ValueError(f"{base}: the tokenizer has no end-of-sequence token; set its eos_token")
     model = load_model(base, dtype)
     rows = model.get_input_embeddings().num_embeddings
     own = processor.tokenizer.mask_token_id is not None
@@ -69,7 +77,8 @@ def translate(
         mask_token_id=mask_token_id,
         position_mode=position_mode,  # type: ignore[arg-type]
         block_origin=block_origin,  # type: ignore[arg-type]
-        response_header_ids=response_header_ids(processor),
+        response_header_ids=header_ids,
+        base_model_name_or_path=base,
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         dtype=model.dtype,
@@ -94,10 +103,18 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
 
     Returns:
         The mask token's id.
+
+    Raises:
+        ValueError: The mask token would mean something else, too.
     """
     tokenizer = processor.tokenizer
+    taken = [*placeholder_ids(model.config), tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
+    if tokenizer.mask_token_id in taken and tokenizer.mask_token_id is not None:
+        raise ValueError(
+            f"the tokenizer's mask token {tokenizer.mask_token!r} has another meaning already; unset its mask_token"
+        )
     if tokenizer.mask_token_id is None:
-        taken = [*placeholder_ids(model.config), *tokenizer.get_vocab().values()]
+        taken += tokenizer.get_vocab().values()
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
         if tokenizer.mask_token_id in taken:
             raise ValueError(f"the id {tokenizer.mask_token_id} of the new mask token is in use; mend the tokenizer")
@@ -110,21 +127,20 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
     return tokenizer.mask_token_id
 
 
-def save_translation(translation: Translation, out: str, base: str) -> None:
+def save_translation(translation: Translation, out: str) -> None:
     """Saves model, processor and model card into one folder.
 
     Args:
         translation: What `translate` returned.
         out: Folder.
-        base: The AR checkpoint's name, for the card.
     """
     translation.model.save_pretrained(out)
     translation.processor.save_pretrained(out)
-    write_model_card(out, translation.model.config, base)
+    write_model_card(out, translation.model.config)
 
 
-def write_model_card(out: str, config: DiffusionVLConfig, base: str, **details: Any) -> None:
+def write_model_card(out: str, config: DiffusionVLConfig, finetuned: bool = False) -> None:
     """Writes `README.md` of a checkpoint folder."""
     environment = Environment(loader=PackageLoader("diffusionvl", "."), undefined=StrictUndefined, trim_blocks=True)
     card = environment.get_template("model_card.md.jinja")
-    Path(out, "README.md").write_text(card.render(config=config, base=base, **details) + "\n", encoding="utf-8")
+    Path(out, "README.md").write_text(card.render(config=config, finetuned=finetuned) + "\n", encoding="utf-8")

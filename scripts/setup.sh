@@ -11,11 +11,11 @@ stamp=$(cat pyproject.toml scripts/setup.sh <(echo "$extras") | sha256sum | cut 
 if [ -x .venv/bin/python ] && [ "$(cat .venv/setup-stamp 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-  { echo "setup.sh: error: $("$python" --version) is too old; set PYTHON to Python 3.10 or newer" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+  { echo "setup.sh: error: '$python' is not Python 3.10 or newer; set PYTHON to one that is" >&2; exit 2; }
 
 echo "setup.sh: installing diffusionvl[$extras] into .venv"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
 
 # A folder of wheels that pip is configured with may hold the torch of this machine; uv has to be told.

@@ -27,7 +27,7 @@ def base_dir(tmp_path_factory):
 def translated_dir(base_dir, tmp_path_factory):
     """Folder of the block-diffusion model with the base's weights, D = 8."""
     folder = str(tmp_path_factory.mktemp("translated"))
-    save_translation(translate(base_dir), folder, base_dir)
+    save_translation(translate(base_dir), folder)
     return folder
 
 

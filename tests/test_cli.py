@@ -140,3 +140,11 @@ def test_the_module_is_the_command(monkeypatch, capsys):
         runpy.run_module("diffusionvl.cli", run_name="__main__")
     assert exit_.value.code == 0
     assert "COMMAND" in capsys.readouterr().out
+
+
+def test_a_finetuned_model_is_not_overwritten(base_dir, tmp_path, capsys):
+    (tmp_path / "trainer_state.json").write_text("{}")
+    code, _, err = run(capsys, "translate", base_dir, "--out", str(tmp_path))
+    assert code == 2
+    assert "holds a finetuned model" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["trainer_state.json"]

@@ -1,6 +1,7 @@
 """The quickstart's last step, on random models: it writes what it says, and refuses what it can not compare."""
 
 import json
+import shutil
 
 import pytest
 from helpers import load_model
@@ -11,8 +12,6 @@ from diffusionvl.quickstart.comparison import main
 @pytest.fixture(scope="module")
 def trained_dir(translated_dir, tmp_path_factory):
     """A folder as `diffusionvl.train` leaves it: with a log."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("trained") / "model"
     shutil.copytree(translated_dir, folder)
     lines = [{"step": 1, "loss": 2.0, "masked_accuracy": 0.1}, {"step": 2, "loss": 1.0, "masked_accuracy": 0.2}]
@@ -47,3 +46,25 @@ def test_refuses_models_in_the_wrong_order(base_dir, trained_dir, tmp_path, caps
 def test_refuses_a_translation_without_a_log(base_dir, translated_dir, tmp_path, capsys):
     assert main([base_dir, translated_dir, "--out", str(tmp_path)]) == 2
     assert "log.jsonl is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--batch-size", "0"], "--batch-size"),
+        (["--limit", "-1"], "--limit"),
+        (["--sweep", "0.5", "2"], "confidence_threshold"),
+        (["--confidence-threshold", "nan"], "confidence_threshold"),
+    ],
+)
+def test_bad_values_are_told_before_anything_is_loaded(base_dir, tmp_path, capsys, argv, said):
+    assert main([base_dir, "no such folder", "--out", str(tmp_path / "out"), *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{broken", '{"step": 1, "loss": 1.0}'])
+def test_a_log_that_is_not_whole_is_refused(base_dir, translated_dir, tmp_path, capsys, text):
+    shutil.copytree(translated_dir, tmp_path / "model")
+    (tmp_path / "model/log.jsonl").write_text(text)
+    assert main([base_dir, str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    assert "no log of a whole training run" in capsys.readouterr().err

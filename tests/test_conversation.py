@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers import build_picture, conversation, some_records
@@ -269,3 +270,25 @@ def test_text_that_would_not_be_read_as_text_is_refused(processor, pictures, que
 def test_an_unknown_supervision_is_refused(processor):
     with pytest.raises(ValueError, match=r"supervision must be one of .*'assistant', 'structural'.*'all'"):
         ConversationEncoder(processor, "all")
+
+
+def test_a_photo_is_turned_upright(tmp_path):
+    photo = Image.new("RGB", (20, 10), "red")
+    exif = photo.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(str(tmp_path / "a.jpg"), "test").size == (10, 20)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    Image.fromarray(np.array([[0, 257 * 128, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert np.array(open_image(str(tmp_path / "a.png"), "test"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|mask|>", "<|image_pad|>"])
+@pytest.mark.parametrize("place", ["question", "answer"])
+def test_tokens_of_the_template_in_a_turn_are_refused(processor, token, place):
+    texts = {"question": "is it?", "answer": "yes"} | {place: f"so {token} it is"}
+    with pytest.raises(DataError, match="take it out") as error:
+        ConversationEncoder(processor).encode(conversation((texts["question"], texts["answer"])))
+    assert token in str(error.value)

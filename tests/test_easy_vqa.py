@@ -123,3 +123,12 @@ def test_the_command_writes_both_stages(tmp_path, monkeypatch, capsys):
     lines = (tmp_path / "conversations.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == easy_vqa.train_records(turns=4)
     assert "conversations.jsonl: 4,000 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--repeats", "0"], ["--turns", "-1"], ["--longs", "2", "1"], ["--turns", "0"]])
+def test_bad_flags_write_nothing(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("sys.argv", ["easy_vqa", "--out", str(tmp_path / "data"), *flags])
+    with pytest.raises(SystemExit) as exit_:
+        easy_vqa.main()
+    assert exit_.value.code == 2
+    assert not (tmp_path / "data").exists()

@@ -31,7 +31,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(base, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("translated"))
-    save_translation(translate(base), folder, base)
+    save_translation(translate(base), folder)
     return folder
 
 
@@ -204,3 +204,20 @@ def test_default_device_is_cuda_if_there_is_one():
     from diffusionvl.infer import find_device
 
     assert find_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|mask|>"])
+def test_special_tokens_in_the_prompt_are_refused(checkpoint, capsys, token):
+    refused(capsys, ["--model", checkpoint, "--prompt", f"is {token} it?"], ["--prompt", token])
+
+
+def test_a_prompt_in_another_encoding_is_refused(checkpoint, capsys):
+    refused(capsys, ["--model", checkpoint, "--prompt", "bad \udcff"], ["--prompt", "UTF-8"])
+
+
+def test_a_film_that_is_a_folder_is_refused(checkpoint, capsys, tmp_path):
+    refused(capsys, ["--model", checkpoint, "--film", str(tmp_path)], ["--film", "folder"])
+
+
+def test_the_meta_device_is_refused(checkpoint, capsys):
+    refused(capsys, ["--model", checkpoint, "--device", "meta"], ["--device", "'meta'"])

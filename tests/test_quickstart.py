@@ -27,7 +27,7 @@ def models(tmp_path_factory):
     processor.save_pretrained(folder)
     translation = translate(folder)
     out = str(tmp_path_factory.mktemp("translated"))
-    save_translation(translation, out, folder)
+    save_translation(translation, out)
     return base.eval(), translation.model, load_processor(out)
 
 

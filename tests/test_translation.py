@@ -1,5 +1,7 @@
 """Translation: the base's own weights, one mask token, and a folder that stands alone."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -63,7 +65,7 @@ def test_a_full_matrix_gets_one_row_the_mean_of_the_others(make_base, tmp_path):
     assert model.config.mask_token_id == processor.tokenizer.mask_token_id == size
     assert message == f"mask token {MASK_TOKEN!r} has id {size}: one row added to the embeddings"
     assert same_weights(model, base, size)
-    save_translation(translation, str(tmp_path / "out"), folder)
+    save_translation(translation, str(tmp_path / "out"))
     for each in (model, load_model(str(tmp_path / "out"))):
         assert each.config.get_text_config().vocab_size == size + 1
         for matrix, own in (
@@ -101,7 +103,7 @@ def test_translations_are_identical(make_base):
     ("name", "value"), [("block_size", 4), ("position_mode", "sequential"), ("block_origin", "absolute")]
 )
 def test_settings_land_in_the_config(base_dir, tmp_path, name, value):
-    save_translation(translate(base_dir, **{name: value}), str(tmp_path), base_dir)
+    save_translation(translate(base_dir, **{name: value}), str(tmp_path))
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, DiffusionVLConfig)
     assert getattr(config, name) == value
@@ -168,7 +170,7 @@ def test_every_eos_of_the_base_still_ends_an_answer(base_dir, tmp_path):
     model.generation_config.eos_token_id = [other]
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
-    save_translation(translate(str(tmp_path / "base")), str(tmp_path / "out"), "base")
+    save_translation(translate(str(tmp_path / "base")), str(tmp_path / "out"))
     loaded = DiffusionVLForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert set(loaded.generation_config.eos_token_id) == {other, processor.tokenizer.eos_token_id}
     assert loaded.config.eos_token_id == processor.tokenizer.eos_token_id
@@ -178,7 +180,7 @@ def test_every_eos_of_the_base_still_ends_an_answer(base_dir, tmp_path):
 def test_the_type_of_the_weights_is_the_checkpoints_own(base_dir, tmp_path, dtype, expected):
     AutoModelForImageTextToText.from_pretrained(base_dir, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
     load_processor(base_dir).save_pretrained(tmp_path / "base")
-    save_translation(translate(str(tmp_path / "base"), dtype=dtype), str(tmp_path / "out"), "base")
+    save_translation(translate(str(tmp_path / "base"), dtype=dtype), str(tmp_path / "out"))
     loaded = load_model(str(tmp_path / "out"))
     assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
     assert loaded.config.dtype == expected
@@ -240,3 +242,53 @@ def test_a_base_that_is_none(base_dir, tmp_path, kind, reason):
 def test_a_diffusion_checkpoint_is_refused(translated_dir):
     with pytest.raises(ValueError, match="block-diffusion checkpoint already"):
         translate(translated_dir)
+
+
+def test_a_mask_token_with_another_meaning_is_refused(base_dir, tmp_path):
+    shutil.copytree(base_dir, tmp_path / "base")
+    tokenizer = load_processor(base_dir).tokenizer
+    tokenizer.mask_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="another meaning already"):
+        translate(str(tmp_path / "base"))
+
+
+def test_a_template_without_a_header_needs_absolute_blocks(base_dir, tmp_path):
+    shutil.copytree(base_dir, tmp_path / "base")
+    template = tmp_path / "base/chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant\\n", ""))
+    with pytest.raises(ValueError, match="block_origin='absolute'"):
+        translate(str(tmp_path / "base"))
+    assert translate(str(tmp_path / "base"), block_origin="absolute").model.config.response_header_ids == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("block_size", "8"),
+        ("block_size", 8.5),
+        ("block_size", None),
+        ("mask_token_id", -1),
+        ("mask_token_id", "x"),
+        ("base_config", {}),
+        ("base_config", []),
+        ("response_header_ids", 5),
+    ],
+)
+def test_a_bad_value_in_config_json_is_named(translated_dir, tmp_path, name, value):
+    shutil.copytree(translated_dir, tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=name) as error:
+        load_model(str(tmp_path / "model"))
+    assert repr(value) in str(error.value)
+
+
+def test_weights_of_another_shape_are_refused(translated_dir, tmp_path):
+    shutil.copytree(translated_dir, tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text())
+    config["base_config"]["text_config"]["intermediate_size"] = 64
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"has shape \[128, 320\], its config\.json wants \[128, 64\]"):
+        load_model(str(tmp_path / "model"))

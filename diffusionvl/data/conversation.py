@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .records import DataError, Record
@@ -122,19 +122,20 @@ class ConversationEncoder:
         """Refuses what would be tokenised, but not as the record means it."""
         if record.messages[0]["role"] == "assistant":
             raise DataError(f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it")
+        reserved = [*self.placeholders, self.tokenizer.eos_token]
+        if self.tokenizer.mask_token is not None:
+            reserved.append(self.tokenizer.mask_token)
         for message in record.messages:
             text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
-            reserved = list(self.placeholders)
             if message["role"] == "assistant":
-                reserved.append(self.tokenizer.eos_token)
                 images = [part["image"] for part in message["content"] if part["type"] == "image"]
                 if images:
                     raise DataError(f"{record.name}: an assistant turn holds {images}; move images to a user turn")
             for token in reserved:
                 if token in text:
                     raise DataError(
-                        f"{record.name}: the text of a turn holds {token!r}, which would be read as media or as the "
-                        "end of the turn; take it out"
+                        f"{record.name}: the text of a turn holds {token!r}, which would be read as media, as the "
+                        "end of the turn or as a mask; take it out"
                     )
 
     def _pieces(self, record: Record) -> list[Piece]:
@@ -230,7 +231,10 @@ def open_image(path: str, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path) as file:
+                image: Image.Image = ImageOps.exif_transpose(file)  # upright, as transformers' own loader has it
+                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
+                    image = image.convert("I").point(lambda value: value / 257).convert("L")
                 return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{name}: image {path!r} does not exist; check 'image_root' ({Path(path).parent})") from error

@@ -21,6 +21,7 @@ class DiffusionVLConfig(PreTrainedConfig):
             the whole row from index 0, as the reference does.
         response_header_ids: The ids that open a response (for Qwen `<|im_start|>assistant\\n`). With
             `block_origin="response"` they tell where a prompt's earlier responses stand.
+        base_model_name_or_path: The AR checkpoint that was translated, for the model card.
 
     Raises:
         ValueError: A field has a value outside its range.
@@ -38,12 +39,21 @@ class DiffusionVLConfig(PreTrainedConfig):
         position_mode: Literal["native", "sequential"] = "native",
         block_origin: Literal["response", "absolute"] = "response",
         response_header_ids: list[int] | None = None,
+        base_model_name_or_path: str | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
+            if "model_type" not in base_config:
+                raise ValueError(f"base_config must be the config of an AR model, got {base_config!r}")
             base_config = AutoConfig.for_model(**base_config)
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {block_size}")
+        elif base_config is not None and not isinstance(base_config, PreTrainedConfig):
+            raise ValueError(f"base_config must be the config of an AR model, got {base_config!r}")
+        if not isinstance(block_size, int) or block_size < 1:
+            raise ValueError(f"block_size must be an integer of at least 1, got {block_size!r}")
+        if mask_token_id is not None and (not isinstance(mask_token_id, int) or mask_token_id < 0):
+            raise ValueError(f"mask_token_id must be the id of a token, got {mask_token_id!r}")
+        if not isinstance(response_header_ids, list | tuple | None):
+            raise ValueError(f"response_header_ids must be a list of token ids, got {response_header_ids!r}")
         if position_mode not in POSITION_MODES:
             raise ValueError(f"position_mode must be one of {POSITION_MODES}, got {position_mode!r}")
         if block_origin not in BLOCK_ORIGINS:
@@ -54,6 +64,7 @@ class DiffusionVLConfig(PreTrainedConfig):
         self.position_mode = position_mode
         self.block_origin = block_origin
         self.response_header_ids = list(response_header_ids or [])
+        self.base_model_name_or_path = base_model_name_or_path
         if base_config is not None:
             text_config = base_config.get_text_config(decoder=True)
             # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from diffusionvl.checkpoint import load_processor
+from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.data.conversation import open_image
 from diffusionvl.film import draw_film, film_html
+from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.quickstart import easy_vqa
 from diffusionvl.quickstart.evaluate import (
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        check_values(arguments)
         base, translated = load_pair(arguments.base, arguments.translated)
         log = read_log(Path(arguments.translated, "log.jsonl"))
         _run(arguments, base, translated, load_processor(arguments.translated), log)
@@ -74,14 +76,32 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def check_values(arguments: argparse.Namespace) -> None:
+    """Checks, before anything slow, what would fail behind it.
+
+    Raises:
+        ValueError: A flag has a value out of its range, or `--out` can not be a folder.
+    """
+    for threshold in (arguments.confidence_threshold, *arguments.sweep):
+        DiffusionVLGenerationConfig(confidence_threshold=threshold)
+    for name in ("batch_size", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {str(arguments.out)!r} can not be made ({error.strerror})") from error
+
+
 def load_pair(base: str, translated: str) -> tuple[PreTrainedModel, DiffusionVLForConditionalGeneration]:
     """Loads both models on the GPU, if there is one, in eval mode.
 
     Raises:
-        ValueError: One is of the other kind.
+        ValueError: One is of the other kind, broken or missing.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [AutoModelForImageTextToText.from_pretrained(name).eval().to(device) for name in (base, translated)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = [load_model(name).eval().to(device) for name in (base, translated)]
     kinds = [isinstance(model, DiffusionVLForConditionalGeneration) for model in models]
     if kinds != [False, True]:
         raise ValueError(f"give an AR model and a block-diffusion one, in this order; got {base!r} and {translated!r}")
@@ -92,11 +112,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The training log that `diffusionvl.train` wrote beside the model.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it is broken.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing; give a folder that `python -m diffusionvl.train` wrote")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        whole = any("loss" in line for line in log) and any("train_runtime" in line for line in log)
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is no log of a whole training run; train the model again")
+    return log
 
 
 def _run(
@@ -149,7 +176,6 @@ def _film(
     out: Path,
 ) -> str:
     """Denoises one answer: `film.gif` in `out`, and the film as HTML."""
-    out.mkdir(parents=True, exist_ok=True)
     inputs = encode(processor, [record]).to(model.device)
     output: Any = model.generate(**inputs, **settings, return_dict_in_generate=True, output_history=True)
     prompt_length = inputs["input_ids"].shape[1]

@@ -239,6 +239,10 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw a new picture for all but the first conversation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     args = parser.parse_args()
+    if args.repeats < 1 or args.turns < 0 or not 0 <= args.longs[0] <= args.longs[1] <= len(LONG_QUESTIONS):
+        parser.error("--repeats must be at least 1, --turns at least 0, and --longs two of 0 to 3, the least first")
+    if not args.turns and not args.longs[0]:
+        parser.error("--turns 0 needs --longs 1 or more, or conversations would be empty")
     drawn = args.out / "images" if args.draw else None
     if drawn is not None:
         drawn.mkdir(parents=True, exist_ok=True)
