@@ -13,26 +13,18 @@ from diffusionvl.checkpoint import load_processor
 from diffusionvl.cli import main as cli
 from diffusionvl.infer import encode, main, side_by_side
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
-from diffusionvl.quickstart.base import build_base
-from diffusionvl.translation import save_translation, translate
 
 QUESTION = "what is the color of the shape?"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    model, processor = build_base()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def base(base_dir):
+    return base_dir
 
 
-@pytest.fixture(scope="module")
-def checkpoint(base, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("translated"))
-    save_translation(translate(base), folder)
-    return folder
+@pytest.fixture
+def checkpoint(translated_dir):
+    return translated_dir
 
 
 @pytest.fixture(scope="module")
