@@ -12,7 +12,6 @@ case " $* " in *" --output"[-_]"dir"*)
   echo "quickstart.sh: error: --output_dir is $out/model here; run the four commands of docs/quickstart.md for another" >&2
   exit 2 ;;
 esac
-rm -rf "$out"
 
 echo "== 1/4 records of easy-VQA's training split"
 python -m diffusionvl.quickstart.easy_vqa --out "$out/data" --repeats 5 --turns 2 --longs 1 1 --draw
