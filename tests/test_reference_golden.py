@@ -24,17 +24,17 @@ from diffusionvl.objective.loss import IGNORED, cross_entropy, loss_count, token
 from diffusionvl.objective.noise_schedule import reference_t, weight
 
 HERE = Path(__file__).parent
-GOLDEN = Path(os.environ.get("DIFFUSIONVL_GOLDEN", HERE / "golden/reference"))
+GOLDEN = os.environ.get("DIFFUSIONVL_GOLDEN", str(HERE / "golden/reference"))
 MODEL = os.environ.get("DIFFUSIONVL_GOLDEN_MODEL", str(HERE / "golden/tiny_qwen2_5_vl"))
 MASK_ID, EOS_ID, PAD_ID = 319, 317, 316
-CASES = json.loads(GOLDEN.with_suffix(".json").read_text())
+CASES = json.loads(Path(f"{GOLDEN}.json").read_text())
 TRAIN = {case["name"]: case for case in CASES["train"]}
 GENERATE = {case["name"]: case for case in CASES["generate"]}
 
 
 def tensors(kind, name):
     prefix = f"{kind}.{name}."
-    loaded = load_file(GOLDEN.with_suffix(".safetensors"))
+    loaded = load_file(f"{GOLDEN}.safetensors")
     return {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
 
 
@@ -123,6 +123,7 @@ def test_decoding_gives_the_same_ids(name, fused_commit):
     if EOS_ID in expected:
         expected = expected[: expected.index(EOS_ID) + 1]
     assert answer == expected
-    # The reference also commits the last block, for nobody to read.
-    assert int(output.forwards[0]) == case["forwards"] - 1 or fused_commit
-    assert int(output.forwards[0]) < case["forwards"]
+    if case["prompt_length"] >= case["block_size"]:  # else it is full diffusion, which commits nothing
+        # The reference also commits the last block, for nobody to read.
+        assert int(output.forwards[0]) == case["forwards"] - 1 or fused_commit
+        assert int(output.forwards[0]) < case["forwards"]

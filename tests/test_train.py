@@ -170,6 +170,13 @@ def run_to(recipe, steps, **settings):
     return main([recipe(max_steps=steps, **settings)])
 
 
+def test_no_pickle_stands_beside_the_weights(recipe, tmp_path):
+    assert run_to(recipe, 1) == 0
+    for folder in (tmp_path / "out", tmp_path / "out/checkpoint-1"):
+        assert not [*folder.glob("*.bin")]
+        assert json.loads((folder / "training_args.json").read_text())["max_steps"] == 1
+
+
 def test_a_finished_run_is_left_alone(recipe, tmp_path, capfd):
     assert run_to(recipe, 2) == 0
     weights = (tmp_path / "out/model.safetensors").read_bytes()

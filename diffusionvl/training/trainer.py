@@ -5,11 +5,13 @@ Legend: B rows, T tokens of a row, M tokens with a loss.
 
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -180,6 +182,13 @@ class BlockDiffusionTrainer(Trainer):
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
             self.optimizer = optimizer_class(list(groups.values()), **optimizer_kwargs)
         return super().create_optimizer(model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """As in transformers, with the arguments as JSON in place of a pickle."""
+        super()._save(output_dir, state_dict)
+        pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
+        pickled.unlink(missing_ok=True)
+        pickled.with_suffix(".json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         """Loads weights as `from_pretrained` does.
