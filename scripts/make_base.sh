@@ -12,5 +12,6 @@ python -m diffusionvl.quickstart.base --out outputs/base/init
 python -m diffusionvl.train configs/recipes/easy_vqa_base_shapes.yaml
 python -m diffusionvl.train configs/recipes/easy_vqa_base.yaml
 mkdir -p "$out"
-cp outputs/base/final/*.json outputs/base/final/*.jinja outputs/base/final/*.safetensors outputs/base/final/log.jsonl "$out"
+cp outputs/base/final/*.json* outputs/base/final/*.jinja outputs/base/final/*.safetensors "$out"
+rm "$out/trainer_state.json" "$out/training_args.json"
 echo "wrote $out"
