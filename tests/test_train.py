@@ -65,7 +65,8 @@ def test_a_run_leaves_a_whole_checkpoint(recipe, objective, pictures, tmp_path):
     assert type(model) is type(before)
     moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before.state_dict()[name])]
     assert len(moved) > 50
-    assert model.generation_config.eos_token_id == before.generation_config.eos_token_id
+    ends = [torch.tensor(each.generation_config.eos_token_id).flatten().unique() for each in (model, before)]
+    assert torch.equal(*ends)  # older Trainers list an id twice
     log = log_of(out)
     assert [line["step"] for line in log] == [1, 2, 3, 3]
     accuracy = "masked_accuracy" if objective == "block_diffusion" else "accuracy"
