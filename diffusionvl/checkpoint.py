@@ -24,7 +24,7 @@ VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pi
 
 
 def _brief(error: Exception) -> str:
-    """An error's message on one line, without the report that transformers adds."""
+    """The beginning of an error's message, on one line."""
     return " ".join(str(error).split())[:300]
 
 

@@ -3,20 +3,14 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+from .command_line import Parser, fail
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `diffusionvl translate | train | infer`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
+    parser = Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     translate = commands.add_parser("translate", help="turn an AR checkpoint into a block-diffusion one")
     translate.add_argument("base", help="AR checkpoint: a folder or a hub id")
@@ -58,8 +52,7 @@ def _translate(arguments: argparse.Namespace) -> int:
         translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)
         save_translation(translation, arguments.out)
     except (OSError, ValueError) as error:
-        print(f"diffusionvl translate: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return fail("diffusionvl translate", error)
     print(f"{translation.message}\nwrote {arguments.out}")
     return 0
 

@@ -5,9 +5,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
+
+from .command_line import Parser, fail
 
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
 if TYPE_CHECKING:
@@ -35,16 +37,9 @@ class InputError(ValueError):
     """An argument that can not be used; the message names it, its value and the remedy."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The flags. Decoding settings that are not given are those of the checkpoint."""
-    parser = _Parser(prog="diffusionvl infer", description="Answer a question with a block-diffusion model.")
+    parser = Parser(prog="diffusionvl infer", description="Answer a question with a block-diffusion model.")
     parser.add_argument("--model", required=True, help="block-diffusion checkpoint: a folder or a hub id")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeat for more")
@@ -82,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         _run(arguments)
     except (OSError, ValueError, TemplateError) as error:
         # Every DataError and InputError is a ValueError, and so is what the libraries raise for a broken file.
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return fail(parser.prog, error)
     return 0
 
 

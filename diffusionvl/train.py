@@ -9,6 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoint import load_model, load_processor
+from .command_line import fail
 from .data.conversation import ConversationEncoder
 from .data.records import DataError, read_records
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -62,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _fail(error: Exception) -> int:
     """Prints one line; the error of a data loading process comes with that process's traceback in front."""
-    message = str(error).rpartition(f"{DataError.__name__}: ")[2]
-    print(f"diffusionvl train: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return fail("diffusionvl train", str(error).rpartition(f"{DataError.__name__}: ")[2])
 
 
 def resume_from(args: BlockDiffusionConfig) -> str | None:

@@ -10,7 +10,7 @@ from diffusionvl.checkpoint import load_processor
 from diffusionvl.film import film_html
 from diffusionvl.quickstart import evaluate as evaluation
 from diffusionvl.quickstart.base import build_base
-from diffusionvl.quickstart.evaluate import Contender, Result, compare, evaluate, measure_speed
+from diffusionvl.quickstart.evaluate import Contender, Result, compare, compare_speed, evaluate
 from diffusionvl.quickstart.report import Report, Row, Sample, format_table, write_report
 from diffusionvl.translation import save_translation, translate
 
@@ -112,9 +112,9 @@ def test_speed_is_tokens_a_second_after_the_warm_up(models, records, monkeypatch
     lengths = torch.tensor([8])
     fake = lambda *_, **__: evaluation.Generated(lengths, lengths, lengths, next(seconds))  # noqa: E731
     monkeypatch.setattr(evaluation, "generate", fake)
-    assert measure_speed(base, processor, records) == 4.0  # the median of 4, 2 and 8
+    assert compare_speed([Contender("", base)], processor, records) == [4.0]  # the median of 4, 2 and 8
     with pytest.raises(ValueError, match="2 records leave nothing"):
-        measure_speed(base, processor, records[:2])
+        compare_speed([Contender("", base)], processor, records[:2])
 
 
 def test_evaluation_of_nothing_is_an_error(models):

@@ -6,7 +6,7 @@ Legend: A axes of a position (1, or 3 for M-RoPE), B batch, L tokens.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 # Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
@@ -73,8 +73,3 @@ def is_vision_parameter(name: str) -> bool:
     """Whether a parameter belongs to the vision tower proper; its projector counts as part of the language model."""
     parts = name.split(".")
     return any(part in VISION_MODULES for part in parts) and not any(part in PROJECTOR_MODULES for part in parts)
-
-
-def vision_parameters(model: nn.Module) -> list[str]:
-    """Names of the model's vision tower parameters."""
-    return [name for name, _ in model.named_parameters() if is_vision_parameter(name)]

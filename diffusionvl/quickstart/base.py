@@ -3,7 +3,6 @@
 Run `python -m diffusionvl.quickstart.base --out DIR` to write it.
 """
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from diffusionvl.checkpoint import without_video
+from diffusionvl.command_line import Parser
 from diffusionvl.quickstart.easy_vqa import corpus
 
 SPECIAL_TOKENS = (
@@ -160,7 +160,7 @@ def build_base(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Proce
 
 def main() -> None:
     """Writes the untrained checkpoint and its processor."""
-    parser = argparse.ArgumentParser(description="Write the untrained tiny Qwen2.5-VL and its processor.")
+    parser = Parser(description="Write the untrained tiny Qwen2.5-VL and its processor.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from diffusionvl.checkpoint import load_model, load_processor
+from diffusionvl.command_line import Parser, fail
 from diffusionvl.data.conversation import open_image
 from diffusionvl.film import draw_film, film_html
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
@@ -37,9 +38,9 @@ SPEED_RECORDS = 26  # of the long ones; the first two only warm up
 SAMPLES = 6
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m diffusionvl.quickstart.comparison",
         description="Compare an AR model with its block-diffusion translation on easy-VQA's test split.",
     )
@@ -71,8 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         log = read_log(Path(arguments.translated, "log.jsonl"))
         _run(arguments, base, translated, load_processor(arguments.translated), log)
     except (OSError, ValueError, ImportError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return fail(parser.prog, error)
     return 0
 
 

@@ -6,7 +6,6 @@ The official package holds short questions only. Long questions are added here; 
 from the official annotations, so each has exactly one right answer and exact match is well defined.
 """
 
-import argparse
 import json
 import random
 from collections import defaultdict
@@ -15,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from diffusionvl.command_line import Parser
 from diffusionvl.quickstart.shapes import COLORS as RGB
 from diffusionvl.quickstart.shapes import draw_shape
 
@@ -231,7 +231,7 @@ def write_jsonl(records: list[Record], path: str | Path) -> None:
 
 def main() -> None:
     """Writes the records of both training stages: `shapes.jsonl` and `conversations.jsonl`."""
-    parser = argparse.ArgumentParser(description="Write easy-VQA's training records.")
+    parser = Parser(description="Write easy-VQA's training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--repeats", type=int, default=1, help="conversations about each image (1)")
     parser.add_argument("--turns", type=int, default=4, help="short questions of a conversation, at most (4)")

@@ -154,13 +154,6 @@ def compare(
     return results
 
 
-def measure_speed(
-    model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], warmup: int = 2, **settings: Any
-) -> float:
-    """Generated tokens a second of one model, one question at a time; see `compare_speed`."""
-    return compare_speed([Contender("", model, settings)], processor, records, warmup)[0]
-
-
 def compare_speed(
     contenders: Sequence[Contender], processor: ProcessorMixin, records: Sequence[Record], warmup: int = 2
 ) -> list[float]:

@@ -5,11 +5,12 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
+from ..command_line import Parser
 from ..data.conversation import SUPERVISIONS
 from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
@@ -107,11 +108,9 @@ class BlockDiffusionConfig(TrainingArguments):
 
 
 class _Parser(HfArgumentParser):
-    """Says what is wrong in one line, without the usage of two hundred flags in front."""
+    """Makes flags of the dataclasses' fields; an error comes without the usage of two hundred flags in front."""
 
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
+    error = Parser.error
 
 
 class _Loader(yaml.SafeLoader):
