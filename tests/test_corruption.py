@@ -11,7 +11,7 @@ from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN, weight
 
 MASK = 99
-ORDERS = ["permuted", "reference"]
+ORDERS = ["permuted", "reference", "sequence"]
 
 
 def batch_of(*rows):
@@ -100,6 +100,17 @@ def test_reference_levels_grow_with_the_place_in_row_and_batch():
     assert (t.flatten(1).diff(dim=1) > 0).all()
     expected = (torch.arange(8) + 0.5) / 8
     assert (t.flatten(1).mean(0) - expected).abs().max() < 0.01
+
+
+def test_sequence_noise_has_one_uniform_level_for_a_row():
+    _, supervised, blocks = batch_of(LONG, PARTIAL)
+    t, _ = draws(supervised, blocks, 1000, "sequence")
+    for row in range(2):
+        levels = t[:, row, supervised[row]]
+        assert torch.equal(levels, levels[:, :1].expand_as(levels))
+        expected = torch.linspace(0, 1, 1000)
+        assert (levels[:, 0].sort().values - expected).abs().max() < 1.95 * 1000**-0.5
+    assert not torch.equal(t[:, 0].amax(-1), t[:, 1].amax(-1))
 
 
 @pytest.mark.parametrize("level", [T_MIN, 0.1, 0.5, 0.9])

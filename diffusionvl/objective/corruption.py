@@ -73,7 +73,8 @@ def corrupt(
         step: Optimizer step.
         rows: Index of each row in the data set.
         noise_order: `permuted`: strata over the row's supervised blocks, in random order. `reference`: the
-            reference's order, over all blocks of the batch; a row's noise then depends on its batch.
+            reference's order, over all blocks of the batch; a row's noise then depends on its batch. `sequence`:
+            one level for all blocks of a row, as LLaDA has it (the paper's table 6 compares it).
 
     Returns:
         The corrupted batch, on `x_0`'s device.
@@ -95,6 +96,8 @@ def corrupt(
             _, order = blocks[row, carries].unique(return_inverse=True)
             levels = stratified_t(int(order.max()) + 1 if order.numel() else 0, own)
             t[row, carries] = levels[order]
+        elif noise_order == "sequence":
+            t[row, carries] = stratified_t(1, own)
         # Drawn for the supervised tokens alone, so that neither padding nor the layout of the row changes them.
         u[row, carries] = torch.rand(int(carries.sum()), generator=own)
     device = x_0.device

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 T_MIN = 1e-3  # smallest noise level: keeps the weight 1 / t finite (BD3-LM's sampling_eps)
-NOISE_ORDERS = ("permuted", "reference")
+NOISE_ORDERS = ("permuted", "reference", "sequence")
 
 
 def alpha(t: Tensor) -> Tensor:

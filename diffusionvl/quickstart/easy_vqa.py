@@ -42,6 +42,11 @@ def _load(split: str) -> dict[int, tuple[str, list[tuple[str, str]]]]:
     return {image: (str(Path(paths[image]).resolve()), pairs[image]) for image in sorted(pairs)}
 
 
+def pictures_of(split: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(path, official (question, answer) pairs) of every picture of the split "train" or "test"."""
+    return list(_load(split).values())
+
+
 def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
     """Derives an image's shape and colour from its official questions and answers.
 

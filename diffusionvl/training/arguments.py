@@ -75,7 +75,7 @@ class BlockDiffusionConfig(TrainingArguments):
         default="per_sample", metadata={"help": f"what the loss is divided by, one of {NORMALIZERS}"}
     )
     noise_order: str = field(
-        default="permuted", metadata={"help": f"order of the noise levels over a row's blocks, one of {NOISE_ORDERS}"}
+        default="permuted", metadata={"help": f"how noise levels lie over a row's blocks, one of {NOISE_ORDERS}"}
     )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}
