@@ -8,17 +8,22 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForImageTextToText,
+    AutoModelForCausalLM,
     AutoProcessor,
+    AutoTokenizer,
     BatchFeature,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import cached_file, is_torchvision_available
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
+from .modeling.families import auto_class
+from .text_processor import TextProcessor
 
 VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 
@@ -52,10 +57,12 @@ def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
         dtype: Type of the weights; the checkpoint's own by default.
 
     Raises:
-        ValueError: Weights are broken, missing or of another shape; transformers would fill them with noise.
+        ValueError: There is no such checkpoint, or its weights are broken, missing or of another shape; transformers
+            would fill them with noise.
     """
+    config = load_config(path)
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        model, info = auto_class(config).from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except SafetensorError as error:
@@ -71,26 +78,45 @@ def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
 def load_processor(path: str) -> ProcessorMixin:
     """Loads the processor of an AR or a block-diffusion checkpoint, padding on the left.
 
-    Processors of recent families carry a video part that needs torchvision. Where torchvision is missing, the
-    same processor is loaded with Pillow for images and without its video part.
+    A text model has a tokenizer alone, which gets the interface of a processor. Processors of recent families carry a
+    video part that needs torchvision. Where torchvision is missing, the same processor is loaded with Pillow for
+    images and without its video part.
 
     Args:
         path: Checkpoint folder or hub id.
 
     Raises:
-        ValueError: There is no such checkpoint, or the model has no processor that transformers knows.
+        ValueError: There is no such checkpoint, or it has no processor or tokenizer that transformers knows.
     """
     config = load_config(path)
-    model_type = (config.base_config if config.model_type == DiffusionVLConfig.model_type else config).model_type
-    if model_type not in PROCESSOR_MAPPING_NAMES:
-        raise ValueError(f"{path}: model type {model_type!r} has no processor in transformers; give a VLM checkpoint")
-    if is_torchvision_available():
+    base_config = config.base_config if isinstance(config, DiffusionVLConfig) else config
+    if auto_class(base_config) is AutoModelForCausalLM:
+        processor: ProcessorMixin = TextProcessor(_load_tokenizer(path))
+    elif is_torchvision_available():
         processor = AutoProcessor.from_pretrained(path)
-    else:
-        processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[model_type]))
+    elif base_config.model_type in PROCESSOR_MAPPING_NAMES:
+        processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[base_config.model_type]))
         processor = processor_class.from_pretrained(path, backend="pil")
-    processor.tokenizer.padding_side = "left"
+    else:
+        raise ValueError(
+            f"{path}: model type {base_config.model_type!r} has no processor in transformers; give another model"
+        )
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:  # as of Llama; padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
     return processor
+
+
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer; from a folder without one, transformers would make one up that knows no words."""
+    found = cached_file(path, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        raise ValueError(f"{path}: has no tokenizer ({TOKENIZER_CONFIG_FILE} is missing); put the model's own there")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: has no tokenizer that transformers can read ({_brief(error)})") from error
 
 
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -99,10 +125,8 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     Videos, given to it, raise an ImportError that names the remedy.
     """
 
-    def init(
-        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
-    ) -> None:
-        processor_class.__init__(self, image_processor, tokenizer, chat_template=chat_template, **kwargs)
+    def get_attributes(cls: Any) -> list[str]:
+        return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
     def call(self: Any, *args: Any, videos: Any = None, **kwargs: Any) -> BatchFeature:
         if videos is not None:
@@ -114,6 +138,6 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         # In this file of its own, the whole processor finds settings for its video part, too.
         self.image_processor.save_pretrained(save_directory)
 
-    # ProcessorMixin reads the parts to load off `__init__`, and writes the class's name into the checkpoint.
-    methods = {"__init__": init, "__call__": call, "save_pretrained": save_pretrained}
+    # ProcessorMixin loads the parts that `get_attributes` names, and writes the class's name into the checkpoint.
+    methods = {"get_attributes": classmethod(get_attributes), "__call__": call, "save_pretrained": save_pretrained}
     return type(processor_class.__name__, (processor_class,), methods)

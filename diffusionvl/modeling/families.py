@@ -7,10 +7,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 # Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
-MEDIA_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+MEDIA_INPUTS = (
+    "pixel_values",
+    "pixel_attention_mask",
+    "image_sizes",
+    "batch_num_images",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "image_sizes_videos",
+    "video_grid_thw",
+    "second_per_grid_ts",
+)
+# Inputs that tell the kind of each token, which is read off its id.
+TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 
 # Parts of a base that belong to its vision tower by name, and parts inside them that the language model's learning
 # rate drives (the reference trains Qwen's merger, its projector, with the language model).
@@ -18,9 +37,25 @@ VISION_MODULES = ("visual", "vision_tower", "vision_model")
 PROJECTOR_MODULES = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")
 
 
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForImageTextToText] | type[AutoModelForCausalLM]:
+    """The Auto class that builds a model of this config: one that reads images where there is one, else a text model.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    raise ValueError(
+        f"model type {config.model_type!r} is neither an image-text-to-text model nor a causal language model of "
+        "transformers; give one of them"
+    )
+
+
 def position_axes(base_config: PreTrainedConfig) -> int:
     """The number of axes of a base's positions: 3 for M-RoPE (Qwen-VL families), else 1."""
-    rope = base_config.get_text_config(decoder=True).rope_parameters or {}
+    rope = base_config.get_text_config(decoder=True).to_dict().get("rope_parameters") or {}
     return 3 if "mrope_section" in rope else 1
 
 

@@ -17,7 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .block_masks import PADDING, TokenTags, dense_mask
 from .canvas_diffusionvl import Canvas
-from .families import MEDIA_INPUTS, placeholder_ids
+from .families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS, placeholder_ids
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_output_diffusionvl import DenoisingStep, DiffusionVLGenerationOutput
 from .remasking_diffusionvl import Generators, choose_tokens, tokens_to_keep, transfer_schedule
@@ -150,7 +150,7 @@ class DiffusionVLGenerationMixin(_Model):
         settings.update(defaults_only=True, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
         known = settings.setting_names
         # The model reads the kind of a token off its id.
-        unknown = set(kwargs) - {*known, *MEDIA_INPUTS, "mm_token_type_ids"}
+        unknown = set(kwargs) - {*known, *MEDIA_INPUTS, *TOKEN_TYPE_INPUTS}
         if unknown:
             raise ValueError(f"generate() does not know {sorted(unknown)}; its settings are {known}")
         settings.update(**{name: value for name, value in kwargs.items() if name in known})

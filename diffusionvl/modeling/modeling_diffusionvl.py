@@ -1,4 +1,4 @@
-"""Any autoregressive vision-language model under a block-diffusion mask.
+"""Any autoregressive model, with vision or of text alone, under a block-diffusion mask.
 
 Legend: A axes of a position, B batch, T tokens of a row, L clean tokens, M selected tokens, V vocabulary, E hidden.
 """
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .block_masks import CLEAN, PADDING, TokenTags, as_attention_mask, block_grid, block_starts, dense_mask
 from .configuration_diffusionvl import DiffusionVLConfig
-from .families import native_positions, position_axes, sequential_positions
+from .families import auto_class, native_positions, position_axes, sequential_positions
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_diffusionvl import DiffusionVLGenerationMixin
 
@@ -87,7 +87,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         if config.mask_token_id is None:
             raise ValueError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
         super().__init__(config)
-        self.base = AutoModelForImageTextToText.from_config(config.base_config) if base is None else base
+        self.base = auto_class(config.base_config).from_config(config.base_config) if base is None else base
         if base is None:
             self.post_init()
         self.generation_config = DiffusionVLGenerationConfig.from_model_config(config)
@@ -214,4 +214,5 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         return TokenTags(block_ids, stream_ids, document_ids)
 
 
-AutoModelForImageTextToText.register(DiffusionVLConfig, DiffusionVLForConditionalGeneration, exist_ok=True)
+for _auto_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
+    _auto_class.register(DiffusionVLConfig, DiffusionVLForConditionalGeneration, exist_ok=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder
@@ -12,7 +12,7 @@ from ..data.records import Record
 from ..data.streams import IGNORED, Row, build_row
 from ..modeling.block_masks import block_grid, block_starts
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from ..modeling.families import native_positions, placeholder_ids, position_axes, sequential_positions
+from ..modeling.families import auto_class, native_positions, placeholder_ids, position_axes, sequential_positions
 
 
 class RowDataset(Dataset):
@@ -91,5 +91,5 @@ class RowDataset(Dataset):
             return sequential_positions(mask, position_axes(self.base_config))[:, 0]
         if self._meta_base is None:  # the rope index reads the config alone, so no weights are needed
             with torch.device("meta"):
-                self._meta_base = AutoModelForImageTextToText.from_config(self.base_config)
+                self._meta_base = auto_class(self.base_config).from_config(self.base_config)
         return native_positions(self._meta_base, input_ids[None], mask, media)[:, 0]

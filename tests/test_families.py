@@ -1,0 +1,166 @@
+"""Every family of bases goes through the same code: translated, trained, decoded, saved and loaded."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import assert_same, collated, conversation, gradients, prompts, some_records
+from tiny_families import FAMILIES, save_base
+
+from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, DiffusionVLForConditionalGeneration, RowDataset
+from diffusionvl.checkpoint import load_model, load_processor
+from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.modeling.families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS, is_vision_parameter, placeholder_ids
+from diffusionvl.objective.loss import IGNORED
+from diffusionvl.translation import save_translation, translate
+
+LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory, pictures):
+    """A family's folders, its translation (blocks of 4) and its processor, and questions that it can read."""
+    folder = tmp_path_factory.mktemp("family")
+    save_base(request.param, str(folder / "base"))
+    translation = translate(str(folder / "base"), block_size=4)
+    save_translation(translation, str(folder / "translated"))
+    images = FAMILIES[request.param].images
+    return SimpleNamespace(
+        base=str(folder / "base"),
+        folder=str(folder / "translated"),
+        model=translation.model,
+        processor=translation.processor,
+        images=images,
+        questions=[("no?",), (LONG,), *([("yes?", pictures[0]), (LONG, *pictures[1:])] if images else [])],
+        records=some_records(pictures)
+        if images
+        else [conversation((LONG, "no"), ("why?", LONG)), conversation(("a", "b"))],
+    )
+
+
+def without_types(inputs):
+    return {name: value for name, value in inputs.items() if name not in TOKEN_TYPE_INPUTS}
+
+
+def test_blocks_of_one_token_are_the_base(family):
+    """Positions, masks of every layer and what the base does to its scores: all as in its own causal forward."""
+    family.model.config.block_size = 1
+    for question in family.questions:
+        inputs = prompts(family.processor, question)
+        with torch.no_grad():
+            expected = family.model.base(**inputs).logits
+            found = family.model(**without_types(inputs)).logits
+        assert_same(found, expected)
+    family.model.config.block_size = 4
+
+
+def loss_of(model, batch, chosen):
+    """Cross-entropy of the chosen supervised tokens, which are masked: [N] booleans over the supervised ones."""
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "rows", "truncated", "dropped")}
+    labels = batch["labels"].flatten()
+    indices = (labels != IGNORED).nonzero()[:, 0][chosen]
+    ids = batch["input_ids"].flatten().index_fill(0, indices, model.config.mask_token_id).view_as(batch["input_ids"])
+    logits = model(**{**inputs, "input_ids": ids}, token_indices=indices).logits
+    return torch.nn.functional.cross_entropy(logits, labels[indices])
+
+
+def test_response_only_is_two_stream(family):
+    results = []
+    for layout in ("response_only", "two_stream"):
+        batch = collated(family.model, family.processor, family.records, layout)
+        count = int((batch["labels"] != IGNORED).sum())
+        chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)) < 0.6
+        family.model.zero_grad()
+        loss = loss_of(family.model, batch, chosen)
+        loss.backward()
+        results.append((batch["input_ids"].shape[1], count, loss, gradients(family.model)))
+    (short, count, loss, grads), (long, other_count, other_loss, other_grads) = results
+    assert short < long
+    assert count == other_count
+    assert_same(loss, other_loss)
+    assert grads.keys() == other_grads.keys()
+    largest = max(float(grad.abs().max()) for grad in grads.values())  # a key's bias has none, but for rounding
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, other_grads[name], rtol=1e-4, atol=1e-6 * largest)
+    seeing = {name for name, grad in grads.items() if is_vision_parameter(name) and grad.any()}
+    assert bool(seeing) == family.images
+
+
+def decode_slowly(model, inputs, new):
+    """The surest token of the block, one a step, without a cache: every step runs the whole row."""
+    size, mask_id = model.config.block_size, model.config.mask_token_id
+    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    row, mask = inputs["input_ids"], inputs["attention_mask"]
+    prompt, blocks = row.shape[1], model.block_ids(row, mask)
+    while row.shape[1] < prompt + new:
+        row = torch.cat([row, row.new_full((1, size), mask_id)], dim=1)
+        blocks = torch.cat([blocks, (blocks.max() + 1).expand(1, size)], dim=1)
+        for _ in range(size):
+            with torch.no_grad():
+                chances = model(row, torch.ones_like(row), block_ids=blocks, **media).logits[0].softmax(-1)
+            chances[:, [mask_id, *placeholder_ids(model.base.config)]] = 0
+            sure, drawn = chances.max(-1)
+            place = sure.masked_fill(row[0] != mask_id, -1).argmax()
+            row[0, place] = drawn[place]
+        if torch.isin(row[0, prompt:], torch.tensor(model.generation_config.eos_token_ids)).any():
+            break
+    return row[0, prompt : prompt + new].tolist()
+
+
+def answers(model, inputs, new):
+    """Each row's answer up to its first end of turn."""
+    output = model.generate(**inputs, max_new_tokens=new)[:, inputs["input_ids"].shape[1] :].tolist()
+    return [cut(answer, model) for answer in output]
+
+
+def cut(answer, model):
+    ends = (place for place, token in enumerate(answer) if token in model.generation_config.eos_token_ids)
+    return answer[: next(ends, len(answer)) + 1]
+
+
+def test_decoding_with_a_cache_is_decoding_without_and_a_batch_is_each_row_alone(family):
+    model, processor = family.model, family.processor
+    together = answers(model, prompts(processor, *family.questions), 9)
+    for question, answer in zip(family.questions, together, strict=True):
+        inputs = prompts(processor, question)
+        assert answers(model, inputs, 9) == [answer]
+        assert cut(decode_slowly(model, inputs, 9), model) == answer
+    assert len({token for answer in together for token in answer}) > 3
+
+
+def test_a_saved_model_is_the_same(family):
+    expected = prompts(family.processor, *family.questions)
+    inputs = prompts(load_processor(family.folder), *family.questions)
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], value) for name, value in expected.items())
+    with torch.no_grad():
+        logits = family.model(**without_types(inputs)).logits
+        for loaded in (load_model(family.folder), DiffusionVLForConditionalGeneration.from_pretrained(family.folder)):
+            assert type(loaded) is DiffusionVLForConditionalGeneration
+            assert torch.equal(loaded.eval()(**without_types(inputs)).logits, logits)
+    assert torch.equal(loaded.generate(**inputs, max_new_tokens=5), family.model.generate(**inputs, max_new_tokens=5))
+
+
+def test_both_objectives_train(family, tmp_path):
+    """The AR loss is the base's own; a step of either objective reaches the language model and the vision tower."""
+    for objective, folder in (("ar", family.base), ("block_diffusion", family.folder)):
+        model = load_model(folder)
+        rows = RowDataset(family.records, ConversationEncoder(family.processor), model.config)
+        args = BlockDiffusionConfig(output_dir=str(tmp_path), objective=objective, use_cpu=True, disable_tqdm=True)
+        trainer = BlockDiffusionTrainer(model.train(), args, train_dataset=rows)
+        batch = rows.collate([rows[index] for index in range(len(rows))])
+        loss = trainer.compute_loss(model, batch)
+        loss.backward()
+        assert loss.isfinite()
+        moved = {name for name, grad in gradients(model).items() if grad.any()}
+        assert any(is_vision_parameter(name) for name in moved) == family.images
+        assert any(not is_vision_parameter(name) for name in moved)
+        if objective == "ar":
+            own = [own_loss(model, rows[index][0]) for index in range(len(rows))]
+            assert_same(loss, sum(own) / len(own))
+
+
+def own_loss(model, row):
+    """The loss that the base itself computes for a row."""
+    with torch.no_grad():
+        return model(input_ids=row.input_ids[None], labels=row.labels[None], **row.media).loss
