@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from .assembly import assemble, save_assembly
     from .checkpoint import load_processor
     from .data.records import Record, read_records
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -30,8 +31,10 @@ _HOME = {
     "DiffusionVLGenerationOutput": "modeling.generation_output_diffusionvl",
     "Record": "data.records",
     "RowDataset": "training",
+    "assemble": "assembly",
     "load_processor": "checkpoint",
     "read_records": "data.records",
+    "save_assembly": "assembly",
     "save_translation": "translation",
     "translate": "translation",
 }
@@ -45,8 +48,10 @@ __all__ = [
     "DiffusionVLGenerationOutput",
     "Record",
     "RowDataset",
+    "assemble",
     "load_processor",
     "read_records",
+    "save_assembly",
     "save_translation",
     "translate",
 ]

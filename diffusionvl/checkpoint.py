@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import cached_file, is_torchvision_available
+from transformers.utils import cached_file, is_torchvision_available, logging
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class
@@ -57,16 +57,35 @@ def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
         dtype: Type of the weights; the checkpoint's own by default.
 
     Raises:
-        ValueError: There is no such checkpoint, or its weights are broken, missing or of another shape; transformers
-            would fill them with noise.
+        ValueError: There is no such checkpoint, or its weights are broken, missing or of another shape.
     """
-    config = load_config(path)
+    return load_weights(auto_class(load_config(path)), path, dtype)
+
+
+def load_weights(model_class: Any, path: str, dtype: str | torch.dtype = "auto", **settings: Any) -> PreTrainedModel:
+    """`from_pretrained` of a model class that raises where transformers would fill weights with noise.
+
+    Weights that the model does not need, such as the text side of a CLIP, are left out without a word.
+
+    Args:
+        model_class: A model or an Auto class.
+        path: Checkpoint folder or hub id.
+        dtype: Type of the weights; the checkpoint's own by default.
+        **settings: As in `from_pretrained`.
+
+    Raises:
+        ValueError: Weights are broken, missing or of another shape.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on missing weights is what is checked here
     try:
-        model, info = auto_class(config).from_pretrained(
-            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        model, info = model_class.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: its weights are broken ({error}); copy or save it again") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         raise ValueError(f"{path}: lacks weights such as {min(info['missing_keys'])!r}; copy or save it again")
     if info["mismatched_keys"]:

@@ -8,10 +8,25 @@ from .command_line import Parser, fail
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `diffusionvl translate | train | infer`."""
+    """Runs `diffusionvl assemble | translate | train | infer`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    assemble = commands.add_parser("assemble", help="join a language model and a vision tower into an AR checkpoint")
+    assemble.add_argument("--lm", required=True, help="causal language model: a folder or a hub id")
+    assemble.add_argument("--vision", required=True, help="SigLIP, SigLIP 2 or CLIP: a folder or a hub id")
+    assemble.add_argument("--out", required=True, help="new folder for the assembled checkpoint")
+    assemble.add_argument(
+        "--image-grid",
+        choices=["anyres", "single"],
+        default="anyres",
+        help="the picture and its tiles (anyres, LLaVA-OneVision), or the picture alone (single, LLaVA)",
+    )
+    assemble.add_argument("--projector", help="assembled checkpoint whose projector to take, such as an aligned one")
+    assemble.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights"
+    )
+    assemble.add_argument("--seed", type=int, default=0, help="seed of the new projector (0)")
     translate = commands.add_parser("translate", help="turn an AR checkpoint into a block-diffusion one")
     translate.add_argument("base", help="AR checkpoint: a folder or a hub id")
     translate.add_argument("--out", required=True, help="folder for the block-diffusion checkpoint")
@@ -32,7 +47,33 @@ def main(argv: list[str] | None = None) -> int:
         return infer(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _translate(arguments)
+    return _assemble(arguments) if arguments.command == "assemble" else _translate(arguments)
+
+
+def _assemble(arguments: argparse.Namespace) -> int:
+    """Assembles and saves a checkpoint."""
+    from .assembly import assemble, save_assembly
+
+    try:
+        out = Path(arguments.out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"--out {arguments.out!r} is there already; give a new folder")
+        _make_folder(out)
+        settings = (arguments.image_grid, arguments.projector, arguments.dtype, arguments.seed)
+        assembly = assemble(arguments.lm, arguments.vision, *settings)
+        save_assembly(assembly, arguments.out)
+    except (OSError, ValueError) as error:
+        return fail("diffusionvl assemble", error)
+    print(f"{assembly.message}\nwrote {arguments.out}")
+    return 0
+
+
+def _make_folder(out: Path) -> None:
+    """Makes the folder of `--out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {str(out)!r} can not be made ({error.strerror})") from error
 
 
 def _translate(arguments: argparse.Namespace) -> int:
@@ -45,10 +86,7 @@ def _translate(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--out {arguments.out!r} is the AR checkpoint itself; give another folder")
         if Path(out, "trainer_state.json").exists():
             raise ValueError(f"--out {arguments.out!r} holds a finetuned model; give another folder")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {arguments.out!r} can not be made ({error.strerror})") from error
+        _make_folder(out)
         translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)
         save_translation(translation, arguments.out)
     except (OSError, ValueError) as error:

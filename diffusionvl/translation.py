@@ -12,6 +12,7 @@ from .data.conversation import response_header_ids
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from .vocabulary import give_row, origin_of_row
 
 MASK_TOKEN = "<|mask|>"
 
@@ -67,9 +68,7 @@ def translate(
     rows = model.get_input_embeddings().num_embeddings
     own = processor.tokenizer.mask_token_id is not None
     mask_token_id = add_mask_token(model, processor)
-    source = f"the tokenizer's own row of the {rows} embeddings" if own else f"an unused row of the {rows} embeddings"
-    if mask_token_id >= rows:
-        source = "one row added to the embeddings"
+    source = origin_of_row(rows, mask_token_id, own)
     message = f"mask token {processor.tokenizer.mask_token!r} has id {mask_token_id}: {source}"
     diffusion_config = DiffusionVLConfig(
         model.config,
@@ -118,12 +117,7 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
         if tokenizer.mask_token_id in taken:
             raise ValueError(f"the id {tokenizer.mask_token_id} of the new mask token is in use; mend the tokenizer")
-    rows = model.get_input_embeddings().num_embeddings
-    if tokenizer.mask_token_id >= rows:
-        # The mean of the other rows, exactly: transformers would draw near it, each time another row.
-        model.resize_token_embeddings(tokenizer.mask_token_id + 1, mean_resizing=False)
-        for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
-            matrix.data[rows:] = matrix.data[:rows].float().mean(0).to(matrix.dtype)
+    give_row(model, tokenizer.mask_token_id)
     return tokenizer.mask_token_id
 
 

@@ -34,7 +34,11 @@ TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 # Parts of a base that belong to its vision tower by name, and parts inside them that the language model's learning
 # rate drives (the reference trains Qwen's merger, its projector, with the language model).
 VISION_MODULES = ("visual", "vision_tower", "vision_model")
-PROJECTOR_MODULES = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")
+PROJECTOR_MODULES = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector", "image_newline")
+
+
+# The parts of a model that can be trained or frozen by themselves.
+MODULES = ("vision_tower", "projector", "language_model")
 
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForImageTextToText] | type[AutoModelForCausalLM]:
@@ -104,7 +108,18 @@ def sequential_positions(attention_mask: Tensor, axes: int) -> Tensor:
     return positions.expand(axes, *positions.shape)
 
 
+def is_projector_parameter(name: str) -> bool:
+    """Whether a parameter belongs to what joins the vision tower and the language model."""
+    return any(part in PROJECTOR_MODULES for part in name.split("."))
+
+
 def is_vision_parameter(name: str) -> bool:
-    """Whether a parameter belongs to the vision tower proper; its projector counts as part of the language model."""
-    parts = name.split(".")
-    return any(part in VISION_MODULES for part in parts) and not any(part in PROJECTOR_MODULES for part in parts)
+    """Whether a parameter belongs to the vision tower proper, which its projector is no part of."""
+    return any(part in VISION_MODULES for part in name.split(".")) and not is_projector_parameter(name)
+
+
+def module_of(name: str) -> str:
+    """Which of `MODULES` a parameter belongs to."""
+    if is_projector_parameter(name):
+        return "projector"
+    return "vision_tower" if is_vision_parameter(name) else "language_model"

@@ -12,6 +12,7 @@ from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..command_line import Parser
 from ..data.conversation import SUPERVISIONS
+from ..modeling.families import MODULES
 from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
 
@@ -80,6 +81,9 @@ class BlockDiffusionConfig(TrainingArguments):
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}
     )
+    train_modules: list[str] | None = field(
+        default=None, metadata={"help": f"parts that are trained, of {MODULES}; all by default"}
+    )
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "learning rate schedule"})
     warmup_steps: float = field(default=0.03, metadata={"help": "warm-up steps, or their share if below 1"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are no columns: keep this off"})
@@ -93,6 +97,8 @@ class BlockDiffusionConfig(TrainingArguments):
         _check("objective", self.objective, OBJECTIVES)
         _check("normalizer", self.normalizer, NORMALIZERS)
         _check("noise_order", self.noise_order, NOISE_ORDERS)
+        for module in self.train_modules or []:
+            _check("train_modules", module, MODULES)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false

@@ -19,7 +19,7 @@ from ..checkpoint import load_model
 from ..data.records import DataError
 from ..modeling.block_masks import PADDING
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from ..modeling.families import is_vision_parameter
+from ..modeling.families import is_vision_parameter, module_of
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
@@ -41,7 +41,7 @@ class BlockDiffusionTrainer(Trainer):
         **kwargs: As in transformers.
 
     Raises:
-        ValueError: The objective does not fit the model.
+        ValueError: The objective does not fit the model, or nothing is left to train.
     """
 
     args: BlockDiffusionConfig
@@ -59,6 +59,8 @@ class BlockDiffusionTrainer(Trainer):
                 f"objective={args.objective!r} does not fit a {model.config.model_type!r} model; "
                 "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
             )
+        if args.train_modules is not None:
+            freeze_others(model, args.train_modules)
         if train_dataset is not None:
             kwargs.setdefault("data_collator", train_dataset.collate)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -258,6 +260,25 @@ class BlockDiffusionTrainer(Trainer):
         if self.model.training:
             for name, value in values.items():
                 self._sums[name] = self._sums[name] + value
+
+
+def freeze_others(model: nn.Module, modules: list[str]) -> None:
+    """Freezes every parameter outside the given parts of a model.
+
+    Args:
+        model: Any model; its parts are told by their names.
+        modules: Some of `families.MODULES`.
+
+    Raises:
+        ValueError: The model lacks one of them, or nothing is left to train.
+    """
+    present = {module_of(name) for name, _ in model.named_parameters()}
+    absent = [module for module in modules if module not in present]
+    if absent or not modules:
+        raise ValueError(f"train_modules {modules}: give one or more of the model's parts, {sorted(present)}")
+    for name, parameter in model.named_parameters():
+        if module_of(name) not in modules:
+            parameter.requires_grad_(False)
 
 
 COUNTS = ("truncated", "dropped")

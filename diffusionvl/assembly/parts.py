@@ -1,0 +1,87 @@
+"""The parts of an assembly as their checkpoints hold them: a language model and a vision tower."""
+
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ..checkpoint import load_config, load_weights
+
+TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
+DUAL_ENCODERS = ("siglip", "clip")  # a tower with its text side
+
+
+def load_language_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal LM and its tokenizer, which must have a chat template.
+
+    Raises:
+        ValueError: It is something else, broken, or has no chat template.
+    """
+    config = load_config(path)
+    if config.get_text_config(decoder=True) is not config:
+        raise ValueError(
+            f"{path}: a {config.model_type!r} model has more parts than a language model; translate it as it is, or "
+            "give a text-only one"
+        )
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{path}: a {config.model_type!r} model is no causal language model; give one")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if not isinstance(tokenizer.chat_template, str):
+        raise ValueError(
+            f"{path}: its tokenizer has no chat template, or several; give an instruction-tuned model, or put one into "
+            "chat_template.jinja"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return load_weights(AutoModelForCausalLM, path), tokenizer
+
+
+def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Loads a vision tower and its image processor, without its last layer and its pooling head.
+
+    Raises:
+        ValueError: It is no SigLIP or CLIP, broken, or its image processor gives pictures of another size.
+    """
+    config = load_config(path)
+    config = config.vision_config if config.model_type in DUAL_ENCODERS else config
+    if config.model_type not in TOWERS:
+        reason = " (NaFlex pictures have a varying number of patches)" if "siglip2" in config.model_type else ""
+        raise ValueError(
+            f"{path}: a {config.model_type!r} model{reason} can not be the vision tower; give a SigLIP, a SigLIP 2 of "
+            "fixed resolution or a CLIP"
+        )
+    if config.num_hidden_layers < 2:
+        raise ValueError(f"{path}: the tower has 1 layer, and its last one is left out; give a deeper tower")
+    config.num_hidden_layers -= 1
+    if is_siglip(config):
+        config.vision_use_head = False
+    tower = load_weights(TOWERS[config.model_type], path, config=config)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: holds no image processor; copy its preprocessor_config.json, too") from error
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    if {*dict(size).values()} != {config.image_size}:
+        raise ValueError(
+            f"{path}: its image processor makes pictures of size {dict(size)}, its config.json says "
+            f"image_size {config.image_size}; mend one of them"
+        )
+    return tower, image_processor
+
+
+def is_siglip(vision_config: PreTrainedConfig) -> bool:
+    """SigLIP has no class token in front of its patches; CLIP has one."""
+    return vision_config.model_type == "siglip_vision_model"
+
+
+def patches(vision_config: PreTrainedConfig) -> int:
+    """Image tokens of one picture or tile."""
+    return (vision_config.image_size // vision_config.patch_size) ** 2

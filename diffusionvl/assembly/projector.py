@@ -1,0 +1,70 @@
+"""The projector between a vision tower and a language model (`mlp2x_gelu`): a new one, or an aligned one."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..checkpoint import load_config, load_model
+from ..modeling.families import is_projector_parameter
+
+
+@torch.no_grad()
+def init_projector(model: PreTrainedModel, seed: int) -> None:
+    """Draws the projector's weights, scaled so that image features enter the LM as large as its own embeddings.
+
+    The layers are drawn as torch (and LLaVA) draws linear layers. Features of a tower differ in size by orders of
+    magnitude from one tower to the next; much larger than the embeddings, they would drown the first steps of
+    training, and much smaller, they would hardly move the LM. So the last layer is scaled by one forward over noise,
+    which is what a normalised picture looks like in mean and variance.
+    """
+    config, dtype = model.config, model.dtype
+    embeddings = model.get_input_embeddings()
+    ids = torch.linspace(0, embeddings.num_embeddings - 1, 4096).long().unique()
+    size = rms(embeddings(ids))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = type(model.model.multi_modal_projector)(config)
+        side = config.vision_config.image_size
+        picture = torch.randn(1, config.vision_config.num_channels, side, side)
+        if config.model_type == "llava_onevision":
+            newline = size * torch.randn(config.text_config.hidden_size)
+            model.model.image_newline = nn.Parameter(newline.to(dtype))
+    features = model.model.vision_tower(picture.to(dtype), output_hidden_states=True).hidden_states[-1]
+    scale = size / rms(projector(features.float()))
+    projector.linear_2.weight *= scale
+    projector.linear_2.bias *= scale
+    model.model.multi_modal_projector = projector.to(dtype)
+
+
+def rms(values: torch.Tensor) -> torch.Tensor:
+    """Root mean square of all values."""
+    return values.float().pow(2).mean().sqrt()
+
+
+def load_projector(path: str) -> dict[str, torch.Tensor]:
+    """Weights of the projector (and image newline, if any) of a LLaVA or LLaVA-OneVision checkpoint.
+
+    Raises:
+        ValueError: It is another kind of checkpoint.
+    """
+    config = load_config(path)
+    if config.model_type not in ("llava", "llava_onevision"):
+        raise ValueError(f"{path}: a {config.model_type!r} model has no such projector; give an assembled checkpoint")
+    weights = load_model(path).model.state_dict()
+    return {name: value for name, value in weights.items() if is_projector_parameter(name)}
+
+
+def copy_projector(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Takes over weights that `load_projector` gave.
+
+    Raises:
+        ValueError: They have other shapes.
+    """
+    own = {name: value for name, value in model.model.state_dict().items() if is_projector_parameter(name)}
+    for name in own.keys() & weights.keys():
+        if own[name].shape != weights[name].shape:
+            raise ValueError(
+                f"the given projector's {name} has shape {[*weights[name].shape]}, this LM and tower need "
+                f"{[*own[name].shape]}; give the projector of the same LM and tower"
+            )
+        own[name].copy_(weights[name])
