@@ -1,4 +1,4 @@
-"""Assembly: a stock checkpoint from a language model and a vision tower, which aligns, translates, trains and answers."""
+"""Assembly: a stock checkpoint from a language model and a vision tower, which aligns, translates and answers."""
 
 import json
 
@@ -98,7 +98,10 @@ def test_assemble_align_translate_train_infer(lm_dir, tower_dirs, pictures, tmp_
     assert code == 0, err
     assert out.splitlines()[-1] == f"wrote {folders['base']}"
     records = [
-        {"images": [path], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]}
+        {
+            "images": [path],
+            "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
+        }
         for path in pictures
     ]
     for record in records:
