@@ -9,15 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from diffusionvl.data.conversation import open_image
-from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.evaluate import decoding
+from diffusionvl.evaluate.decoding import Generated
 from diffusionvl.quickstart.easy_vqa import Record
 
 MAX_NEW_TOKENS = 96  # twice the longest answer of easy-VQA
@@ -74,22 +73,6 @@ class Result:
     def tokens_per_second(self) -> float:
         """Generated tokens a second inside `generate`."""
         return self.tokens / self.generate_seconds
-
-
-class Generated(NamedTuple):
-    """Answers of a batch.
-
-    Attributes:
-        new: Generated ids [B, G].
-        lengths: Tokens of each answer, its end of sequence included [B].
-        forwards: That each row took part in [B].
-        seconds: Inside `generate`.
-    """
-
-    new: Tensor
-    lengths: Tensor
-    forwards: Tensor
-    seconds: float
 
 
 def evaluate(
@@ -184,33 +167,13 @@ def compare_speed(
 
 
 def generate(model: PreTrainedModel, inputs: BatchFeature, **settings: Any) -> Generated:
-    """Answers a batch: an AR model greedily with a KV cache, a block-diffusion model by its own settings.
-
-    Args:
-        model: Of either kind.
-        inputs: What `encode` returned.
-        **settings: Of the model's `generate`.
-    """
-    settings = {"max_new_tokens": MAX_NEW_TOKENS, **settings}
-    inputs = inputs.to(model.device)
-    prompt_length = inputs["input_ids"].shape[1]
-    diffusion = isinstance(model, DiffusionVLForConditionalGeneration)
-    if not diffusion:
-        settings = {"do_sample": False, "use_cache": True, **settings}
-    start = time.perf_counter()
-    output = model.generate(**inputs, return_dict_in_generate=True, **settings)
-    new = output.sequences[:, prompt_length:].cpu()  # also waits for the device
-    seconds = time.perf_counter() - start
-    eos = model.generation_config.eos_token_id
-    ends = torch.isin(new, torch.tensor([eos] if isinstance(eos, int) else eos or []))
-    lengths = torch.where(ends.any(-1), ends.long().argmax(-1) + 1, new.shape[1])
-    # An AR model's prefill gives the first token, so its forwards are its tokens.
-    return Generated(new, lengths, output.forwards.cpu() if diffusion else lengths, seconds)
+    """Answers a batch, of at most 96 new tokens if `settings` say nothing else."""
+    return decoding.generate(model, inputs, **{"max_new_tokens": MAX_NEW_TOKENS, **settings})
 
 
 def kind_of(model: PreTrainedModel, settings: dict[str, Any]) -> str:
     """`AR`, or the remasking of a block-diffusion model: `static` or `dynamic`."""
-    if not isinstance(model, DiffusionVLForConditionalGeneration):
+    if decoding.kind_of(model) == decoding.AR:
         return "AR"
     remasking: str = settings.get("remasking", model.generation_config.remasking)
     return remasking.rpartition("_")[2]
@@ -232,9 +195,7 @@ def encode(processor: ProcessorMixin, records: Sequence[Record]) -> BatchFeature
         processor.apply_chat_template(record["messages"][:1], add_generation_prompt=True, tokenize=False)
         for record in records
     ]
-    images = list(_images(records))
-    options: dict[str, Any] = {"text": texts, "return_tensors": "pt", "padding": True, "add_special_tokens": False}
-    return processor(images=images, **options) if images else processor(**options)
+    return decoding.encode(processor, texts, list(_images(records)))
 
 
 def _images(records: Sequence[Record]) -> Iterator[Image.Image]:

@@ -1,0 +1,1 @@
+"""Where the package meets other programs: lmms-eval's plugin."""

@@ -1,0 +1,47 @@
+"""`python eval/tasks/make_data.py`: writes the data of the local tasks to outputs/eval-data. No network is needed."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from diffusionvl.command_line import Parser, fail
+from diffusionvl.evaluate.chart_reading import write_benchmark, write_jsonl
+from diffusionvl.quickstart.easy_vqa import test_records
+from diffusionvl.quickstart.evaluate import answer, question
+
+OUT = Path(__file__).parents[2] / "outputs" / "eval-data"  # where the tasks look
+
+
+def write_easy_vqa(folder: Path) -> None:
+    """Writes the official test questions, the long ones and their pictures."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for kind in ("short", "long"):
+        documents = []
+        for record in test_records(kind):
+            picture = Path(record["images"][0])
+            if not (folder / "images" / picture.name).exists():
+                shutil.copyfile(picture, folder / "images" / picture.name)
+            image = f"images/{picture.name}"
+            documents.append({"image": image, "question": question(record), "answer": answer(record)})
+        write_jsonl(folder / f"{kind}.jsonl", documents)
+        print(f"{folder / kind}.jsonl: {len(documents):,} questions")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes both benchmarks."""
+    parser = Parser(prog="make_data.py", description="Write the data of the local evaluation tasks.")
+    parser.add_argument("--charts", type=int, default=60, help="charts to draw, three questions each (60)")
+    arguments = parser.parse_args(argv)
+    if arguments.charts < 1:
+        parser.error("--charts must be at least 1")
+    try:
+        write_easy_vqa(OUT / "easy_vqa")
+        documents = write_benchmark(OUT / "chart_reading", arguments.charts)
+    except (OSError, ImportError) as error:
+        return fail(parser.prog, error)
+    print(f"{OUT / 'chart_reading' / 'test.jsonl'}: {len(documents):,} questions")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
