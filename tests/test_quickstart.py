@@ -110,7 +110,7 @@ def test_speed_is_tokens_a_second_after_the_warm_up(models, records, monkeypatch
     base, _, processor = models
     seconds = iter([9.0, 9.0, 2.0, 4.0, 1.0])
     lengths = torch.tensor([8])
-    fake = lambda *_, **__: evaluation.Generated(lengths, lengths, lengths, next(seconds))  # noqa: E731
+    fake = lambda *_, **__: evaluation.Generated(lengths, lengths, lengths, next(seconds), 0)  # noqa: E731
     monkeypatch.setattr(evaluation, "generate", fake)
     assert compare_speed([Contender("", base)], processor, records) == [4.0]  # the median of 4, 2 and 8
     with pytest.raises(ValueError, match="2 records leave nothing"):

@@ -43,7 +43,7 @@ class Decoding:
 
 
 def resolve(
-    kind: str, block_size: int | None, task: Mapping[str, Any], given: Mapping[str, Any], where: str = "gen_kwargs"
+    kind: str, block_size: int | None, task: Mapping[str, Any], given: Mapping[str, Any], where: str = "the task"
 ) -> Decoding:
     """Joins what a task asks for with what the user gave to the model.
 
