@@ -18,6 +18,7 @@ def inputs(processor, pictures):
     return prompts(processor, ("what shape is in the image?", pictures[1]))
 
 
+@torch.no_grad()
 def clean_logits(model, inputs, tokens, blocks):
     """Logits of an uncached row whose last tokens are one noisy copy of the last block."""
     ids = torch.tensor([tokens])

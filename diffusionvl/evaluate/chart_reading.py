@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 KINDS = ("bar", "line", "pie")
 # Of each subject: what is counted, and the names along the chart. Lines run over years.
-SUBJECTS = (
+SUBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Loaves sold", ("Rye", "Wheat", "Spelt", "Oat", "Corn", "Barley")),
     ("Visitors", ("Museum", "Zoo", "Castle", "Garden", "Theatre", "Harbour")),
     ("Trees planted", ("Oak", "Birch", "Maple", "Pine", "Beech", "Willow")),
@@ -45,19 +45,19 @@ class Chart:
 
 def make_chart(kind: str, rng: random.Random) -> Chart:
     """Draws a chart's subject and values."""
-    title, names = rng.choice(SUBJECTS)
+    title, known = rng.choice(SUBJECTS)
     count = rng.randint(4, 6)
     if kind == "pie":
         cuts = sorted(rng.sample(range(1, 20), count - 1))
         shares = [5 * (end - begin) for begin, end in zip([0, *cuts], [*cuts, 20], strict=True)]
         if len(set(shares)) < count:  # the largest and the smallest share must be one
             return make_chart(kind, rng)
-        return Chart(kind, title, tuple(rng.sample(names, count)), tuple(shares))
+        return Chart(kind, title, tuple(rng.sample(known, count)), tuple(shares))
     if kind == "line":
         first = rng.randint(2001, 2015)
         names = tuple(str(first + year) for year in range(count))
     else:
-        names = tuple(rng.sample(names, count))
+        names = tuple(rng.sample(known, count))
     return Chart(kind, title, names, tuple(rng.sample(range(10, 100), count)))
 
 

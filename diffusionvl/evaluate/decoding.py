@@ -4,7 +4,7 @@ Legend: B batch, P padded prompt, G generated tokens.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +76,15 @@ def encode(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any
     return processor(images=images, **options) if images else processor(**options)
 
 
-def generate(model: PreTrainedModel, inputs: BatchFeature, **settings: Any) -> Generated:
+def on_model(inputs: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Inputs on the model's device; pictures in the type of its weights."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+
+
+def generate(model: PreTrainedModel, inputs: Mapping[str, Tensor], **settings: Any) -> Generated:
     """Answers a batch: an AR model greedily with a KV cache, a block-diffusion model by its own settings.
 
     Args:
@@ -84,7 +92,7 @@ def generate(model: PreTrainedModel, inputs: BatchFeature, **settings: Any) -> G
         inputs: What `encode` returned.
         **settings: Of the model's `generate`.
     """
-    inputs = inputs.to(model.device, model.dtype)
+    inputs = on_model(inputs, model)
     prompt_length = inputs["input_ids"].shape[1]
     diffusion = kind_of(model) == BLOCK_DIFFUSION
     if not diffusion:

@@ -4,13 +4,15 @@ Legend: A axes of a position, P prompt, C continuation, L = P + C + fill, R toke
 continuation, K samples, n scored tokens of a block, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel
+from transformers import PreTrainedModel
 
+from diffusionvl.evaluate.decoding import on_model
 from diffusionvl.modeling.families import placeholder_ids
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.objective.corruption import row_generator
@@ -20,7 +22,7 @@ NOISY_TOKENS = 4096  # of one forward, so that the mask of a long continuation s
 
 
 @torch.no_grad()
-def log_likelihood(model: PreTrainedModel, inputs: BatchFeature, continuation: Tensor) -> tuple[float, bool]:
+def log_likelihood(model: PreTrainedModel, inputs: Mapping[str, Tensor], continuation: Tensor) -> tuple[float, bool]:
     """An AR model's log-probability of a continuation in nats, and whether greedy decoding gives it.
 
     Args:
@@ -28,7 +30,7 @@ def log_likelihood(model: PreTrainedModel, inputs: BatchFeature, continuation: T
         inputs: One prompt [1, P] with its images.
         continuation: Tokens [C].
     """
-    inputs = BatchFeature(dict(inputs)).to(model.device, model.dtype)
+    inputs = on_model(inputs, model)
     tokens = continuation[None].to(model.device)
     width = tokens.shape[1]
     for name, added in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
@@ -62,7 +64,11 @@ class _Scored:
 
 @torch.no_grad()
 def likelihood_bound(
-    model: DiffusionVLForConditionalGeneration, inputs: BatchFeature, continuation: Tensor, samples: int, seed: int
+    model: DiffusionVLForConditionalGeneration,
+    inputs: Mapping[str, Tensor],
+    continuation: Tensor,
+    samples: int,
+    seed: int,
 ) -> float:
     """A lower bound of the log-probability that an answer begins with a continuation, in nats.
 
@@ -94,9 +100,9 @@ def likelihood_bound(
     return -loss / samples
 
 
-def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: BatchFeature, continuation: Tensor) -> _Scored:
+def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Tensor], continuation: Tensor) -> _Scored:
     """Puts a continuation behind its prompt and fills its last block with masks."""
-    inputs = BatchFeature(dict(inputs)).to(model.device, model.dtype)
+    inputs = on_model(inputs, model)
     prompt = inputs["input_ids"][0]
     media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     media.pop("mm_token_type_ids", None)  # the model reads the kind of a token off its id

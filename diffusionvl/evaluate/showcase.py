@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diffusionvl.evaluate.answerer import Answerer, Question
-from diffusionvl.evaluate.decoding import BLOCK_DIFFUSION, encode
+from diffusionvl.evaluate.decoding import BLOCK_DIFFUSION, encode, on_model
 from diffusionvl.evaluate.prompts import Prompt
 from diffusionvl.evaluate.settings import Decoding
 from diffusionvl.film import film_html
@@ -66,8 +66,9 @@ def make_film(answerer: Answerer, question: Question, decoding: Decoding) -> str
     prompt: Prompt = answerer.prompt(question)
     model: Any = answerer.model
     inputs = encode(answerer.processor, [prompt.text], [prompt.images] if prompt.images else [])
-    inputs = inputs.to(model.device, model.dtype)
-    output = model.generate(**inputs, **decoding.generate, return_dict_in_generate=True, output_history=True)
+    output = model.generate(
+        **on_model(inputs, model), **decoding.generate, return_dict_in_generate=True, output_history=True
+    )
     length = inputs["input_ids"].shape[1]
     image = prompt.images[0] if prompt.images else None
     shown = output.sequences.shape[1] - length
