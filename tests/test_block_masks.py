@@ -13,6 +13,7 @@ from diffusionvl.modeling.block_masks import (
     block_starts,
     dense_mask,
     flex_mask,
+    within_window,
 )
 
 
@@ -56,6 +57,18 @@ def test_drawing_of_the_docstring():
     )
     drawing = ["11000000"] * 2 + ["11110000"] * 2 + ["00001100"] * 2 + ["11000011"] * 2
     assert ["".join(str(int(x)) for x in row) for row in dense_mask(tags)[0, 0]] == drawing
+
+
+def test_drawing_of_a_window():
+    tags = TokenTags(
+        torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1]]), torch.tensor([[0] * 4 + [1] * 4]), torch.zeros(1, 8).long()
+    )
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    drawing = ["11000000"] * 2 + ["01110000", "00110000"] + ["00001100"] * 2 + ["01000011", "00000011"]
+    mask = within_window(dense_mask(tags), positions, positions, 2)
+    assert ["".join(str(int(x)) for x in row) for row in mask[0, 0]] == drawing
+    for wide in (4, None):  # a row that is not longer than the window
+        assert torch.equal(within_window(dense_mask(tags), positions, positions, wide), dense_mask(tags))
 
 
 def test_queries_may_be_the_last_of_the_keys():

@@ -42,16 +42,15 @@ def without_types(inputs):
     return {name: value for name, value in inputs.items() if name not in TOKEN_TYPE_INPUTS}
 
 
-def test_blocks_of_one_token_are_the_base(family):
+def test_blocks_of_one_token_are_the_base(family, monkeypatch):
     """Positions, masks of every layer and what the base does to its scores: all as in its own causal forward."""
-    family.model.config.block_size = 1
+    monkeypatch.setattr(family.model.config, "block_size", 1)
     for question in family.questions:
         inputs = prompts(family.processor, question)
         with torch.no_grad():
             expected = family.model.base(**inputs).logits
             found = family.model(**without_types(inputs)).logits
         assert_same(found, expected)
-    family.model.config.block_size = 4
 
 
 def loss_of(model, batch, chosen):

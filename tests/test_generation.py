@@ -4,7 +4,6 @@ import pytest
 import torch
 from helpers import QUESTION, load_model, prompts
 
-from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 
 STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"
@@ -158,16 +157,6 @@ def test_one_block_for_prompt_and_answer(translated_dir, processor, questions, k
     inputs = prompts(processor, questions[kind])
     model = lively(translated_dir, block_origin="absolute", block_size=inputs["input_ids"].shape[1] + 14)
     assert assert_decoded_slowly(model, inputs, steps=model.config.block_size) == 14
-
-
-def test_layers_with_a_sliding_window(translated_dir, processor):
-    """Our mask tells what a token sees, in every layer; the cache must not forget what the base would not look at."""
-    config = DiffusionVLConfig.from_pretrained(translated_dir, block_size=4)
-    text = config.base_config.text_config
-    text.use_sliding_window, text.sliding_window = True, 8
-    text.layer_types = ["sliding_attention"] * text.num_hidden_layers
-    model = enliven(DiffusionVLForConditionalGeneration(config).eval())
-    assert_decoded_slowly(model, prompts(processor, (LONG,)))
 
 
 def assert_alone_as_batched(model, processor, rows, generators=None, **settings):

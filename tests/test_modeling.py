@@ -200,6 +200,15 @@ def test_a_bad_config_names_the_field(translated_dir, field, value):
         DiffusionVLForConditionalGeneration(DiffusionVLConfig.from_dict({**good, field: value}))
 
 
+def test_a_window_over_positions_of_several_axes_is_refused(translated_dir):
+    config = DiffusionVLConfig.from_pretrained(translated_dir)
+    text = config.base_config.text_config
+    text.use_sliding_window, text.sliding_window = True, 8
+    text.layer_types = ["sliding_attention"] * text.num_hidden_layers
+    with pytest.raises(ValueError, match="'qwen2_5_vl' has sliding-window layers.*use_sliding_window=False"):
+        DiffusionVLForConditionalGeneration(config)
+
+
 def test_a_4d_mask_needs_positions(translated_dir):
     model = load_model(translated_dir)
     with pytest.raises(ValueError, match="position_ids"):

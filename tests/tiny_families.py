@@ -85,7 +85,8 @@ def vision_config(**changes) -> dict:
 def build_text_model(name: str, **changes) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A text model of transformers by the name of its classes, such as `Llama`."""
     tokenizer = build_tokenizer(TEXT_TEMPLATE)
-    config = getattr(transformers, f"{name}Config")(**text_config(tokenizer, **changes))
+    config_class = getattr(transformers, f"{name}ForCausalLM").config_class
+    config = config_class(**text_config(tokenizer, **changes))
     return getattr(transformers, f"{name}ForCausalLM")(config), TextProcessor(tokenizer)
 
 
@@ -137,6 +138,22 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "Llama": Family(lambda: build_text_model("Llama")),
+    "Qwen2": Family(lambda: build_text_model("Qwen2")),
+    "Qwen2 (sliding window)": Family(
+        lambda: build_text_model("Qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1)
+    ),
+    "Qwen3": Family(lambda: build_text_model("Qwen3", head_dim=8)),
+    "Mistral": Family(lambda: build_text_model("Mistral", sliding_window=6)),
+    "Gemma 2": Family(lambda: build_text_model("Gemma2", head_dim=8, sliding_window=6, attn_logit_softcapping=0.5)),
+    "Gemma 3 (text)": Family(
+        lambda: build_text_model("Gemma3", head_dim=8, sliding_window=6, sliding_window_pattern=2)
+    ),
+    "Phi-3": Family(lambda: build_text_model("Phi3", sliding_window=6)),
+    "OLMo 2": Family(lambda: build_text_model("Olmo2")),
+    "SmolLM3": Family(lambda: build_text_model("SmolLM3", no_rope_layer_interval=2)),
+    "SmolLM3 (sliding window)": Family(
+        lambda: build_text_model("SmolLM3", no_rope_layer_interval=2, use_sliding_window=True, sliding_window=6)
+    ),
     "LLaVA": Family(lambda: build_llava("clip"), images=True),
     "LLaVA (SigLIP)": Family(lambda: build_llava("siglip"), images=True),
 }

@@ -138,6 +138,30 @@ def block_grid(length: int, block_size: int, starts: list[int] | None = None) ->
     return torch.tensor(blocks, dtype=torch.long)
 
 
+def within_window(mask: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """A mask of layers that look back `window` tokens, as the AR base's own mask has it.
+
+    With a window of 2, over two blocks of two tokens (`c` clean, `n` noisy; numbers are positions)::
+
+              c0 c1 c2 c3 n0 n1 n2 n3
+        c0     x  x
+        c1     x  x
+        c2        x  x  x
+        c3           x  x
+        n0                 x  x
+        n1                 x  x
+        n2        x              x  x
+        n3                       x  x
+
+    Args:
+        mask: Boolean [B, 1, Q, K].
+        query: Positions of the queries [B, Q].
+        key: Positions of the keys [B, K].
+        window: Tokens, the query included; None for all.
+    """
+    return mask if window is None else mask & ((query[:, :, None] - key[:, None, :]) < window)[:, None]
+
+
 def as_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Any:
     """Brings a boolean mask [B, 1, Q, K] into the form an attention implementation of transformers reads.
 

@@ -31,6 +31,8 @@ MEDIA_INPUTS = (
 # Inputs that tell the kind of each token, which is read off its id.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, by transformers' names
+
 # Parts of a base that belong to its vision tower by name, and parts inside them that the language model's learning
 # rate drives (the reference trains Qwen's merger, its projector, with the language model).
 VISION_MODULES = ("visual", "vision_tower", "vision_model")
@@ -61,6 +63,36 @@ def position_axes(base_config: PreTrainedConfig) -> int:
     """The number of axes of a base's positions: 3 for M-RoPE (Qwen-VL families), else 1."""
     rope = base_config.get_text_config(decoder=True).to_dict().get("rope_parameters") or {}
     return 3 if "mrope_section" in rope else 1
+
+
+def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
+    """How many tokens each type of a base's layers looks back, None for all; by the convention of transformers.
+
+    A base of one type takes one mask for all layers. One of several (Gemma 2 and 3, Qwen with a sliding window) takes
+    a mask for each type.
+
+    Returns:
+        Windows by the names that the base gives its types.
+
+    Raises:
+        ValueError: Some layers are no attention that a mask rules, or slide over positions with several axes.
+    """
+    text = base_config.get_text_config(decoder=True).to_dict()
+    window = text.get("sliding_window")
+    everywhere = FULL if window is None else SLIDING  # Mistral, Phi-3
+    windows = {kind: window if kind == SLIDING else None for kind in text.get("layer_types") or [everywhere]}
+    strange = sorted(set(windows) - {FULL, SLIDING})
+    if strange:
+        raise ValueError(
+            f"model type {base_config.model_type!r} has layers of the types {strange}; a block-diffusion mask rules "
+            "softmax attention alone"
+        )
+    if SLIDING in windows and position_axes(base_config) > 1:
+        raise ValueError(
+            f"model type {base_config.model_type!r} has sliding-window layers over multimodal positions, whose "
+            "distances count no tokens; set use_sliding_window=False in its config"
+        )
+    return windows
 
 
 def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:

@@ -40,6 +40,7 @@ class _Decoding:
     media: dict[str, Any]  # empty once the prompt is in the cache
     cache: DynamicCache
     cached: TokenTags  # tags of the tokens in the cache
+    positions: Tensor  # their positions, the first axis [B, K]
     pending: Tensor  # columns of clean tokens that are not in the cache yet [B, N]
     forwards: Tensor  # [B]
     lengths: Tensor  # answer tokens that are written, up to the end of sequence [B]
@@ -194,6 +195,7 @@ class DiffusionVLGenerationMixin(_Model):
             # Without the base's config: a cache that forgets what lies before a sliding window can not be cropped.
             cache=DynamicCache(),
             cached=canvas.tags(canvas.start[:, None][:, :0]),
+            positions=canvas.position[0][:, :0],
             pending=canvas.prefix(),
             forwards=torch.zeros_like(canvas.start),
             lengths=torch.zeros_like(canvas.start),
@@ -278,6 +280,7 @@ class DiffusionVLGenerationMixin(_Model):
             attention_mask=dense_mask(query, state.cached.cat(query)),
             position_ids=positions,
             past_key_values=state.cache,
+            key_positions=torch.cat([state.positions, positions[0]], dim=1),
             logits_to_keep=window.shape[1] or 1,
             use_cache=True,
             **state.media,
@@ -287,6 +290,7 @@ class DiffusionVLGenerationMixin(_Model):
             state.cache.crop(-dropped)
         if not keep_pending:
             state.cached = state.cached.cat(clean)
+            state.positions = torch.cat([state.positions, positions[0][:, : clean.block.shape[1]]], dim=1)
             state.pending = state.pending[:, :0]
             state.media = {}
         return logits

@@ -13,9 +13,18 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .block_masks import CLEAN, PADDING, TokenTags, as_attention_mask, block_grid, block_starts, dense_mask
+from .block_masks import (
+    CLEAN,
+    PADDING,
+    TokenTags,
+    as_attention_mask,
+    block_grid,
+    block_starts,
+    dense_mask,
+    within_window,
+)
 from .configuration_diffusionvl import DiffusionVLConfig
-from .families import auto_class, native_positions, position_axes, sequential_positions
+from .families import auto_class, layer_windows, native_positions, position_axes, sequential_positions
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_diffusionvl import DiffusionVLGenerationMixin
 
@@ -90,6 +99,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         self.base = auto_class(config.base_config).from_config(config.base_config) if base is None else base
         if base is None:
             self.post_init()
+        self.windows = layer_windows(self.base.config)
         self.generation_config = DiffusionVLGenerationConfig.from_model_config(config)
 
     @property
@@ -123,6 +133,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         document_ids: Tensor | None = None,
         media_twins: Tensor | None = None,
         past_key_values: Cache | None = None,
+        key_positions: Tensor | None = None,
         token_indices: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         use_cache: bool | None = None,
@@ -141,6 +152,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             media_twins: Noisy tokens that stand for image features, and their clean twins, as indices into the
                 flattened batch [2, n].
             past_key_values: Cache of clean tokens before these; needs a 4-D `attention_mask`.
+            key_positions: Positions [B, K] of the cache's tokens and these, for layers with a sliding window; those of
+                these tokens if left out.
             token_indices: Indices [M] into the flattened batch: logits are computed for these tokens alone.
             logits_to_keep: As in transformers; ignored beside `token_indices`.
             use_cache: Whether to write a cache.
@@ -158,10 +171,10 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         elif position_ids is None:
             raise ValueError("a 4-D attention_mask needs explicit position_ids")
         assert position_ids is not None
-        text_config = self.base.config.get_text_config(decoder=True)
+        key_positions = position_ids[0] if key_positions is None else key_positions
         inputs = dict(
             input_ids=input_ids,
-            attention_mask=as_attention_mask(attention_mask, text_config._attn_implementation, self.dtype),
+            attention_mask=self._layer_masks(attention_mask, position_ids[0], key_positions),
             position_ids=position_ids[0] if position_ids.shape[0] == 1 else position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -176,6 +189,15 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             output = self.base(**inputs)
         output.logits = output.logits[0]
         return output
+
+    def _layer_masks(self, mask: Tensor, query: Tensor, key: Tensor) -> Any:
+        """A boolean mask [B, 1, Q, K] as the base reads it: one for all layers, or one for each type of layer."""
+        implementation = self.base.config.get_text_config(decoder=True)._attn_implementation
+        masks = {
+            kind: as_attention_mask(within_window(mask, query, key, window), implementation, self.dtype)
+            for kind, window in self.windows.items()
+        }
+        return masks if len(masks) > 1 else masks.popitem()[1]
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
         """Positions [A, B, L] of clean rows [B, L], by `config.position_mode`."""
