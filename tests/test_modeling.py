@@ -205,7 +205,7 @@ def test_a_window_over_positions_of_several_axes_is_refused(translated_dir):
     text = config.base_config.text_config
     text.use_sliding_window, text.sliding_window = True, 8
     text.layer_types = ["sliding_attention"] * text.num_hidden_layers
-    with pytest.raises(ValueError, match="'qwen2_5_vl' has sliding-window layers.*use_sliding_window=False"):
+    with pytest.raises(ValueError, match=r"'qwen2_5_vl' has sliding-window layers.*use_sliding_window=False"):
         DiffusionVLForConditionalGeneration(config)
 
 
