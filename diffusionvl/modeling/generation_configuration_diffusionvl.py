@@ -13,11 +13,15 @@ class DiffusionVLGenerationConfig(GenerationConfig):
     Args:
         max_new_tokens: Longest answer, in tokens.
         denoising_steps: S, steps a block of D tokens, 1 to D; D if left out.
-        remasking: `low_confidence_static` or `low_confidence_dynamic`.
+        remasking: A policy of `remasking_diffusionvl`: `low_confidence_static`, `low_confidence_dynamic` or
+            `entropy_bounded`.
         confidence_threshold: Probability above which dynamic remasking keeps a token.
+        entropy_bound: Nats of entropy that entropy-bounded remasking spends in a step.
         temperature: 0 takes the most probable token.
         top_k: Sample among the k most probable tokens; 0 for all.
         top_p: Sample among the smallest set of tokens that reaches this probability; 1 for all.
+        stop_strings: A text or texts that end an answer; the tokens that hold them belong to the answer.
+        max_time: Seconds after which an answer ends with the blocks that it has; no limit if left out.
         fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step;
             off, each commit (and the prefill) is a forward of its own, as in the reference.
         return_dict_in_generate: Return a `DiffusionVLGenerationOutput` instead of the sequences alone.
@@ -31,9 +35,12 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         self.denoising_steps: int | None = kwargs.pop("denoising_steps", None)
         self.remasking: str = kwargs.pop("remasking", "low_confidence_static")
         self.confidence_threshold: float = kwargs.pop("confidence_threshold", 0.85)
+        self.entropy_bound: float = kwargs.pop("entropy_bound", 0.1)
         self.temperature: float = kwargs.pop("temperature", 0.0)
         self.top_k: int = kwargs.pop("top_k", 0)
         self.top_p: float = kwargs.pop("top_p", 1.0)
+        self.stop_strings: str | list[str] | None = kwargs.pop("stop_strings", None)
+        self.max_time: float | None = kwargs.pop("max_time", None)
         self.fused_commit: bool = kwargs.pop("fused_commit", True)
         self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
         self.output_history: bool = kwargs.pop("output_history", False)
@@ -63,6 +70,12 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         eos = self.eos_token_id
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
+    @property
+    def stop_string_list(self) -> list[str]:
+        """Texts that end an answer, as a list."""
+        stops = self.stop_strings
+        return [] if stops is None else [stops] if isinstance(stops, str) else list(stops)
+
     def validate(self, **unused: Any) -> None:
         """Checks the values.
 
@@ -70,6 +83,8 @@ class DiffusionVLGenerationConfig(GenerationConfig):
             ValueError: Naming the setting, its value and its range.
         """
         eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        stops = self.stop_strings
+        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         for name, good, allowed in (
             ("max_new_tokens", _is_integer(self.max_new_tokens, 1), "an integer of at least 1"),
             (
@@ -77,11 +92,22 @@ class DiffusionVLGenerationConfig(GenerationConfig):
                 self.denoising_steps is None or _is_integer(self.denoising_steps, 1),
                 "an integer of at least 1, or None for the block size",
             ),
-            ("remasking", self.remasking in REMASKING, f"one of {REMASKING}"),
+            ("remasking", self.remasking in [*REMASKING], f"one of {[*REMASKING]}"),
             ("confidence_threshold", _is_number(self.confidence_threshold, 1.0), "a number in [0, 1]"),
+            ("entropy_bound", _is_number(self.entropy_bound, float("inf")), "a finite number of at least 0"),
             ("temperature", _is_number(self.temperature, float("inf")), "a finite number of at least 0"),
             ("top_k", _is_integer(self.top_k, 0), "an integer of at least 0"),
             ("top_p", _is_number(self.top_p, 1.0) and self.top_p > 0, "a number in (0, 1]"),
+            (
+                "stop_strings",
+                all(isinstance(stop, str) and stop for stop in stops),
+                "a text that is not empty, a list of them, or None",
+            ),
+            (
+                "max_time",
+                self.max_time is None or _is_number(self.max_time, float("inf")),
+                "a finite number of seconds of at least 0, or None",
+            ),
             ("fused_commit", isinstance(self.fused_commit, bool), "True or False"),
             ("return_dict_in_generate", isinstance(self.return_dict_in_generate, bool), "True or False"),
             ("output_history", isinstance(self.output_history, bool), "True or False"),

@@ -1,54 +1,31 @@
-"""Block decoding: a prompt is read, then each block is denoised and committed to the KV cache.
+"""`generate`: answers a batch of prompts by an engine of its own.
 
 The output fields, the generation config and the streamer follow transformers' own block-diffusion model
-(`models/diffusion_gemma`). Legend: B batch, P padded prompt, G generated tokens, D block size, V vocabulary.
+(`models/diffusion_gemma`). Legend: B batch, P padded prompt, G generated tokens, D block size.
 """
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from .block_masks import PADDING, TokenTags, dense_mask
-from .canvas_diffusionvl import Canvas
-from .families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS, placeholder_ids
+from .engine_diffusionvl import Engine
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_output_diffusionvl import DenoisingStep, DiffusionVLGenerationOutput
-from .remasking_diffusionvl import Generators, choose_tokens, tokens_to_keep, transfer_schedule
+from .inputs_diffusionvl import resolve_settings
+from .request_diffusionvl import Request
+from .sampling_diffusionvl import Generators
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model  # what the mixin is mixed into
 else:
     _Model = object
 
-NOISY = 1  # stream id of the window that is being denoised
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-
-@dataclass
-class _Decoding:
-    """What the loop carries from forward to forward."""
-
-    settings: DiffusionVLGenerationConfig
-    canvas: Canvas
-    media: dict[str, Any]  # empty once the prompt is in the cache
-    cache: DynamicCache
-    cached: TokenTags  # tags of the tokens in the cache
-    positions: Tensor  # their positions, the first axis [B, K]
-    pending: Tensor  # columns of clean tokens that are not in the cache yet [B, N]
-    forwards: Tensor  # [B]
-    lengths: Tensor  # answer tokens that are written, up to the end of sequence [B]
-    done: Tensor  # rows whose answer has ended [B]
-    streamer: BaseStreamer | None
-    generator: Generators
-    streamed: int = 0  # answer columns that the streamer has got
-    history: list[DenoisingStep] = field(default_factory=list)
 
 
 class DiffusionVLGenerationMixin(_Model):
@@ -79,7 +56,6 @@ class DiffusionVLGenerationMixin(_Model):
                 pretrained_model_name_or_path, **places
             )
 
-    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -87,6 +63,7 @@ class DiffusionVLGenerationMixin(_Model):
         generation_config: DiffusionVLGenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
         generator: Generators = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Tensor | DiffusionVLGenerationOutput:
         """Answers prompts, a block of tokens at a time.
@@ -102,6 +79,7 @@ class DiffusionVLGenerationMixin(_Model):
                 one, such as transformers' `TextDiffusionStreamer`.
             generator: Source of randomness where temperature > 0: one for the batch, or one a row, which makes a
                 row's samples independent of its batch.
+            tokenizer: Needed for `stop_strings`.
             **kwargs: Settings of `DiffusionVLGenerationConfig` that differ in this call, and the inputs for images
                 and videos that the processor gave.
 
@@ -111,222 +89,122 @@ class DiffusionVLGenerationMixin(_Model):
         Raises:
             ValueError: A setting is unknown or out of its range, or the inputs can not be read as they are meant.
         """
-        settings, media = self._settings(generation_config, kwargs)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        state = self._prepare_decoding(input_ids, attention_mask, media, settings, streamer, generator)
-        canvas = state.canvas
+        settings, media = resolve_settings(self, generation_config, kwargs)
+        padding, prompt = settings.pad_token_id or 0, input_ids.shape[-1]
+        engine = Engine(
+            self,
+            max_batch_size=max(len(input_ids), 1),
+            max_length=prompt + settings.max_new_tokens + 2 * self.config.block_size,
+            max_waiting=len(input_ids),
+            tokenizer=tokenizer,
+            fused_commit=settings.fused_commit,
+        )
+        requests = engine.add_batch(input_ids, attention_mask, settings, generator, **media)
+        stream = None if streamer is None else _BatchStream(streamer, engine, requests, padding)
         if streamer is not None:
             streamer.put(input_ids.cpu())
-        for index in range(canvas.windows):
-            if index > 0:
-                state.pending = torch.cat([state.pending, canvas.window(index - 1)], dim=1)
-            self._denoise_block(state, index)
-            self._finish_block(state, index)
-            if bool(state.done.all()):
-                break
+        while engine.busy:
+            engine.step()
+            if stream is not None:
+                stream.send()
         if streamer is not None:
             streamer.end()
-        sequences = canvas.ids[:, : canvas.prompt_length + int(state.lengths.max())]
+        answers = _rectangle([request.tokens for request in requests], padding)
+        sequences = torch.cat([input_ids, answers.to(input_ids)], dim=1)
         if not settings.return_dict_in_generate:
             return sequences
+        lengths, forwards = torch.tensor(
+            [(len(request.tokens), request.forwards) for request in requests], device=input_ids.device
+        ).unbind(1)
         return DiffusionVLGenerationOutput(
             sequences=sequences,
-            tokens_per_forward=state.lengths / state.forwards,
-            forwards=state.forwards,
-            past_key_values=state.cache,
-            history=state.history if settings.output_history else None,
+            tokens_per_forward=lengths / forwards.clamp(min=1),
+            forwards=forwards,
+            past_key_values=engine.cache,
+            history=_join_histories(requests, prompt, padding) if settings.output_history else None,
         )
 
-    def _settings(
-        self, config: DiffusionVLGenerationConfig | None, kwargs: dict[str, Any]
-    ) -> tuple[DiffusionVLGenerationConfig, dict[str, Any]]:
-        """Splits keyword arguments into settings and media inputs, and checks the settings against the model."""
-        settings = copy.deepcopy(self.generation_config if config is None else config)
-        if not isinstance(settings, DiffusionVLGenerationConfig):
-            raise ValueError(
-                f"generation_config must be a DiffusionVLGenerationConfig, got a {type(settings).__name__}"
+
+class _BatchStream:
+    """Feeds a streamer of transformers, which wants columns of the whole batch: those that all rows have."""
+
+    def __init__(self, streamer: BaseStreamer, engine: Engine, requests: list[Request], padding: int) -> None:
+        self.streamer, self.engine, self.requests, self.padding = streamer, engine, requests, padding
+        self.sent = 0
+
+    def send(self) -> None:
+        """Shows the blocks as they are now, if the streamer can; then puts the columns that are done in every row."""
+        running = [request for request in self.requests if not request.finished]
+        if hasattr(self.streamer, "put_draft"):
+            drafts = [
+                [*request.tokens, *(self.engine.draft(request) if request.step and not request.finished else [])]
+                for request in self.requests
+            ]
+            self.streamer.put_draft(self._columns(drafts, max(map(len, drafts))))
+        lengths = [len(request.tokens) for request in running or self.requests]
+        end = min(lengths) if running else max(lengths)
+        if end > self.sent:
+            self.streamer.put(self._columns([request.tokens for request in self.requests], end))
+            self.sent = end
+
+    def _columns(self, rows: list[list[int]], end: int) -> Tensor:
+        """Columns that have not been put, up to `end` [B, end - sent]; what a row does not have yet is masked."""
+        mask = self.engine.model.config.mask_token_id
+        fillers = [self.padding if request.finished else mask for request in self.requests]
+        filled = [[*row, *[filler] * end][self.sent : end] for row, filler in zip(rows, fillers, strict=True)]
+        return torch.tensor(filled, dtype=torch.long)
+
+
+def _rectangle(rows: list[list[int]], padding: int) -> Tensor:
+    """Rows of any lengths as a tensor [B, G], padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def _join_histories(requests: list[Request], prompt: int, padding: int) -> list[DenoisingStep]:
+    """The steps of all rows, block by block, as if rows waited for one another behind each block.
+
+    A row that needed fewer steps for a block than others stands still in the rest; behind its end it is padding.
+
+    Args:
+        requests: The B requests, with histories.
+        prompt: P, the column of the padded batch where the answers begin.
+        padding: Token behind the end of an answer.
+    """
+    joined: list[DenoisingStep] = []
+    by_block = [_steps_by_block(request) for request in requests]
+    for block in range(max(len(blocks) for blocks in by_block)):
+        for step in range(max(len(blocks[block]) for blocks in by_block if block < len(blocks))):
+            rows = []
+            for request, blocks in zip(requests, by_block, strict=True):
+                if block >= len(blocks):
+                    rows.append(_behind(blocks[-1][-1], block, padding))
+                elif step < len(blocks[block]):
+                    rows.append(blocks[block][step])
+                else:
+                    last = blocks[block][-1]
+                    rows.append(replace(last, confidence=torch.ones_like(last.confidence)))
+                rows[-1] = replace(rows[-1], columns=rows[-1].columns + prompt - request.prompt_length)
+            fields = (
+                torch.cat([getattr(row, name) for row in rows])
+                for name in ("tokens", "masked", "confidence", "columns")
             )
-        own = self.generation_config
-        settings.update(defaults_only=True, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
-        known = settings.setting_names
-        # The model reads the kind of a token off its id.
-        unknown = set(kwargs) - {*known, *MEDIA_INPUTS, *TOKEN_TYPE_INPUTS}
-        if unknown:
-            raise ValueError(f"generate() does not know {sorted(unknown)}; its settings are {known}")
-        settings.update(**{name: value for name, value in kwargs.items() if name in known})
-        if settings.pad_token_id is None and settings.eos_token_ids:
-            settings.pad_token_id = settings.eos_token_ids[0]
-        media = {name: kwargs[name] for name in MEDIA_INPUTS if kwargs.get(name) is not None}
-        block_size = self.config.block_size
-        if settings.denoising_steps is None:
-            settings.denoising_steps = block_size
-        if settings.denoising_steps > block_size:
-            raise ValueError(
-                f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {block_size}"
-            )
-        return settings, media
+            joined.append(DenoisingStep(block, *fields))
+    return joined
 
-    def _prepare_decoding(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        media: dict[str, Any],
-        settings: DiffusionVLGenerationConfig,
-        streamer: BaseStreamer | None,
-        generator: Generators,
-    ) -> _Decoding:
-        """Checks the prompts and lays them out on a canvas, with nothing in the cache."""
-        self._check_prompts(input_ids, attention_mask, media, generator)
-        canvas = Canvas.build(
-            input_ids,
-            attention_mask,
-            self.position_ids(input_ids, attention_mask, media),
-            self.block_ids(input_ids, attention_mask),
-            own_blocks=self.config.block_origin == "response",
-            block_size=self.config.block_size,
-            max_new_tokens=settings.max_new_tokens,
-            mask_token_id=self.config.mask_token_id,
-        )
-        return _Decoding(
-            settings=settings,
-            canvas=canvas,
-            media=media,
-            # Without the base's config: a cache that forgets what lies before a sliding window can not be cropped.
-            cache=DynamicCache(),
-            cached=canvas.tags(canvas.start[:, None][:, :0]),
-            positions=canvas.position[0][:, :0],
-            pending=canvas.prefix(),
-            forwards=torch.zeros_like(canvas.start),
-            lengths=torch.zeros_like(canvas.start),
-            done=torch.zeros_like(canvas.start, dtype=torch.bool),
-            streamer=streamer,
-            generator=generator,
-        )
 
-    def _check_prompts(
-        self, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any], generator: Generators
-    ) -> None:
-        """Refuses inputs that can not be read as they are meant."""
-        if self.training and self.is_gradient_checkpointing:
-            raise ValueError("a model in training mode with gradient checkpointing writes no cache; call model.eval()")
-        if input_ids.ndim != 2 or 0 in input_ids.shape:
-            raise ValueError(
-                f"generate() needs prompts of shape [B, P] with a token at least, got {[*input_ids.shape]}"
-            )
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {[*attention_mask.shape]}, the prompts have {[*input_ids.shape]}"
-            )
-        if not bool(attention_mask[:, -1].all()) or bool((attention_mask.long().diff(dim=1) < 0).any()):
-            raise ValueError(
-                "generate() needs prompts padded on the left, each with a token at least; "
-                "set processor.tokenizer.padding_side='left'"
-            )
-        placeholders = input_ids.new_tensor(placeholder_ids(self.base.config))
-        if bool(torch.isin(input_ids, placeholders).any()) != bool(media):
-            given = sorted(media) or "no image or video inputs"
-            raise ValueError(
-                f"image and video inputs must come with their placeholder tokens {placeholders.tolist()} in the "
-                f"prompts, and the other way round; got {given} and {'no placeholders' if media else 'placeholders'}"
-            )
-        if isinstance(generator, Sequence) and len(generator) != len(input_ids):
-            raise ValueError(f"{len(generator)} generators for {len(input_ids)} prompts; give one, or one a prompt")
+def _steps_by_block(request: Request) -> list[list[DenoisingStep]]:
+    """A request's steps, block by block."""
+    return [[*steps] for _, steps in groupby(request.history, key=lambda step: step.block)]
 
-    def _denoise_block(self, state: _Decoding, index: int) -> None:
-        """Denoises one window of every row that is not done, until nothing in it is masked."""
-        settings, canvas = state.settings, state.canvas
-        window = canvas.window(index)
-        ids, _ = canvas.tokens(window)
-        masked = canvas.masked.gather(1, window) & ~state.done[:, None]
-        # Image features can not be fed without their whole image, so a window that holds placeholders (a prompt
-        # that ends in an image, or one block for everything) is run together with all that came before it.
-        media_in_window = bool(torch.isin(ids, ids.new_tensor(placeholder_ids(self.base.config))).any())
-        if not settings.fused_commit and not media_in_window and state.pending.shape[1]:
-            state.forwards += (canvas.tags(state.pending).document != PADDING).any(-1) & ~state.done
-            self._run(state, window[:, :0], keep_pending=False)
-        for quota in transfer_schedule(canvas.block_size, settings.denoising_steps or canvas.block_size):
-            active = masked.any(-1)
-            if not bool(active.any()):
-                break
-            logits = self._run(state, window, keep_pending=media_in_window)
-            state.forwards += active
-            tokens, confidence = self._draw(state, logits, active)
-            keep = tokens_to_keep(confidence, masked, quota, settings.remasking, settings.confidence_threshold)
-            ids = torch.where(keep, tokens, ids)
-            canvas.ids.scatter_(1, window, ids)
-            step_confidence = confidence.masked_fill(~masked, 1.0)
-            masked = masked & ~keep
-            if settings.output_history:
-                step = (ids, masked, step_confidence, window)
-                state.history.append(DenoisingStep(index, *(tensor.cpu() for tensor in step)))
-            if state.streamer is not None and hasattr(state.streamer, "put_draft"):
-                end = min(int(window.max()) + 1 - canvas.prompt_length, settings.max_new_tokens)
-                # A copy, for the next step writes to the canvas.
-                state.streamer.put_draft(canvas.answer[:, state.streamed : end].to("cpu", copy=True))
 
-    def _run(self, state: _Decoding, window: Tensor, keep_pending: bool) -> Tensor:
-        """One forward over the pending clean tokens and a noisy window; the cache keeps the clean ones.
-
-        Returns:
-            Logits of the window [B, D, V].
-        """
-        canvas = state.canvas
-        clean, noisy = canvas.tags(state.pending), canvas.tags(window, NOISY)
-        query = clean.cat(noisy)
-        ids, positions = canvas.tokens(torch.cat([state.pending, window], dim=1))
-        logits = self(
-            input_ids=ids,
-            attention_mask=dense_mask(query, state.cached.cat(query)),
-            position_ids=positions,
-            past_key_values=state.cache,
-            key_positions=torch.cat([state.positions, positions[0]], dim=1),
-            logits_to_keep=window.shape[1] or 1,
-            use_cache=True,
-            **state.media,
-        ).logits
-        dropped = ids.shape[1] if keep_pending else window.shape[1]
-        if dropped:
-            state.cache.crop(-dropped)
-        if not keep_pending:
-            state.cached = state.cached.cat(clean)
-            state.positions = torch.cat([state.positions, positions[0][:, : clean.block.shape[1]]], dim=1)
-            state.pending = state.pending[:, :0]
-            state.media = {}
-        return logits
-
-    def _draw(self, state: _Decoding, logits: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws tokens and their confidences [B, D] for the active rows; the others' generators stay where they are."""
-        settings, generator = state.settings, state.generator
-        if isinstance(generator, Sequence):
-            generator = [generator[row] for row in active.nonzero()[:, 0].tolist()]
-        drawn, sure = choose_tokens(
-            logits[active],
-            [self.config.mask_token_id, *placeholder_ids(self.base.config)],
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            generator,
-        )
-        tokens, confidence = drawn.new_zeros(logits.shape[:2]), sure.new_zeros(logits.shape[:2])
-        tokens[active], confidence[active] = drawn, sure
-        return tokens, confidence
-
-    def _finish_block(self, state: _Decoding, index: int) -> None:
-        """Marks rows whose answer ended in this window, pads behind the end, and streams what all rows have."""
-        settings, canvas = state.settings, state.canvas
-        answer = canvas.answer[:, : settings.max_new_tokens]
-        ends = torch.isin(answer, answer.new_tensor(settings.eos_token_ids))
-        written = canvas.window(index)[:, -1] + 1 - canvas.prompt_length
-        state.lengths = torch.where(
-            ends.any(-1), ends.long().argmax(-1) + 1, written.clamp(max=settings.max_new_tokens)
-        )
-        state.done = ends.any(-1) | (written >= settings.max_new_tokens)
-        if settings.pad_token_id is not None:
-            columns = torch.arange(canvas.answer.shape[1], device=answer.device)
-            canvas.answer[state.done[:, None] & (columns >= state.lengths[:, None])] = settings.pad_token_id
-        if state.streamer is not None:
-            running = state.lengths[~state.done]
-            end = int(running.min() if len(running) else state.lengths.max())
-            state.streamer.put(answer[:, state.streamed : end].cpu())
-            state.streamed = end
+def _behind(last: DenoisingStep, block: int, padding: int) -> DenoisingStep:
+    """A row in a block behind its end, given its last step."""
+    shift = (block - last.block) * last.tokens.shape[1]
+    return DenoisingStep(
+        block,
+        torch.full_like(last.tokens, padding),
+        torch.zeros_like(last.masked),
+        torch.ones_like(last.confidence),
+        last.columns + shift,
+    )
