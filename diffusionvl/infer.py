@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging
 
-    from .data.conversation import open_image
+    from .data.images import open_image
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -24,10 +24,10 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     processor = load_processor(model_args.model)
     model = load_model(model_args.model, model_args.dtype)
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
-    train = RowDataset(read_records(data.train_records, data.image_root), encoder, model.config)
+    train = RowDataset(read_records(data.train_records, data.image_root, args.seed), encoder, model.config)
     evaluate = None
     if data.eval_records:
-        evaluate = RowDataset(read_records(data.eval_records, data.image_root), encoder, model.config)
+        evaluate = RowDataset(read_records(data.eval_records, data.image_root, args.seed), encoder, model.config)
     return BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
 
 

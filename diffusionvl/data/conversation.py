@@ -4,20 +4,19 @@ Each turn is tokenised by itself, as decoding does it: the prompt up to and with
 response. The template's assistant mask is not used: with images, transformers leaves it empty.
 """
 
-import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from .records import DataError, Record
+from .images import image_size, name_of, open_image
+from .layouts import DataError, Picture, Record
 from .streams import IGNORED
 
 SUPERVISIONS = ("assistant", "structural")
+CONVERSATION = "conversation"  # the kind of error of turns that can not be told apart
 
 
 @dataclass
@@ -28,12 +27,14 @@ class Piece:
         input_ids: Tokens [n].
         labels: The token itself where it carries loss, else -100 [n].
         media: Image inputs of this stretch.
+        images: How many images it holds.
         is_response: Whether it is a response, end of turn included.
     """
 
     input_ids: Tensor
     labels: Tensor
     media: dict[str, Any] = field(default_factory=dict)
+    images: int = 0
     is_response: bool = False
 
 
@@ -45,12 +46,14 @@ class Encoded:
         input_ids: Tokens [L].
         labels: The token itself where it carries loss, else -100 [L].
         media: Image inputs, concatenated over the conversation.
+        images: How many images there are.
         truncated: Whether something was cut off.
     """
 
     input_ids: Tensor
     labels: Tensor
     media: dict[str, Any]
+    images: int
     truncated: bool
 
 
@@ -92,8 +95,11 @@ class ConversationEncoder:
         role_ids = self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
         self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.tokenizer.eos_token_id])
 
-    def encode(self, record: Record) -> Encoded | None:
+    def encode(self, record: Record, render: bool = True) -> Encoded | None:
         """Encodes one record, or returns None if truncation leaves nothing to learn from.
+
+        Without `render`, images are not decoded: their size alone tells how many tokens they take, so that a data set
+        is measured in minutes. There are no media then, and the tokens are those of the row in number and labels.
 
         Truncation drops the first prompt that does not fit with all behind it, and cuts a response that does not fit:
         an image's tokens are never cut apart.
@@ -103,7 +109,7 @@ class ConversationEncoder:
                 not render the conversation or rewrites earlier turns.
         """
         self._check(record)
-        pieces = self._pieces(record)
+        pieces = self._pieces(record, render)
         kept, truncated = self._truncate(pieces)
         if not kept:
             return None
@@ -115,30 +121,37 @@ class ConversationEncoder:
             torch.cat([piece.input_ids for piece in kept]),
             torch.cat([piece.labels for piece in kept]),
             {name: torch.cat(values) for name, values in media.items()},
+            sum(piece.images for piece in kept),
             truncated,
         )
 
     def _check(self, record: Record) -> None:
         """Refuses what would be tokenised, but not as the record means it."""
         if record.messages[0]["role"] == "assistant":
-            raise DataError(f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it")
+            raise DataError(
+                f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it", CONVERSATION
+            )
         reserved = [*self.placeholders, self.tokenizer.eos_token]
         if self.tokenizer.mask_token is not None:
             reserved.append(self.tokenizer.mask_token)
         for message in record.messages:
             text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
             if message["role"] == "assistant":
-                images = [part["image"] for part in message["content"] if part["type"] == "image"]
+                images = [name_of(part["image"]) for part in message["content"] if part["type"] == "image"]
                 if images:
-                    raise DataError(f"{record.name}: an assistant turn holds {images}; move images to a user turn")
+                    raise DataError(
+                        f"{record.name}: an assistant turn holds image {images[0]}; move it to a user turn",
+                        CONVERSATION,
+                    )
             for token in reserved:
                 if token in text:
                     raise DataError(
                         f"{record.name}: the text of a turn holds {token!r}, which would be read as media, as the "
-                        "end of the turn or as a mask; take it out"
+                        "end of the turn or as a mask; take it out",
+                        CONVERSATION,
                     )
 
-    def _pieces(self, record: Record) -> list[Piece]:
+    def _pieces(self, record: Record, render: bool) -> list[Piece]:
         """Prompt and response pieces in turn, up to the last response."""
         pieces: list[Piece] = []
         done = ""
@@ -151,11 +164,12 @@ class ConversationEncoder:
             if not prompt.startswith(done) or not whole.startswith(prompt):
                 raise DataError(
                     f"{record.name}: the chat template rewrites earlier turns, or puts no {self.tokenizer.eos_token!r} "
-                    "behind a response, so responses can not be told apart; use a template that only appends"
+                    "behind a response, so responses can not be told apart; use a template that only appends",
+                    CONVERSATION,
                 )
             response = self._until_end_of_turn(whole[len(prompt) :])
             images = Record(record.messages[first:index], record.name).images
-            pieces.append(self._prompt_piece(prompt[len(done) :], images, record.name))
+            pieces.append(self._prompt_piece(prompt[len(done) :], images, record.name, render))
             pieces.append(self._response_piece(response))
             done, first = prompt + response, index + 1
         if self.supervision == "structural":  # the reference keeps, and supervises, what follows the last response
@@ -168,7 +182,9 @@ class ConversationEncoder:
         try:
             return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
         except TemplateError as error:  # templates raise it for an order of roles that they do not know
-            raise DataError(f"{name}: the chat template refuses the conversation: {error}; change its turns") from error
+            raise DataError(
+                f"{name}: the chat template refuses the conversation: {error}; change its turns", CONVERSATION
+            ) from error
 
     def _until_end_of_turn(self, text: str) -> str:
         """A response up to and with its last end-of-turn token, which is added if the template writes none."""
@@ -178,26 +194,49 @@ class ConversationEncoder:
     def _tokenize(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
 
-    def _prompt_piece(self, text: str, images: list[str], name: str) -> Piece:
+    def _prompt_piece(self, text: str, images: list[Picture], name: str, render: bool) -> Piece:
         """Tokenises what stands before a response, its images included."""
         media: dict[str, Any] = {}
-        if images:
-            opened = [open_image(path, name) for path in images]
-            try:
-                inputs = self.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=False)
-            except ValueError as error:  # such as an image that is far longer than wide
-                raise DataError(f"{name}: the processor refuses {images}: {error}; change or drop the image") from error
-            input_ids = inputs.pop("input_ids")[0]
-            # Token types are read off the ids later on; the rest belongs to the images.
-            media = {key: value for key, value in inputs.items() if key not in ("attention_mask", "mm_token_type_ids")}
+        if images and render:
+            input_ids, media = self._render_images(text, images, name)
         else:
             input_ids = self._tokenize(text)
+        if images and not render:
+            input_ids = torch.cat([self._image_tokens(input_ids, images, name), input_ids])
         labels = torch.full_like(input_ids, IGNORED)
         if self.supervision == "structural":
             structural = torch.isin(input_ids, self.structural_ids)
             structural[len(input_ids) - len(self.header_ids) :] = True
             labels = torch.where(structural, input_ids, labels)
-        return Piece(input_ids, labels, media)
+        return Piece(input_ids, labels, media, len(images))
+
+    def _render_images(self, text: str, images: list[Picture], name: str) -> tuple[Tensor, dict[str, Any]]:
+        """Tokens of a text with images, and the images' inputs."""
+        opened = [open_image(image, name) for image in images]
+        try:
+            inputs = self.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=False)
+        except ValueError as error:  # such as an image that is far longer than wide
+            raise self._refused(images, name, error) from error
+        input_ids = inputs.pop("input_ids")[0]
+        # Token types are read off the ids later on; the rest belongs to the images.
+        return input_ids, {
+            key: value for key, value in inputs.items() if key not in ("attention_mask", "mm_token_type_ids")
+        }
+
+    def _image_tokens(self, input_ids: Tensor, images: list[Picture], name: str) -> Tensor:
+        """As many image tokens as the processor would add to a text; where they stand does not matter to its length."""
+        sizes = [image_size(image, name) for image in images]
+        try:
+            counts = self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+        except ValueError as error:
+            raise self._refused(images, name, error) from error
+        token_id = self.tokenizer.convert_tokens_to_ids(self.placeholders[0])
+        added = sum(counts) - int((input_ids == token_id).sum())
+        return torch.full((max(added, 0),), token_id)
+
+    def _refused(self, images: list[Picture], name: str, error: Exception) -> DataError:
+        named = ", ".join(map(name_of, images))
+        return DataError(f"{name}: the processor refuses image {named}: {error}; change or drop the image", "bad image")
 
     def _response_piece(self, text: str) -> Piece:
         """Tokenises a response; all of it carries loss."""
@@ -220,25 +259,3 @@ class ConversationEncoder:
         while kept and not kept[-1].is_response:
             kept.pop()
         return kept, True
-
-
-def open_image(path: str, name: str) -> Image.Image:
-    """Opens an image as RGB.
-
-    Raises:
-        DataError: It is missing, no image, or so large that Pillow takes it for a decompression bomb.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                image: Image.Image = ImageOps.exif_transpose(file)  # upright, as transformers' own loader has it
-                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
-                    image = image.convert("I").point(lambda value: value / 257).convert("L")
-                return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: image {path!r} does not exist; check 'image_root' ({Path(path).parent})") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
-        raise DataError(f"{name}: image {path!r} can not be read: {error}; replace it or drop the record") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: image {path!r} is too large: {error}; scale it down") from error

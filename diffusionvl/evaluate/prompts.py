@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from diffusionvl.checkpoint import VIDEO_REMEDY
-from diffusionvl.data.conversation import open_image
+from diffusionvl.data.images import open_image
 
 FORMS = ("messages", "reference")
 Message = dict[str, Any]

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.command_line import Parser, fail
-from diffusionvl.data.conversation import open_image
+from diffusionvl.data.images import open_image
 from diffusionvl.film import draw_film, film_html
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration

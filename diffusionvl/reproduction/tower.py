@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from diffusionvl.command_line import Parser, fail
-from diffusionvl.data.conversation import open_image
+from diffusionvl.data.images import open_image
 from diffusionvl.quickstart.easy_vqa import COLORS, SHAPES, annotation, pictures_of
 from diffusionvl.quickstart.shapes import SIZE, draw_shape
 
@@ -119,8 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     Trainer(model, settings, train_dataset=pictures).train()
     model.vision_model.save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
-    print(f"{arguments.out}: {model.vision_model.num_parameters():,} parameters; names shape and colour of "
-          f"{100 * accuracy(model, processor):.2f} % of the official test pictures")
+    print(
+        f"{arguments.out}: {model.vision_model.num_parameters():,} parameters; names shape and colour of "
+        f"{100 * accuracy(model, processor):.2f} % of the official test pictures"
+    )
     return 0
 
 

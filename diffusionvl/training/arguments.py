@@ -12,7 +12,11 @@ from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..command_line import Parser
 from ..data.conversation import SUPERVISIONS
+<<<<<<< HEAD
 from ..modeling.families import MODULES
+=======
+from ..data.records import KINDS
+>>>>>>> 73344c4 (Records from JSON, tables, archives and mixtures, read lazily; image paths stay inside image_root)
 from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
 
@@ -53,10 +57,11 @@ class ModelArguments:
 class DataArguments:
     """Which records it is trained on, and how they become rows."""
 
-    train_records: list[str] = field(metadata={"help": "record files, .jsonl or .json"})
-    eval_records: list[str] | None = field(default=None, metadata={"help": "record files for the evaluation loss"})
+    train_records: list[str] = field(metadata={"help": f"{KINDS}; or several"})
+    eval_records: list[str] | None = field(default=None, metadata={"help": "the same, for the evaluation loss"})
     image_root: str | None = field(
-        default=None, metadata={"help": "folder that relative image paths start from; the record file's by default"}
+        default=None,
+        metadata={"help": "folder that image paths start from and may not leave; the record file's by default"},
     )
     max_length: int | None = field(default=None, metadata={"help": "longest clean stream in tokens; longer is cut"})
     supervision: str = field(default="assistant", metadata={"help": f"which tokens carry loss, of {SUPERVISIONS}"})

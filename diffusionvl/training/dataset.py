@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder
-from ..data.records import Record
+from ..data.records import Record, Records
 from ..data.streams import IGNORED, Row, build_row
 from ..modeling.block_masks import block_grid, block_starts
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -27,7 +27,7 @@ class RowDataset(Dataset):
 
     def __init__(
         self,
-        records: list[Record],
+        records: Records | list[Record],
         encoder: ConversationEncoder,
         config: PreTrainedConfig,
         layout: str | None = None,
