@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionvl.data.records import parse_record
+from diffusionvl.data.layouts import ImageRoot, parse_record
 from diffusionvl.quickstart import easy_vqa
 from diffusionvl.quickstart.shapes import COLORS, draw_shape
 
@@ -55,8 +55,8 @@ def test_training_never_sees_a_test_picture(tmp_path):
 
 def test_train_records_are_valid_conversations_about_one_picture():
     for number, raw in enumerate(easy_vqa.train_records(turns=4)[:200]):
-        record = parse_record(raw, f"train:{number}", root := easy_vqa.Path("/"))
-        assert len(record.images) == 1, root
+        record = parse_record(raw, f"train:{number}", ImageRoot(easy_vqa.Path("/")))
+        assert len(record.images) == 1
         roles = [message["role"] for message in record.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert 2 <= len(roles) <= 10
