@@ -14,13 +14,9 @@ from typing import Any
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-<<<<<<< HEAD
+from diffusionvl.data.images import open_image
 from diffusionvl.evaluate import decoding
 from diffusionvl.evaluate.decoding import Generated
-=======
-from diffusionvl.data.images import open_image
-from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
->>>>>>> 73344c4 (Records from JSON, tables, archives and mixtures, read lazily; image paths stay inside image_root)
 from diffusionvl.quickstart.easy_vqa import Record
 
 MAX_NEW_TOKENS = 96  # twice the longest answer of easy-VQA

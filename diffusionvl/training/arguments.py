@@ -12,11 +12,8 @@ from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..command_line import Parser
 from ..data.conversation import SUPERVISIONS
-<<<<<<< HEAD
-from ..modeling.families import MODULES
-=======
 from ..data.records import KINDS
->>>>>>> 73344c4 (Records from JSON, tables, archives and mixtures, read lazily; image paths stay inside image_root)
+from ..modeling.families import MODULES
 from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
 
