@@ -79,6 +79,18 @@ def test_yaml_values_mean_what_they_say(recipe, tmp_path, line, name, value):
     assert found == value
 
 
+@pytest.mark.parametrize(("processes", "rows", "steps"), [(1, 8, 32), (8, 8, 4), (32, 8, 1), (8, 1, 32)])
+def test_the_global_batch_size_is_kept_for_any_number_of_processes(recipe, monkeypatch, processes, rows, steps):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    args = parse_arguments([recipe({"global_batch_size": 256, "per_device_train_batch_size": rows})])[2]
+    assert args.gradient_accumulation_steps == steps
+
+
+def test_gradient_checkpointing_has_one_name_in_all_versions(recipe, recwarn):
+    assert parse_arguments([recipe({"gradient_checkpointing": True})])[2].gradient_checkpointing is True
+    assert not recwarn
+
+
 def test_null_leaves_out_and_a_flag_puts_in(recipe):
     path = recipe({"max_length": None, "eval_records": None, "vision_learning_rate": None})
     _, data, args = parse_arguments([path, "--max_length", "5"])
@@ -97,6 +109,11 @@ def test_null_leaves_out_and_a_flag_puts_in(recipe):
         ({"bf16": "perhaps"}, ["bf16", "perhaps"]),
         ({"train_records": []}, ["train_records"]),
         ({"max_length": 0}, ["max_length", "0"]),
+        ({"global_batch_size": 0}, ["global_batch_size 0", "8 x 1 processes"]),
+        ({"global_batch_size": 12}, ["global_batch_size 12", "per_device_train_batch_size 8 x 1 processes = 8"]),
+        ({"global_batch_size": 16, "gradient_accumulation_steps": 3}, ["gradient_accumulation_steps 3", "16"]),
+        ({"fsdp": True}, ["fsdp needs GPUs", "deepspeed"]),
+        ({"fsdp_config": "configs/fsdp/fsdp2.json"}, ["fsdp needs GPUs", "deepspeed"]),
         ({"max_steps": 0}, ["max_steps", "0", "num_train_epochs"]),
         ({"per_device_train_batch_size": 0}, ["per_device_train_batch_size", "0"]),
         ({"gradient_accumulation_steps": 0}, ["gradient_accumulation_steps", "0"]),
@@ -141,6 +158,8 @@ def test_a_mistake_on_the_command_line(recipe, capsys, argv, part):
         ("", "mapping"),
         ("train_records: [a.jsonl]", "--model"),
         ("model: m", "--train_records"),
+        ("model: m\nlearning_rate: 1e-3\nmodel: n", "key 'model' stands there twice"),
+        ("lr_scheduler_kwargs: {min_lr: 1, min_lr: 2}", "key 'min_lr' stands there twice"),
     ],
 )
 def test_a_recipe_that_is_none(recipe, capsys, text, part):

@@ -1,8 +1,10 @@
 """Arguments of a training run: three flat dataclasses, one YAML recipe, command-line overrides."""
 
 import json
+import os
 import re
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -91,6 +93,10 @@ class BlockDiffusionConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are no columns: keep this off"})
     report_to: str | None = field(default="none", metadata={"help": "wandb, tensorboard, trackio or none"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "rows of an optimizer step over all processes; gradient_accumulation_steps follows from it"},
+    )
     average_tokens_across_devices: bool = field(
         default=True, metadata={"help": "divide the loss by the count over all processes"}
     )
@@ -110,9 +116,45 @@ class BlockDiffusionConfig(TrainingArguments):
         if not self.output_dir:
             raise ValueError("output_dir is not set; give the folder for the trained model")
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
-        super().__post_init__()
+        if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
+            self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = self._accumulation(int(os.environ.get("WORLD_SIZE", 1)))
+        if self.fsdp_config is not None or self.fsdp == "yes":
+            self.fsdp = True
+        with warnings.catch_warnings():  # 5.23 renames it activation_checkpointing; 5.17 knows no other name
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            super().__post_init__()
+        if self.n_gpu > 1:  # transformers would split batches with DataParallel
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs; start one for each with `bash scripts/train_stage.sh`, "
+                "or set CUDA_VISIBLE_DEVICES"
+            )
+        if self.fsdp and self.device.type == "cpu":
+            raise ValueError("fsdp needs GPUs: on CPUs accelerate would run DDP instead; use deepspeed there, or DDP")
         if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch
             self.dataloader_pin_memory = False
+
+    def _accumulation(self, processes: int) -> int:
+        """The number of batches that make up `global_batch_size`.
+
+        Raises:
+            ValueError: It is no whole number, or another one was given.
+        """
+        assert self.global_batch_size is not None
+        rows = self.per_device_train_batch_size * processes
+        steps, rest = divmod(self.global_batch_size, rows)
+        if steps < 1 or rest:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is no multiple of per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} x {processes} processes = {rows}; change one of them"
+            )
+        if self.gradient_accumulation_steps not in (1, steps):
+            raise ValueError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} x {rows} rows is not "
+                f"global_batch_size {self.global_batch_size}; leave it out"
+            )
+        return steps
 
 
 class _Parser(HfArgumentParser):
@@ -125,6 +167,16 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 1e-5 is a number; to PyYAML it is one only as 1.0e-5."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping that has each key once; YAML would take the last."""
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands there twice", node.start_mark)
+    return loader.construct_mapping(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
 )

@@ -1,7 +1,12 @@
-"""The progress bar, and the last line of the log."""
+"""The progress bar, the last line of the log, and stopping when the machine is taken away."""
 
+import signal
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
+from accelerate.utils import reduce
 from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -56,3 +61,43 @@ class LogLastStep(TrainerCallback):
         """Asks for a log."""
         if state.global_step >= state.max_steps:
             control.should_log = True
+
+
+class SaveAndStopOnSigterm(TrainerCallback):
+    """On SIGTERM, the notice of schedulers and clouds, ends the step, saves a checkpoint and stops training.
+
+    One process that is told stops all: they agree after every step. transformers' own `enable_jit_checkpoint` lets
+    each process decide alone, in the middle of a step.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._told = False
+        self._before: Any = signal.SIG_DFL
+
+    def on_train_begin(self, args: TrainingArguments, *_: Any, train_dataloader: Any, **kwargs: Any) -> None:
+        """Listens. Processes that load data do not: their trainer ends them, also where the whole group was told."""
+        self._before = signal.signal(signal.SIGTERM, self._tell)
+        loader = train_dataloader.base_dataloader  # accelerate's, around torch's own
+        loader.worker_init_fn = partial(_deaf, loader.worker_init_fn)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Asks for a checkpoint and the end, if any process was told."""
+        told = torch.tensor(float(self._told), device=args.device)
+        if args.world_size > 1:
+            told = reduce(told, "sum")
+        if told > 0 and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
+        """Listens no longer."""
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _tell(self, number: int, frame: Any) -> None:
+        self._told = True
+
+
+def _deaf(init: Callable[[int], None], worker: int) -> None:
+    """Starts a process that loads data."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    init(worker)

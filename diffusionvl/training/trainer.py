@@ -3,6 +3,7 @@
 Legend: B rows, T tokens of a row, M tokens with a loss.
 """
 
+import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..checkpoint import load_model
 from ..data.records import DataError
@@ -27,6 +28,7 @@ from ..objective.noise_schedule import weight
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
 from .dataset import RowDataset
+from .run_folder import seal
 
 ROW_INFO = ("labels", "rows", "truncated", "dropped")  # what a batch holds besides the model's inputs
 
@@ -69,6 +71,7 @@ class BlockDiffusionTrainer(Trainer):
         self._sums: dict[str, Tensor | float] = defaultdict(float)  # since the last log
         self._totals: dict[str, float] = defaultdict(float)  # of the whole run
         self._logged_at = time.perf_counter()
+        self._arguments = args.to_json_string()
         self._progress = BlockDiffusionProgress()
         self.add_callback(LogLastStep())
         if not args.disable_tqdm:
@@ -82,6 +85,13 @@ class BlockDiffusionTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self._progress.close()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which takes one step too many from a checkpoint of the last step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -188,9 +198,24 @@ class BlockDiffusionTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """As in transformers, with the arguments as JSON in place of a pickle."""
         super()._save(output_dir, state_dict)
-        pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
-        pickled.unlink(missing_ok=True)
-        pickled.with_suffix(".json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        if self.args.should_save:
+            pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
+            pickled.unlink(missing_ok=True)
+            pickled.with_suffix(".json").write_text(self._arguments + "\n", encoding="utf-8")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in transformers; the checkpoint is sealed when it is whole, and only then older ones are deleted."""
+        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder)
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         """Loads weights as `from_pretrained` does.
