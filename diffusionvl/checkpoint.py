@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file, is_torchvision_available, logging
@@ -91,6 +92,10 @@ def load_weights(model_class: Any, path: str, dtype: str | torch.dtype = "auto",
     if info["mismatched_keys"]:
         name, found, expected = min(info["mismatched_keys"])
         raise ValueError(f"{path}: {name!r} has shape {[*found]}, its config.json wants {[*expected]}; mend the config")
+    renamings = vars(model).get("_weight_conversions")
+    if is_deepspeed_zero3_enabled() and renamings is not None:
+        # It saves under the names it has read, but under ZeRO-3 transformers also keeps renamings that did not apply.
+        model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
     return model
 
 

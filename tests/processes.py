@@ -32,7 +32,7 @@ def start(function, *args, world_size=1, **kwargs):
         port = free.getsockname()[1]
     processes = []
     for rank in range(world_size):
-        environment = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         if world_size > 1:
             environment |= {
                 "MASTER_ADDR": "127.0.0.1",
@@ -82,7 +82,7 @@ def train(argv, kill=None, term=None):
         argv: Arguments.
         kill: SIGKILLs this process at (where, step): an event of a trainer callback, such as `on_step_end`, or before
             a method of the trainer, such as `_save_rng_state`.
-        term: Sends SIGTERM to the whole process group, in the same way.
+        term: Sends SIGTERM in the same way, to the whole group of the last process and to no other.
     """
     from diffusionvl import train as command
 
@@ -97,7 +97,7 @@ def train(argv, kill=None, term=None):
         trainer = build(*args)
         if kill is not None:
             interrupt(trainer, *kill, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        if term is not None:
+        if term is not None and trainer.args.process_index == trainer.args.world_size - 1:
             interrupt(trainer, *term, lambda: os.killpg(0, signal.SIGTERM))
         return trainer
 

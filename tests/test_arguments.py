@@ -112,8 +112,6 @@ def test_null_leaves_out_and_a_flag_puts_in(recipe):
         ({"global_batch_size": 0}, ["global_batch_size 0", "8 x 1 processes"]),
         ({"global_batch_size": 12}, ["global_batch_size 12", "per_device_train_batch_size 8 x 1 processes = 8"]),
         ({"global_batch_size": 16, "gradient_accumulation_steps": 3}, ["gradient_accumulation_steps 3", "16"]),
-        ({"fsdp": True}, ["fsdp needs GPUs", "deepspeed"]),
-        ({"fsdp_config": "configs/fsdp/fsdp2.json"}, ["fsdp needs GPUs", "deepspeed"]),
         ({"max_steps": 0}, ["max_steps", "0", "num_train_epochs"]),
         ({"per_device_train_batch_size": 0}, ["per_device_train_batch_size", "0"]),
         ({"gradient_accumulation_steps": 0}, ["gradient_accumulation_steps", "0"]),

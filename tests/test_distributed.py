@@ -1,14 +1,15 @@
 """Two processes over gloo train as one does, under every engine that runs on CPUs."""
 
-import json
 import signal
 
 import processes
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_resume import losses, recipe  # noqa: F401 (a fixture)
 
-from diffusionvl.checkpoint import load_model
+from diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.training.run_folder import newest_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -17,29 +18,67 @@ def alone(recipe, tmp_path_factory):  # noqa: F811
     return run(recipe, tmp_path_factory.mktemp("alone"), "ddp", world_size=1)
 
 
-def run(recipe, out, engine, world_size=2, kill=None):  # noqa: F811
-    """Trains with the same four rows a step, over as many processes as are asked for; `kill` is for the last one."""
+def arguments(recipe, out, engine):  # noqa: F811
+    """Four rows a step, over however many processes."""
     argv = [recipe, "--output_dir", str(out), "--global_batch_size", "4", "--use_cpu", "yes"]
-    if engine != "ddp":
-        argv += ["--deepspeed", f"configs/deepspeed/{engine}.json"]
-    assert processes.run(processes.train, argv, world_size=world_size) == [0] * world_size
+    return argv if engine == "ddp" else [*argv, "--deepspeed", f"configs/deepspeed/{engine}.json"]
+
+
+def run(recipe, out, engine, world_size=2, expected=0, **signals):  # noqa: F811
+    """Trains, and returns the folder."""
+    codes = processes.run(processes.train, arguments(recipe, out, engine), world_size=world_size, **signals)
+    assert codes == [expected] * world_size
     return out
 
 
 def assert_close(found, expected, tolerance):
+    """The same losses and weights, and the same names in the files."""
     assert losses(found) == pytest.approx(losses(expected), rel=tolerance)
-    weights = load_model(str(expected), torch.float32).state_dict()
-    for name, value in load_model(str(found), torch.float32).state_dict().items():
+    weights = load_file(expected / "model.safetensors")
+    values = load_file(found / "model.safetensors")
+    assert values.keys() == weights.keys()
+    for name, value in values.items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=tolerance)
 
 
 def test_two_processes_train_as_one(recipe, alone, tmp_path):  # noqa: F811
-    run(recipe, tmp_path, "ddp")
+    run(recipe, tmp_path / "whole", "ddp")
+    assert_close(tmp_path / "whole", alone, 1e-4)
+    # Killed in the middle of the second checkpoint, in the second epoch.
+    run(recipe, tmp_path / "out", "ddp", kill=("_save_rng_state", 4), expected=-signal.SIGKILL)
+    assert newest_checkpoint(str(tmp_path / "out")) == str(tmp_path / "out/checkpoint-2")
+    run(recipe, tmp_path / "out", "ddp")
+    assert_close(tmp_path / "out", tmp_path / "whole", 1e-6)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(recipe, alone, tmp_path):  # noqa: F811
+    run(recipe, tmp_path, "ddp", world_size=1, kill=("on_step_end", 5), expected=-signal.SIGKILL)
+    run(recipe, tmp_path, "ddp", world_size=2)
     assert_close(tmp_path, alone, 1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_deepspeed_trains_as_one_process_does(recipe, alone, tmp_path, engine):  # noqa: F811
-    run(recipe, tmp_path, engine)
+def test_deepspeed_trains_and_resumes_as_one_process(recipe, alone, tmp_path, engine):  # noqa: F811
+    run(recipe, tmp_path / "whole", engine)
+    assert (tmp_path / "whole/checkpoint-7/global_step7").is_dir()
+    assert_close(tmp_path / "whole", alone, 1e-4)
+    assert_loads(tmp_path / "whole")
+    assert_loads(tmp_path / "whole/checkpoint-7")
+    run(recipe, tmp_path / "out", engine, kill=("_save_rng_state", 4), expected=-signal.SIGKILL)
+    run(recipe, tmp_path / "out", engine)
+    assert_close(tmp_path / "out", tmp_path / "whole", 1e-6)
+
+
+def assert_loads(folder):
+    """As any checkpoint."""
+    _, info = DiffusionVLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+
+
+@pytest.mark.slow
+def test_one_process_that_is_told_stops_all(recipe, alone, tmp_path):  # noqa: F811
+    run(recipe, tmp_path, "ddp", term=("on_step_begin", 2), expected=143)
+    assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-3")
+    run(recipe, tmp_path, "ddp")
     assert_close(tmp_path, alone, 1e-4)

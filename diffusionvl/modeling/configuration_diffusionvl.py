@@ -80,6 +80,11 @@ class DiffusionVLConfig(PreTrainedConfig):
         eos = self.eos_token_id
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
+    @property
+    def hidden_size(self) -> int:
+        """The width of the base's text model, which DeepSpeed's `auto` sizes follow."""
+        return self.get_text_config(decoder=True).hidden_size
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The base's text config: hidden size, layers and vocabulary are the base's own."""
         return self if self.base_config is None else self.base_config.get_text_config(*args, **kwargs)

@@ -130,8 +130,6 @@ class BlockDiffusionConfig(TrainingArguments):
                 f"one process sees {self.n_gpu} GPUs; start one for each with `bash scripts/train_stage.sh`, "
                 "or set CUDA_VISIBLE_DEVICES"
             )
-        if self.fsdp and self.device.type == "cpu":
-            raise ValueError("fsdp needs GPUs: on CPUs accelerate would run DDP instead; use deepspeed there, or DDP")
         if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch
             self.dataloader_pin_memory = False
 

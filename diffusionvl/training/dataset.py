@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
 
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder
@@ -90,6 +91,6 @@ class RowDataset(Dataset):
         if self.diffusion and self.config.position_mode == "sequential":
             return sequential_positions(mask, position_axes(self.base_config))[:, 0]
         if self._meta_base is None:  # the rope index reads the config alone, so no weights are needed
-            with torch.device("meta"):
+            with torch.device("meta"), set_zero3_state():  # else ZeRO-3 would spread it over the processes
                 self._meta_base = auto_class(self.base_config).from_config(self.base_config)
         return native_positions(self._meta_base, input_ids[None], mask, media)[:, 0]

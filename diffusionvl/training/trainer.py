@@ -66,6 +66,12 @@ class BlockDiffusionTrainer(Trainer):
         if train_dataset is not None:
             kwargs.setdefault("data_collator", train_dataset.collate)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        engine, found = "deepspeed" if args.deepspeed else "fsdp", self.accelerator.distributed_type.value.lower()
+        if (args.deepspeed or args.fsdp) and found != engine:
+            raise ValueError(
+                f"{engine} can not be used here: accelerate would run {found!r} instead. fsdp needs GPUs; deepspeed "
+                "on CPUs needs use_cpu=True and no ACCELERATE_USE_CPU in the environment"
+            )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the count over the whole accumulated batch
         self.can_return_loss = True
         self._sums: dict[str, Tensor | float] = defaultdict(float)  # since the last log
@@ -196,7 +202,10 @@ class BlockDiffusionTrainer(Trainer):
         return super().create_optimizer(model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """As in transformers, with the arguments as JSON in place of a pickle."""
+        """As in transformers, with tied weights once and the arguments as JSON in place of a pickle."""
+        if state_dict is not None:  # ZeRO-2 gives copies, of which save_pretrained can not tell that they are tied
+            ties = self.model.all_tied_weights_keys
+            state_dict = {name: value for name, value in state_dict.items() if name not in ties}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
