@@ -97,6 +97,13 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None,
         metadata={"help": "rows of an optimizer step over all processes; gradient_accumulation_steps follows from it"},
     )
+    dataloader_multiprocessing_context: str | None = field(
+        default=None, metadata={"help": "how processes that load data start; fork by default"}
+    )
+    fsdp: str | None = field(
+        default=None,
+        metadata={"help": "implied by fsdp_config", "nargs": "?", "const": True},  # as in transformers
+    )
     average_tokens_across_devices: bool = field(
         default=True, metadata={"help": "divide the loss by the count over all processes"}
     )
@@ -121,7 +128,7 @@ class BlockDiffusionConfig(TrainingArguments):
         if self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation(int(os.environ.get("WORLD_SIZE", 1)))
         if self.fsdp_config is not None or self.fsdp == "yes":
-            self.fsdp = True
+            self.fsdp = True  # type: ignore[assignment]
         with warnings.catch_warnings():  # 5.23 renames it activation_checkpointing; 5.17 knows no other name
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
