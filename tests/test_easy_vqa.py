@@ -117,7 +117,15 @@ def test_contradictory_questions_are_an_error():
         easy_vqa.annotation([("is there a circle?", "yes"), ("is there a triangle?", "yes")])
 
 
-def test_the_command_writes_both_stages(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_records_of_attributes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["easy_vqa", "--out", str(tmp_path), "--attributes", "both"])
+    easy_vqa.main()
+    lines = (tmp_path / "attributes.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == easy_vqa.attribute_records()
+    assert [path.name for path in tmp_path.iterdir()] == ["attributes.jsonl"]
+
+
+def test_the_command_writes_conversations(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["easy_vqa", "--out", str(tmp_path), "--repeats", "1"])
     easy_vqa.main()
     lines = (tmp_path / "conversations.jsonl").read_text().splitlines()

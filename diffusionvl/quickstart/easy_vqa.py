@@ -1,6 +1,6 @@
 """easy-VQA (PyPI, MIT) as conversation records: one 64x64 picture of one shape, questions, answers.
 
-Run `python -m diffusionvl.quickstart.easy_vqa --out DIR` to write the training records.
+Run `python -m diffusionvl.quickstart.easy_vqa --out DIR` to write training records.
 
 The official package holds short questions only. Long questions are added here; their answers are composed
 from the official annotations, so each has exactly one right answer and exact match is well defined.
@@ -235,9 +235,12 @@ def write_jsonl(records: list[Record], path: str | Path) -> None:
 
 
 def main() -> None:
-    """Writes the records of both training stages: `shapes.jsonl` and `conversations.jsonl`."""
+    """Writes training records: `conversations.jsonl`, or with `--attributes` the records of `attribute_records`."""
     parser = Parser(description="Write easy-VQA's training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--attributes", choices=("shape", "both"), help="questions for shape, or shape and colour, only"
+    )
     parser.add_argument("--repeats", type=int, default=1, help="conversations about each image (1)")
     parser.add_argument("--turns", type=int, default=4, help="short questions of a conversation, at most (4)")
     parser.add_argument("--longs", type=int, nargs=2, default=(0, 1), help="least and most long questions (0 1)")
@@ -248,16 +251,17 @@ def main() -> None:
         parser.error("--repeats must be at least 1, --turns at least 0, and --longs two of 0 to 3, the least first")
     if not args.turns and not args.longs[0]:
         parser.error("--turns 0 needs --longs 1 or more, or conversations would be empty")
-    drawn = args.out / "images" if args.draw else None
-    if drawn is not None:
-        drawn.mkdir(parents=True, exist_ok=True)
-    stages = {
-        "shapes": attribute_records(seed=args.seed, colors=False),
-        "conversations": train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn),
-    }
-    for name, records in stages.items():
-        write_jsonl(records, args.out / f"{name}.jsonl")
-        print(f"{args.out / name}.jsonl: {len(records):,} records")
+    if args.attributes:
+        path = args.out / "attributes.jsonl"
+        records = attribute_records(args.repeats, args.seed, colors=args.attributes == "both")
+    else:
+        path = args.out / "conversations.jsonl"
+        drawn = args.out / "images" if args.draw else None
+        if drawn is not None:
+            drawn.mkdir(parents=True, exist_ok=True)
+        records = train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn)
+    write_jsonl(records, path)
+    print(f"{path}: {len(records):,} records")
 
 
 if __name__ == "__main__":

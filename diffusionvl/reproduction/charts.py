@@ -1,4 +1,4 @@
-"""`python -m diffusionvl.reproduction.charts RUN --out DIR`: the tables (Markdown) and charts (PNG) of a measured run."""
+"""`python -m diffusionvl.reproduction.charts RUN --out DIR`: tables (Markdown) and charts (PNG) of a measured run."""
 
 import json
 import sys
@@ -87,10 +87,84 @@ def tables(found: Sequence[Measurement]) -> str:
         ),
         "Text alone": table(
             ["", "answers equal to the base's", "forwards/token", "tokens/s"],
-            [
-                [f"{one.decoding}", _percent(one), f"{one.forwards_per_token:.3f}", _speed(one)]
-                for one in (base, *text)
-            ],
+            [[f"{one.decoding}", _percent(one), f"{one.forwards_per_token:.3f}", _speed(one)] for one in (base, *text)],
         ),
     }
     return "\n\n".join(f"### {title}\n\n{body}" for title, body in parts.items())
+
+
+def draw_charts(found: Sequence[Measurement], out: Path) -> None:
+    """`speed_quality.png`, `block_size.png` and `threshold.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    long = [one for one in found if one.kind == "long"]
+    ar = select(long, model="ar")
+    sweep = [one for one in long if one.model == "translation" and one.decoding == "dynamic"]
+    sizes = [select(long, model=f"block_{size}", decoding="static") for size in BLOCK_SIZES]
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot([one.forwards_per_token for one in sweep], [100 * one.exact_match for one in sweep], "o-")
+    for one in sweep:
+        axes.annotate(
+            f"{one.threshold}",
+            (one.forwards_per_token, 100 * one.exact_match),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.axhline(100 * ar.exact_match, color="black", linestyle="--", label="AR baseline, 1 forward/token")
+    axes.set(
+        xlabel="forwards per token", ylabel="exact match, long answers (%)", title="Threshold of dynamic remasking"
+    )
+    axes.legend()
+    figure.savefig(out / "threshold.png", dpi=150)
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    axes.bar([str(size) for size in BLOCK_SIZES], [100 * one.exact_match for one in sizes])
+    axes.axhline(100 * ar.exact_match, color="black", linestyle="--", label="AR baseline")
+    axes.set(xlabel="block size D (denoising steps = D)", ylabel="exact match, long answers (%)", title="Block size")
+    axes.legend()
+    figure.savefig(out / "block_size.png", dpi=150)
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for one in (one for one in long if one.tokens_per_second is not None):
+        axes.scatter(one.tokens_per_second, 100 * one.exact_match)
+        label = " ".join(str(part) for part in (one.model, one.decoding, one.threshold) if part not in (None, "ar"))
+        axes.annotate(
+            label or "ar",
+            (one.tokens_per_second, 100 * one.exact_match),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axes.set(xlabel="tokens/s at batch size 1", ylabel="exact match, long answers (%)", title="Speed and quality")
+    figure.savefig(out / "speed_quality.png", dpi=150)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes `tables.md` and the charts.
+
+    Returns:
+        0, or 2 for an input that can not be used.
+    """
+    parser = Parser(prog="python -m diffusionvl.reproduction.charts", description="Draw a measured run.")
+    parser.add_argument("run", type=Path, help="folder that diffusionvl.reproduction.measure wrote results.json into")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tables.md and the charts")
+    arguments = parser.parse_args(argv)
+    try:
+        found = read_results(arguments.run)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        text = tables(found)
+        (arguments.out / "tables.md").write_text(text + "\n", encoding="utf-8")
+        draw_charts(found, arguments.out)
+    except (OSError, ValueError) as error:
+        return fail(parser.prog, error)
+    print(f"{text}\n\nwrote {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

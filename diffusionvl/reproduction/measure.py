@@ -1,9 +1,9 @@
 """`python -m diffusionvl.reproduction.measure RUN`: answers, forwards and speed of every model of a run.
 
 A run is the folder that `scripts/reproduce_smollm2.sh` fills. `ar` and `translation` come from the same aligned model
-with the same budget; `block_1`, `block_4`, `block_8`, `block_16`, `full` and `sequence` are translations of `ar`, as the
-paper's are of an AR vision-language model; `text` is a translation of `smollm2`, without eyes. Writes `results.json`, from
-which `diffusionvl.reproduction.charts` draws.
+with the same budget; `block_1`, `block_4`, `block_8`, `block_16`, `full` and `sequence` are translations of `ar`, as
+the paper's are of an AR vision-language model; `text` is a translation of `smollm2`, without eyes. Writes
+`results.json`, from which `diffusionvl.reproduction.charts` draws.
 """
 
 import json

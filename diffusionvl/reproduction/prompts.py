@@ -7,6 +7,7 @@ measure how often it does.
 
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 from diffusionvl.checkpoint import load_model, load_processor
@@ -23,22 +24,6 @@ QUESTIONS = (
     "Write a short title for a story about {}.",
     "Complete the sentence: {} is used to",
 )
-THINGS = (
-    "an apple, an anchor, an ant, an arrow, a bag, a ball, a balloon, a banana, a basket, a bed, a bee, a bell, a belt, "
-    "a bench, a bicycle, a bird, a blanket, a boat, a bone, a book, a boot, a bottle, a bowl, a box, bread, a bridge, "
-    "a broom, a brush, a bucket, a bus, butter, a button, a cake, a camel, a camera, a candle, a car, a carpet, a cat, "
-    "a chair, cheese, a clock, a cloud, a coat, coffee, a coin, a comb, a computer, a cow, a crown, a cup, a curtain, "
-    "a desk, a diamond, a dog, a door, a dress, a drum, a duck, an eagle, an egg, an elephant, an engine, a feather, "
-    "a fence, a fish, a flag, a flower, a flute, a forest, a fork, a fox, a frog, a garden, a gate, glass, a glove, "
-    "gold, grass, a guitar, a hammer, a harbor, a hat, honey, a horse, a house, ice, an island, a jacket, a kettle, "
-    "a key, a kite, a knife, a ladder, a lake, a lamp, a leaf, a lemon, a letter, a library, a lion, a lock, a map, "
-    "a market, milk, a mirror, the moon, a mountain, a mouse, a museum, a needle, a nest, a net, the ocean, an onion, "
-    "an orange, an owl, paper, a pear, a pen, a pencil, a piano, a pillow, a plate, a pocket, a potato, a rabbit, "
-    "a radio, rain, a ring, a river, a road, a robot, a rocket, a rope, a rose, salt, sand, a school, scissors, "
-    "a shell, a ship, a shoe, silk, silver, snow, soap, a sock, a spoon, a star, a stone, sugar, the sun, a sword, "
-    "a table, tea, a telephone, a tent, a tiger, a tower, a toy, a train, a tree, a truck, a turtle, an umbrella, "
-    "a violin, a wall, a watch, water, a wheel, a whistle, the wind, a window, wine, a wolf, wood, wool"
-).split(", ")
 HELD_OUT = 8  # every eighth thing
 MAX_NEW_TOKENS = 40
 BATCH_SIZE = 64
@@ -46,7 +31,8 @@ BATCH_SIZE = 64
 
 def prompts(held_out: bool) -> list[str]:
     """The questions about all things that are held out, or about all others."""
-    chosen = [thing for index, thing in enumerate(THINGS) if (index % HELD_OUT == 0) == held_out]
+    things = files("diffusionvl.reproduction").joinpath("things.txt").read_text(encoding="utf-8").splitlines()
+    chosen = [thing for index, thing in enumerate(things) if (index % HELD_OUT == 0) == held_out]
     return [question.format(thing) for thing in chosen for question in QUESTIONS]
 
 
@@ -61,15 +47,22 @@ def answered(model_name: str, texts: list[str], name: str) -> Iterator[Record]:
     model, processor = load_model(model_name).eval(), load_processor(model_name)
     for begin in range(0, len(texts), BATCH_SIZE):
         records: list[Record] = [
-            {"id": f"{name}-{begin + index}", "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]}
+            {
+                "id": f"{name}-{begin + index}",
+                "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}],
+            }
             for index, text in enumerate(texts[begin : begin + BATCH_SIZE])
         ]
         generated = generate(model, encode(processor, records), max_new_tokens=MAX_NEW_TOKENS)
         for record, ids, length in zip(records, generated.new, generated.lengths.tolist(), strict=True):
             answer = processor.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
             if int(ids[length - 1]) == processor.tokenizer.eos_token_id and answer:
-                record["messages"].append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+                record["messages"].append(_message("assistant", answer))
                 yield record
+
+
+def _message(role: str, text: str) -> Record:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def main(argv: list[str] | None = None) -> int:
