@@ -1,6 +1,7 @@
 """Recipes and flags: one parser, the command line wins, and a mistake is one line with exit code 2."""
 
 import pytest
+import torch
 import yaml
 
 from diffusionvl.training.arguments import parse_arguments
@@ -190,3 +191,10 @@ def test_the_recipes_of_the_repository_parse(name, pytestconfig):
     assert model.model
     assert data.train_records
     assert args.save_strategy == "no"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a CPU is chosen where there is nothing better")
+def test_bf16_trains_on_a_cpu_without_being_told_to(tmp_path):
+    args = BlockDiffusionConfig(output_dir=str(tmp_path), bf16=True)
+    assert args.device.type == "cpu"
+    assert args.bf16

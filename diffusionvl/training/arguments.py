@@ -130,8 +130,8 @@ class BlockDiffusionConfig(TrainingArguments):
             self.gradient_accumulation_steps = self._accumulation(int(os.environ.get("WORLD_SIZE", 1)))
         if self.fsdp_config is not None or self.fsdp == "yes":
             self.fsdp = True  # type: ignore[assignment]
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # else transformers refuses bf16
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers refuses it
         with warnings.catch_warnings():  # 5.23 renames it activation_checkpointing; 5.17 knows no other name
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
