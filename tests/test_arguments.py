@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from diffusionvl.training.arguments import parse_arguments
+from diffusionvl.training.arguments import BlockDiffusionConfig, parse_arguments
 
 
 @pytest.fixture
