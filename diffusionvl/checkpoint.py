@@ -152,6 +152,11 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     def get_attributes(cls: Any) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
+    def from_args_and_dict(cls: Any, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> ProcessorMixin:
+        if "video_processor" in processor_class.get_attributes():  # `__init__` still wants one
+            args.insert(processor_class.get_attributes().index("video_processor"), None)
+        return processor_class.from_args_and_dict.__func__(cls, args, processor_dict, **kwargs)
+
     def call(self: Any, *args: Any, videos: Any = None, **kwargs: Any) -> BatchFeature:
         if videos is not None:
             raise ImportError(VIDEO_REMEDY)
@@ -163,5 +168,11 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         self.image_processor.save_pretrained(save_directory)
 
     # ProcessorMixin loads the parts that `get_attributes` names, and writes the class's name into the checkpoint.
-    methods = {"get_attributes": classmethod(get_attributes), "__call__": call, "save_pretrained": save_pretrained}
+    methods = {
+        "get_attributes": classmethod(get_attributes),
+        "from_args_and_dict": classmethod(from_args_and_dict),
+        "__call__": call,
+        "apply_chat_template": ProcessorMixin.apply_chat_template,  # SmolVLM's own asks the video part
+        "save_pretrained": save_pretrained,
+    }
     return type(processor_class.__name__, (processor_class,), methods)

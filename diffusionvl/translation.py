@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .checkpoint import load_config, load_model, load_processor
-from .data.conversation import response_header_ids
+from .data.chat_template import end_of_turn, response_header_ids
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
@@ -62,8 +62,6 @@ def translate(
             f"{base}: the chat template writes nothing in front of a response, so its blocks can not start there; "
             "use block_origin='absolute'"
         )
-    if processor.tokenizer.eos_token_id is None:
-        raise ValueError(f"{base}: the tokenizer has no end-of-sequence token; set its eos_token")
     model = load_model(base, dtype)
     rows = model.get_input_embeddings().num_embeddings
     own = processor.tokenizer.mask_token_id is not None
@@ -78,7 +76,7 @@ def translate(
         block_origin=block_origin,  # type: ignore[arg-type]
         response_header_ids=header_ids,
         base_model_name_or_path=base,
-        eos_token_id=processor.tokenizer.eos_token_id,
+        eos_token_id=end_of_turn(processor).token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         dtype=model.dtype,
     )
@@ -88,10 +86,11 @@ def translate(
 
 
 def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
-    """Every id that ended an answer of the AR model: its generation config's and the tokenizer's."""
+    """Every id that ends an answer: of a turn, by the chat template, and all that the AR model has."""
     eos = model.generation_config.eos_token_id
-    listed = [] if eos is None else [eos] if isinstance(eos, int) else eos
-    return sorted({processor.tokenizer.eos_token_id, *listed})
+    ends = [end_of_turn(processor).token_id, processor.tokenizer.eos_token_id]
+    ends += eos if isinstance(eos, list) else [eos]
+    return sorted({token_id for token_id in ends if token_id is not None})
 
 
 def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:

@@ -59,8 +59,8 @@ def prompts(processor, *questions):
         content = [{"type": "image"} for _ in paths] + [{"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        images += [Image.open(path) for path in paths]
-    return processor(text=texts, images=images or None, return_tensors="pt", padding=True)
+        images.append([Image.open(path) for path in paths])
+    return processor(text=texts, images=images if any(images) else None, return_tensors="pt", padding=True)
 
 
 def gradients(model):

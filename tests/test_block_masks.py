@@ -13,6 +13,7 @@ from diffusionvl.modeling.block_masks import (
     block_starts,
     dense_mask,
     flex_mask,
+    keep_whole,
     within_window,
 )
 
@@ -113,6 +114,22 @@ def test_flex_mask_skips_tiles():
 )
 def test_block_grid(length, starts, expected):
     assert block_grid(length, 3, starts).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "before", "after"),
+    [
+        ("ttiiiiitt", "000011112", "001111112"),
+        ("iiii", "0011", "1111"),
+        ("tttt", "0011", "0011"),
+        ("itiiti", "001122", "001122"),
+        ("tiitiiit", "00112233", "01113333"),
+    ],
+)
+def test_images_stay_whole(tokens, before, after):
+    blocks = torch.tensor([int(block) for block in before])
+    inside = torch.tensor([token == "i" for token in tokens])
+    assert "".join(str(int(block)) for block in keep_whole(blocks, inside)) == after
 
 
 def test_block_starts():

@@ -5,7 +5,7 @@ import torch
 from helpers import conversation, some_records
 
 from diffusionvl import DiffusionVLConfig, RowDataset
-from diffusionvl.data.collate import collate
+from diffusionvl.data.collate import collate, concatenate
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.streams import IGNORED, build_row
 
@@ -76,6 +76,16 @@ def test_media_follow_the_order_of_rows(translated_dir, processor, pictures, ord
     tokens = {0: 16 + 8, 1: 8 + 4, 2: 0}
     placeholders = (batch["input_ids"] == processor.image_token_id).sum(-1)
     assert placeholders.tolist() == [tokens[index] for index in order]
+
+
+def test_media_of_different_sizes_are_padded_behind():
+    small, large = torch.ones(1, 2, 3, 1), 2 * torch.ones(2, 1, 2, 2)
+    joined = concatenate([small, large])
+    assert joined.shape == (3, 2, 3, 2)
+    assert torch.equal(joined[:1, :, :, :1], small)
+    assert torch.equal(joined[1:, :1, :2, :], large)
+    assert joined.sum() == small.sum() + large.sum()
+    assert torch.equal(concatenate([torch.tensor([1, 2]), torch.tensor([3])]), torch.tensor([1, 2, 3]))
 
 
 def test_a_batch_pads_to_its_longest_row(translated_dir, processor, pictures):

@@ -8,7 +8,8 @@ import torch
 from helpers import conversation, some_records
 from PIL import Image
 
-from diffusionvl.data.conversation import ConversationEncoder, response_header, response_header_ids
+from diffusionvl.data.chat_template import response_header, response_header_ids
+from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.records import DataError, Record
 from diffusionvl.data.streams import IGNORED
 
@@ -221,10 +222,10 @@ def test_without_a_header_structural_supervision_spares_the_prompt(processor):
 
 
 def test_a_template_that_refuses_the_turns_is_named(processor):
-    template = "{% if messages|length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    template = "{% if messages|length > 3 %}{{ raise_exception('roles must alternate') }}{% endif %}"
     encoder = ConversationEncoder(with_template(processor, template))
     with pytest.raises(DataError, match=r"test: the chat template refuses .*roles must alternate; change its turns"):
-        encoder.encode(conversation(("q", "a")))
+        encoder.encode(conversation(("q", "a"), ("p", "b")))
 
 
 def test_a_conversation_can_not_open_with_a_response(processor):

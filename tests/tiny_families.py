@@ -10,7 +10,15 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from diffusionvl.checkpoint import without_video
 from diffusionvl.text_processor import TextProcessor
 
 WORDS = "what is the color of the shape? is there a circle, a triangle or a square in the image? red teal blue yes no"
@@ -69,14 +77,14 @@ def text_config(tokenizer: PreTrainedTokenizerFast, **changes) -> dict:
 
 
 def vision_config(**changes) -> dict:
-    """Sizes of a tower that cuts a picture of 32 x 32 into 4 patches."""
+    """Sizes of a tower that cuts a picture of 16 x 16 into 4 patches."""
     return {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
+        "image_size": 16,
+        "patch_size": 8,
         "initializer_range": 0.2,
         **changes,
     }
@@ -92,41 +100,139 @@ def build_text_model(name: str, **changes) -> tuple[PreTrainedModel, ProcessorMi
 
 def build_llava(tower: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """LLaVA over a CLIP tower, whose class token is left out, or a SigLIP tower, which has none."""
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        SiglipVisionConfig,
-    )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
     tokenizer = build_tokenizer(IMAGE_TEMPLATE)
-    size = {"height": 32, "width": 32}
+    size = {"height": 16, "width": 16}
     if tower == "clip":
-        vision, strategy, extra = CLIPVisionConfig(**vision_config()), "default", 1
-        image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
+        vision, strategy, extra = transformers.CLIPVisionConfig(**vision_config()), "default", 1
+        image_processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size)
     else:
-        vision, strategy, extra = SiglipVisionConfig(**vision_config(vision_use_head=False)), "full", 0
+        vision, strategy, extra = transformers.SiglipVisionConfig(**vision_config(vision_use_head=False)), "full", 0
         image_processor = SiglipImageProcessorPil(size=size)
-    config = LlavaConfig(
+    config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**text_config(tokenizer)),
+        text_config=transformers.LlamaConfig(**text_config(tokenizer)),
         image_token_id=tokenizer.image_token_id,
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-1,
     )
-    processor = LlavaProcessor(
+    processor = transformers.LlavaProcessor(
         image_processor,
         tokenizer,
-        patch_size=16,
+        patch_size=8,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=extra,
         chat_template=tokenizer.chat_template,
     )
-    return LlavaForConditionalGeneration(config), processor
+    return transformers.LlavaForConditionalGeneration(config), processor
+
+
+def build_llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """LLaVA-OneVision: a picture is cut into one to four tiles, by its shape."""
+    tokenizer = build_tokenizer(IMAGE_TEMPLATE, video_token="<video>")
+    grid = [[16, 16], [16, 32], [32, 16], [32, 32]]
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**vision_config(vision_use_head=False)),
+        text_config=transformers.Qwen2Config(**text_config(tokenizer)),
+        image_token_index=tokenizer.image_token_id,
+        video_token_index=tokenizer.video_token_id,
+        image_grid_pinpoints=grid,
+    )
+    processor = without_video(transformers.LlavaOnevisionProcessor)(
+        LlavaOnevisionImageProcessorPil(size={"height": 16, "width": 16}, image_grid_pinpoints=grid),
+        tokenizer,
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def build_qwen(name: str, vision: dict, **text) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A family of Qwen-VL by the name of its classes: pictures of any shape, positions of three axes."""
+    tokens = {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}
+    tokenizer = build_tokenizer(
+        IMAGE_TEMPLATE, "<|vision_start|><image><|vision_end|>", video_token="<video>", **tokens
+    )
+    model_class = getattr(transformers, f"{name}ForConditionalGeneration")
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
+    config = model_class.config_class(
+        text_config=text_config(tokenizer, rope_parameters=rope, head_dim=8, **text),
+        vision_config={"depth": 2, "num_heads": 2, "patch_size": 8, "initializer_range": 0.2, **vision},
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.vision_start_token_id,
+        vision_end_token_id=tokenizer.vision_end_token_id,
+    )
+    processor_class = getattr(transformers, f"{name.removesuffix('Moe')}Processor")
+    image_processor = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    )
+    processor = without_video(processor_class)(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+    return model_class(config), processor
+
+
+def build_internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """InternVL: a picture is cut into tiles, and each becomes four tokens between two of its own."""
+    tokens = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>"}
+    tokenizer = build_tokenizer(IMAGE_TEMPLATE, video_token="<video>", **tokens)
+    config = transformers.InternVLConfig(
+        vision_config=transformers.InternVLVisionConfig(**vision_config(patch_size=4)),
+        text_config=transformers.Qwen2Config(**text_config(tokenizer)),
+        image_token_id=tokenizer.image_token_id,
+        image_seq_length=4,
+    )
+    image_processor = GotOcr2ImageProcessorPil(
+        size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=3
+    )
+    processor = without_video(transformers.InternVLProcessor)(
+        image_processor, tokenizer, image_seq_length=4, chat_template=tokenizer.chat_template
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor
+
+
+def build_idefics(name: str, **images) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Idefics3 or SmolVLM: pictures padded to one shape, their tiles in a batch of their own."""
+    tokens = {"fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
+    end = {"end_of_utterance_token": "<end_of_utterance>"}
+    tokenizer = build_tokenizer(IMAGE_TEMPLATE, **tokens, **end)
+    model_class = getattr(transformers, f"{name}ForConditionalGeneration")
+    config = model_class.config_class(
+        vision_config=vision_config(patch_size=4),
+        text_config=transformers.LlamaConfig(**text_config(tokenizer)),
+        image_token_id=tokenizer.image_token_id,
+    )
+    image_processor = Idefics3ImageProcessorPil(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, **images
+    )
+    video = {"video_processor": None} if name == "SmolVLM" else {}
+    processor = without_video(getattr(transformers, f"{name}Processor"))(
+        image_processor, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template, **video
+    )
+    return model_class(config), processor
+
+
+def build_gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Gemma 3: the tokens of a picture see one another; most layers have a sliding window."""
+    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = build_tokenizer(IMAGE_TEMPLATE, "<start_of_image>", **tokens)
+    text = text_config(tokenizer, head_dim=8, sliding_window=6, sliding_window_pattern=2)
+    config = transformers.Gemma3Config(
+        vision_config=transformers.SiglipVisionConfig(**vision_config(patch_size=4, vision_use_head=False)),
+        text_config=transformers.Gemma3TextConfig(**text),
+        mm_tokens_per_image=4,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+    )
+    processor = transformers.Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": 16, "width": 16}),
+        tokenizer,
+        chat_template=tokenizer.chat_template,
+        image_seq_length=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zeros, before training
+    return model, processor
 
 
 class Family(NamedTuple):
@@ -136,6 +242,13 @@ class Family(NamedTuple):
     images: bool = False
 
 
+QWEN3_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
 FAMILIES = {
     "Llama": Family(lambda: build_text_model("Llama")),
     "Qwen2": Family(lambda: build_text_model("Qwen2")),
@@ -154,8 +267,26 @@ FAMILIES = {
     "SmolLM3 (sliding window)": Family(
         lambda: build_text_model("SmolLM3", no_rope_layer_interval=2, use_sliding_window=True, sliding_window=6)
     ),
+    "Qwen2-VL": Family(lambda: build_qwen("Qwen2VL", {"embed_dim": 32, "hidden_size": 32}), images=True),
+    "Qwen2.5-VL": Family(
+        lambda: build_qwen(
+            "Qwen2_5_VL",
+            {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1]},
+        ),
+        images=True,
+    ),
+    "Qwen3-VL": Family(lambda: build_qwen("Qwen3VL", QWEN3_VISION), images=True),
+    "Qwen3-VL-MoE": Family(
+        lambda: build_qwen("Qwen3VLMoe", QWEN3_VISION, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
+        images=True,
+    ),
     "LLaVA": Family(lambda: build_llava("clip"), images=True),
     "LLaVA (SigLIP)": Family(lambda: build_llava("siglip"), images=True),
+    "LLaVA-OneVision": Family(build_llava_onevision, images=True),
+    "InternVL": Family(build_internvl, images=True),
+    "Idefics3": Family(lambda: build_idefics("Idefics3"), images=True),
+    "SmolVLM": Family(lambda: build_idefics("SmolVLM", do_image_splitting=False), images=True),
+    "Gemma 3": Family(build_gemma3, images=True),
 }
 
 

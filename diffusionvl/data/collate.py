@@ -47,7 +47,22 @@ def collate(rows: list[Row], pad_id: int, placeholder_ids: list[int]) -> dict[st
         "rows": torch.tensor([row.index for row in rows]),
     }
     names = dict.fromkeys(name for row in rows for name in row.media)
-    return batch | {name: torch.cat([row.media[name] for row in rows if name in row.media]) for name in names}
+    return batch | {name: concatenate([row.media[name] for row in rows if name in row.media]) for name in names}
+
+
+def concatenate(tensors: list[Tensor]) -> Tensor:
+    """Concatenates media inputs of several rows along the first axis, padded with zeros where they differ in another.
+
+    Bases that cut images into tiles have an axis of tiles, and some of image sizes, which they mask or measure.
+    """
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_pad_axes(tensor, shape) for tensor in tensors])
+
+
+def _pad_axes(tensor: Tensor, shape: list[int]) -> Tensor:
+    """Pads all axes but the first behind, up to `shape`."""
+    missing = [want - have for want, have in zip(shape, tensor.shape[1:], strict=True)]
+    return torch.nn.functional.pad(tensor, [size for have in reversed(missing) for size in (0, have)])
 
 
 def _pad(tensors: list[Tensor], width: int, value: int) -> Tensor:

@@ -11,12 +11,15 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from .chat_template import end_of_turn, response_header_ids
+from .collate import concatenate
 from .images import image_size, name_of, open_image
 from .layouts import DataError, Picture, Record
 from .streams import IGNORED
 
 SUPERVISIONS = ("assistant", "structural")
 CONVERSATION = "conversation"  # the kind of error of turns that can not be told apart
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of images
 
 
 @dataclass
@@ -57,18 +60,6 @@ class Encoded:
     truncated: bool
 
 
-def response_header(processor: Any) -> str:
-    """What the chat template writes in front of a response, such as `<|im_start|>assistant\\n`."""
-    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
-    prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return prompt[len(processor.apply_chat_template(messages, tokenize=False)) :]
-
-
-def response_header_ids(processor: Any) -> list[int]:
-    """The header in front of a response, as ids."""
-    return processor.tokenizer(response_header(processor), add_special_tokens=False)["input_ids"]
-
-
 class ConversationEncoder:
     """Encodes records.
 
@@ -90,10 +81,12 @@ class ConversationEncoder:
         self.supervision = supervision
         self.max_length = max_length
         self.header_ids = response_header_ids(processor)
+        self.end_of_turn_id, self.closes_turns = end_of_turn(processor)
+        self.end_of_turn: str = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
         tokens = (getattr(processor, name, None) for name in ("image_token", "video_token"))
         self.placeholders = [token for token in tokens if token is not None]  # a family names only those that it has
         role_ids = self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
-        self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.tokenizer.eos_token_id])
+        self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.end_of_turn_id])
 
     def encode(self, record: Record, render: bool = True) -> Encoded | None:
         """Encodes one record, or returns None if truncation leaves nothing to learn from.
@@ -120,7 +113,7 @@ class ConversationEncoder:
         return Encoded(
             torch.cat([piece.input_ids for piece in kept]),
             torch.cat([piece.labels for piece in kept]),
-            {name: torch.cat(values) for name, values in media.items()},
+            {name: concatenate(values) for name, values in media.items()},
             sum(piece.images for piece in kept),
             truncated,
         )
@@ -131,9 +124,13 @@ class ConversationEncoder:
             raise DataError(
                 f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it", CONVERSATION
             )
-        reserved = [*self.placeholders, self.tokenizer.eos_token]
-        if self.tokenizer.mask_token is not None:
-            reserved.append(self.tokenizer.mask_token)
+        own = (self.tokenizer.eos_token, self.tokenizer.mask_token)
+        reserved = [*self.placeholders, self.end_of_turn, *(token for token in own if token is not None)]
+        if record.images and not self.placeholders:
+            raise DataError(
+                f"{record.name}: holds {len(record.images)} image(s), but the model reads text alone; take them out",
+                CONVERSATION,
+            )
         for message in record.messages:
             text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
             if message["role"] == "assistant":
@@ -154,26 +151,26 @@ class ConversationEncoder:
     def _pieces(self, record: Record, render: bool) -> list[Piece]:
         """Prompt and response pieces in turn, up to the last response."""
         pieces: list[Piece] = []
-        done = ""
+        responses = [index for index, message in enumerate(record.messages) if message["role"] == "assistant"]
+        whole = self._render(record.messages[: responses[-1] + 1], record.name)
+        done = 0  # characters of the whole
         first = 0  # the first message that the next prompt piece speaks of
-        for index, message in enumerate(record.messages):
-            if message["role"] != "assistant":
-                continue
+        for index in responses:
             prompt = self._render(record.messages[:index], record.name, generation_prompt=True)
-            whole = self._render(record.messages[: index + 1], record.name)
-            if not prompt.startswith(done) or not whole.startswith(prompt):
+            response = self._response(whole[len(prompt) :], index == responses[-1])
+            answer = "".join(part["text"] for part in record.messages[index]["content"])
+            if not whole.startswith(prompt) or response is None or answer.strip() not in response:
                 raise DataError(
-                    f"{record.name}: the chat template rewrites earlier turns, or puts no {self.tokenizer.eos_token!r} "
+                    f"{record.name}: the chat template rewrites earlier turns, or puts no {self.end_of_turn!r} "
                     "behind a response, so responses can not be told apart; use a template that only appends",
                     CONVERSATION,
                 )
-            response = self._until_end_of_turn(whole[len(prompt) :])
             images = Record(record.messages[first:index], record.name).images
-            pieces.append(self._prompt_piece(prompt[len(done) :], images, record.name, render))
+            pieces.append(self._prompt_piece(prompt[done:], images, record.name, render))
             pieces.append(self._response_piece(response))
-            done, first = prompt + response, index + 1
+            done, first = len(prompt) + len(response), index + 1
         if self.supervision == "structural":  # the reference keeps, and supervises, what follows the last response
-            tail = self._tokenize(whole[len(done) :])
+            tail = self._tokenize(whole[done:])
             pieces[-1].input_ids = torch.cat([pieces[-1].input_ids, tail])
             pieces[-1].labels = torch.cat([pieces[-1].labels, tail])
         return pieces
@@ -186,10 +183,14 @@ class ConversationEncoder:
                 f"{name}: the chat template refuses the conversation: {error}; change its turns", CONVERSATION
             ) from error
 
-    def _until_end_of_turn(self, text: str) -> str:
-        """A response up to and with its last end-of-turn token, which is added if the template writes none."""
-        end = self.tokenizer.eos_token
-        return text[: text.rindex(end)] + end if end in text else text + end
+    def _response(self, text: str, last: bool) -> str | None:
+        """A response up to and with its end of turn, off the text from its first character on; None if it has none.
+
+        Behind the last one, the end of turn is added where the template writes none.
+        """
+        if self.end_of_turn in text and (last or self.closes_turns):
+            return text[: text.index(self.end_of_turn)] + self.end_of_turn
+        return text + self.end_of_turn if last else None
 
     def _tokenize(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
@@ -214,14 +215,11 @@ class ConversationEncoder:
         """Tokens of a text with images, and the images' inputs."""
         opened = [open_image(image, name) for image in images]
         try:
-            inputs = self.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=False)
+            inputs = self.processor(text=[text], images=[opened], return_tensors="pt", add_special_tokens=False)
         except ValueError as error:  # such as an image that is far longer than wide
             raise self._refused(images, name, error) from error
-        input_ids = inputs.pop("input_ids")[0]
-        # Token types are read off the ids later on; the rest belongs to the images.
-        return input_ids, {
-            key: value for key, value in inputs.items() if key not in ("attention_mask", "mm_token_type_ids")
-        }
+        media = {key: value for key, value in inputs.items() if key not in TOKEN_INPUTS}
+        return inputs["input_ids"][0], media
 
     def _image_tokens(self, input_ids: Tensor, images: list[Picture], name: str) -> Tensor:
         """As many image tokens as the processor would add to a text; where they stand does not matter to its length."""

@@ -115,7 +115,7 @@ def _with_fill(
         # Structural supervision also has the template's newline behind the end of turn, maybe in a block of its own.
         last = int(members[-1])
         ended = bool(ends[max(0, last - 1) : last + 1].any()) and labels[last] != IGNORED
-        if missing and ended:
+        if missing > 0 and ended:  # an image that is kept whole makes a block longer
             source.append(members[-1:].expand(missing))
             fill.append(torch.arange(1, missing + 1))
     if not source:

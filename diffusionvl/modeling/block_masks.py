@@ -138,6 +138,28 @@ def block_grid(length: int, block_size: int, starts: list[int] | None = None) ->
     return torch.tensor(blocks, dtype=torch.long)
 
 
+def keep_whole(blocks: Tensor, inside: Tensor) -> Tensor:
+    """Block index of every token where each run of tokens that `inside` marks is to see itself in both directions.
+
+    A run (an image) joins the block of its last token; the tokens in front of it stay where they are. With D = 4
+    (`t` text, `i` image)::
+
+        tokens     t  t  i  i  i  i  i  t  t
+        before     0  0  0  0  1  1  1  1  2
+        after      0  0  1  1  1  1  1  1  2
+
+    Args:
+        blocks: Block index of every token [L].
+        inside: [L].
+    """
+    last = inside & ~torch.nn.functional.pad(inside, (0, 1))[1:]
+    ends = last.nonzero()[:, 0]
+    if not len(ends):
+        return blocks
+    own_end = ends[torch.searchsorted(ends, torch.arange(len(blocks), device=ends.device)).clamp(max=len(ends) - 1)]
+    return torch.where(inside, blocks[own_end], blocks)
+
+
 def within_window(mask: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
     """A mask of layers that look back `window` tokens, as the AR base's own mask has it.
 

@@ -16,6 +16,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .block_masks import block_grid, block_starts, keep_whole
+from .configuration_diffusionvl import DiffusionVLConfig
+
 # Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
 MEDIA_INPUTS = (
     "pixel_values",
@@ -30,6 +33,9 @@ MEDIA_INPUTS = (
 )
 # Inputs that tell the kind of each token, which is read off its id.
 TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
+
+# Families whose image tokens see one another in both directions, as the text behind them sees them all.
+WHOLE_IMAGE_FAMILIES = ("gemma3",)
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, by transformers' names
 
@@ -102,7 +108,7 @@ def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:
 
 
 def media_types(base_config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
-    """0 for text, 1 for image and 2 for video placeholders, as the Qwen-VL rope index wants them. [B, L]."""
+    """0 for text, 1 for image and 2 for video placeholders, as the Qwen-VL rope index wants them. [...]."""
     types = torch.zeros_like(input_ids)
     for kind, token_id in enumerate(placeholder_ids(base_config), start=1):
         types[input_ids == token_id] = kind
@@ -132,6 +138,39 @@ def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: T
         **{name: value for name, value in grids.items() if value is not None},
     )
     return positions
+
+
+def reads_images_whole(base_config: PreTrainedConfig) -> bool:
+    """Whether the tokens of an image see one another in both directions."""
+    return base_config.model_type in WHOLE_IMAGE_FAMILIES
+
+
+def row_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
+    """Block of each token of one clean row [L], by `config.block_origin`.
+
+    Training and decoding both cut their grid here, so that they can not differ.
+    """
+    starts: list[int] = []
+    if config.block_origin == "response":
+        starts = block_starts(input_ids.tolist(), config.response_header_ids, config.end_of_turn_ids)
+    blocks = block_grid(len(input_ids), config.block_size, starts).to(input_ids.device)
+    if reads_images_whole(config.base_config):
+        blocks = keep_whole(blocks, media_types(config.base_config, input_ids) > 0)
+    return blocks
+
+
+def mask_inputs(base_config: PreTrainedConfig, input_ids: Tensor) -> dict[str, Tensor]:
+    """What an AR base needs besides the padding [B, L] to build its own mask: which tokens are of an image."""
+    return {"token_type_ids": media_types(base_config, input_ids)} if reads_images_whole(base_config) else {}
+
+
+def fixed_inputs(base_config: PreTrainedConfig) -> dict[str, Any]:
+    """Inputs of a base that are always the same: a mixture of experts is not to compute its balancing loss.
+
+    It would read a block-diffusion mask as padding; the objective is the cross-entropy alone.
+    """
+    text = base_config.get_text_config(decoder=True).to_dict()
+    return {"output_router_logits": False} if "output_router_logits" in text else {}
 
 
 def sequential_positions(attention_mask: Tensor, axes: int) -> Tensor:

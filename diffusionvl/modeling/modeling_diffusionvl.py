@@ -18,13 +18,20 @@ from .block_masks import (
     PADDING,
     TokenTags,
     as_attention_mask,
-    block_grid,
-    block_starts,
     dense_mask,
     within_window,
 )
 from .configuration_diffusionvl import DiffusionVLConfig
-from .families import auto_class, layer_windows, native_positions, position_axes, sequential_positions
+from .families import (
+    auto_class,
+    fixed_inputs,
+    layer_windows,
+    native_positions,
+    position_axes,
+    reads_images_whole,
+    row_blocks,
+    sequential_positions,
+)
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_diffusionvl import DiffusionVLGenerationMixin
 
@@ -100,6 +107,12 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         if base is None:
             self.post_init()
         self.windows = layer_windows(self.base.config)
+        self.fixed_inputs = fixed_inputs(self.base.config)
+        if reads_images_whole(self.base.config) and config.block_origin == "absolute":
+            raise ValueError(
+                f"block_origin='absolute' would cut images apart, which model type {self.base.config.model_type!r} "
+                "reads whole; use block_origin='response'"
+            )
         self.generation_config = DiffusionVLGenerationConfig.from_model_config(config)
 
     @property
@@ -178,6 +191,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             position_ids=position_ids[0] if position_ids.shape[0] == 1 else position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            **self.fixed_inputs,
             **media,
         )
         with ExitStack() as hooks:
@@ -209,11 +223,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         """Block of each clean token [B, L], by `config.block_origin`; 0 in the padding."""
         blocks = torch.zeros_like(input_ids)
         for row, (ids, real) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
-            tokens = ids[real].tolist()
-            starts = []
-            if self.config.block_origin == "response":
-                starts = block_starts(tokens, self.config.response_header_ids, self.config.end_of_turn_ids)
-            blocks[row, real] = block_grid(len(tokens), self.config.block_size, starts).to(blocks.device)
+            blocks[row, real] = row_blocks(self.config, ids[real])
         return blocks
 
     def _tags(

@@ -11,9 +11,15 @@ from ..data.collate import collate
 from ..data.conversation import ConversationEncoder
 from ..data.records import Record, Records
 from ..data.streams import IGNORED, Row, build_row
-from ..modeling.block_masks import block_grid, block_starts
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from ..modeling.families import auto_class, native_positions, placeholder_ids, position_axes, sequential_positions
+from ..modeling.families import (
+    auto_class,
+    native_positions,
+    placeholder_ids,
+    position_axes,
+    row_blocks,
+    sequential_positions,
+)
 
 
 class RowDataset(Dataset):
@@ -24,6 +30,9 @@ class RowDataset(Dataset):
         encoder: Turns a record into tokens.
         config: Config of the model: a `DiffusionVLConfig`, or an AR model's for the AR objective.
         layout: A layout of `build_row`; by default `response_only` for a `DiffusionVLConfig` and `clean` for AR.
+
+    Raises:
+        ValueError: Encoder and model disagree about the token that closes a turn.
     """
 
     def __init__(
@@ -39,6 +48,11 @@ class RowDataset(Dataset):
         self.diffusion = isinstance(config, DiffusionVLConfig)
         self.base_config = config.base_config if isinstance(config, DiffusionVLConfig) else config
         self.layout = layout or ("response_only" if self.diffusion else "clean")
+        if isinstance(config, DiffusionVLConfig) and encoder.end_of_turn_id not in config.end_of_turn_ids:
+            raise ValueError(
+                f"the chat template closes a turn with {encoder.end_of_turn!r} (id {encoder.end_of_turn_id}), but the "
+                f"model's eos_token_id is {config.eos_token_id}; translate its base again, with this template"
+            )
         self._meta_base: PreTrainedModel | None = None
 
     def __len__(self) -> int:
@@ -51,17 +65,13 @@ class RowDataset(Dataset):
         if encoded is None:
             return None, True
         ids = encoded.input_ids
-        starts: list[int] = []
-        if self.diffusion and self.config.block_origin == "response":
-            starts = block_starts(ids.tolist(), self.config.response_header_ids, self.config.end_of_turn_ids)
-        block_size = self.config.block_size if self.diffusion else 1
         row = build_row(
             ids,
             encoded.labels,
-            block_grid(len(ids), block_size, starts),
+            row_blocks(self.config, ids) if self.diffusion else torch.arange(len(ids)),
             self._positions(ids, encoded.media),
-            block_size,
-            self.encoder.tokenizer.eos_token_id,
+            self.config.block_size if self.diffusion else 1,
+            self.encoder.end_of_turn_id,
             self.layout,
         )
         row.media, row.index, row.name = encoded.media, index, record.name

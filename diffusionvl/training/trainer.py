@@ -20,7 +20,7 @@ from ..checkpoint import load_model
 from ..data.records import DataError
 from ..modeling.block_masks import PADDING
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from ..modeling.families import is_vision_parameter, module_of
+from ..modeling.families import is_vision_parameter, mask_inputs, module_of
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
@@ -156,6 +156,7 @@ class BlockDiffusionTrainer(Trainer):
                 attention_mask=(inputs["document_ids"] != PADDING).long(),
                 position_ids=positions[0] if positions.shape[0] == 1 else positions,
                 use_cache=False,
+                **mask_inputs(self.model.config, inputs["input_ids"]),
                 **media,
             ).logits[0]
         targets = labels[row, column]

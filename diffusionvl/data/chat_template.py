@@ -1,0 +1,88 @@
+"""What a chat template writes around a response, read off the template itself."""
+
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+
+QUESTIONS = ("what is it?", "x")  # they end in different tokens
+ANSWER, NEXT = "an answer", "a second question"
+
+
+class EndOfTurn(NamedTuple):
+    """The token that closes a response.
+
+    Attributes:
+        token_id: Its id.
+        written: Whether the template itself writes it behind every response. Behind the last one of a conversation
+            it is added where the template writes none; the others could not be told apart.
+    """
+
+    token_id: int
+    written: bool
+
+
+def response_header(processor: Any) -> str:
+    """What the chat template writes in front of a response when it is asked for one: `<|im_start|>assistant\\n`."""
+    messages = _chat(QUESTIONS[0])
+    return _render(processor, messages, add_generation_prompt=True)[len(_render(processor, messages)) :]
+
+
+def response_header_ids(processor: Any) -> list[int]:
+    """The ids in front of every response, as they stand in a prompt; empty if none are.
+
+    A template such as Mistral's writes no header when it is asked for a response: the end of the user's turn,
+    `[/INST]`, stands for it, unless responses end in the same way.
+    """
+    tokenizer = processor.tokenizer
+    prompts = [_render(processor, _chat(question), add_generation_prompt=True) for question in QUESTIONS]
+    first, second = (tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts)
+    same = 0
+    while same < min(len(first), len(second)) and first[-1 - same] == second[-1 - same]:
+        same += 1
+    header = tokenizer(response_header(processor), add_special_tokens=False)["input_ids"]
+    if 0 < len(header) <= same and first[-len(header) :] == header:
+        return header
+    common = first[len(first) - same :]  # by itself, a header may be cut into other tokens than in a prompt
+    return [] if end_of_turn(processor).token_id in common else common
+
+
+def end_of_turn(processor: Any) -> EndOfTurn:
+    """The token that closes a response: the first special one that the template writes behind it.
+
+    It need not be the tokenizer's end of sequence: Gemma closes turns with `<end_of_turn>`, its end is `<eos>`. Where a
+    template writes none, as LLaVA 1.5's, the end of sequence has to do.
+
+    Raises:
+        ValueError: The template writes none, and the tokenizer has no end of sequence.
+    """
+    tokenizer = processor.tokenizer
+    last = _special_ids(tokenizer, _render(processor, _chat(QUESTIONS[0], ANSWER)).rpartition(ANSWER)[2])
+    if not last:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the chat template writes no special token behind a response, and the tokenizer has no end-of-sequence "
+                "token to put there; set its eos_token"
+            )
+        return EndOfTurn(tokenizer.eos_token_id, written=False)
+    between = _render(processor, _chat(QUESTIONS[0], ANSWER, NEXT)).rpartition(NEXT)[0].rpartition(ANSWER)[2]
+    return EndOfTurn(last[0], written=last[0] in _special_ids(tokenizer, between))
+
+
+def _special_ids(tokenizer: Any, text: str) -> list[int]:
+    """The special tokens in a text."""
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = added | set(tokenizer.all_special_ids)
+    return [token_id for token_id in tokenizer(text, add_special_tokens=False)["input_ids"] if token_id in special]
+
+
+def _chat(*texts: str) -> list[dict[str, Any]]:
+    """Messages of a user and an assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[index % 2], "content": [{"type": "text", "text": text}]} for index, text in enumerate(texts)]
+
+
+def _render(processor: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, **settings)
+    except TemplateError as error:
+        raise ValueError(f"the chat template can not render a question and its answer: {error}") from error
