@@ -6,7 +6,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ class Suite:
                 if kind == AR:
                     merged = {name: value for name, value in merged.items() if name not in DIFFUSION_ONLY}
                 elif tokens_per_step and block_size:
-                    merged["denoising_steps"] = ceil(block_size / tokens_per_step)
+                    merged["denoising_steps"] = max(round(block_size / tokens_per_step), 1)
                 run = Run(task, AR if kind == AR and self.variants else variant, merged)
                 if run not in runs:
                     runs.append(run)
