@@ -1,7 +1,8 @@
-"""How every command says that an input can not be used: one line on stderr, exit code 2."""
+"""What commands say alike: that an input can not be used, in one line on stderr with exit code 2; and tables."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 
@@ -25,3 +26,14 @@ def fail(command: str, error: Exception | str) -> int:
     """
     print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the console, the first column to the left."""
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in cells)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

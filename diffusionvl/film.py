@@ -12,8 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
+
+from .page import render
 
 if TYPE_CHECKING:
     from .modeling.generation_diffusionvl import DenoisingStep
@@ -198,14 +199,8 @@ def film_html(
 
 
 def _render(film: Film, image: Image.Image | None, prompt: str, standalone: bool) -> str:
-    environment = Environment(
-        loader=PackageLoader("diffusionvl", "."),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("film.html.jinja").render(
+    return render(
+        "film.html.jinja",
         film=film,
         prompt=prompt,
         image=image and data_url(image),

@@ -12,8 +12,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure as Chart
 
-from diffusionvl.command_line import Parser, fail
-from diffusionvl.evaluate.results import RunRecord, format_table, read_records
+from diffusionvl.command_line import Parser, fail, table
+from diffusionvl.evaluate.results import RunRecord, read_records
 from diffusionvl.evaluate.suites import Expected, Figure, read_expected
 
 HEADER = ("model", "suite", "task", "metric", "measured", "expected", "difference", "expected of")
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         draw_comparison(comparisons, out / "compare.png")
     except (OSError, ValueError) as error:
         return fail(parser.prog, error)
-    print(format_table(HEADER, table_rows(comparisons)))
+    print(table(HEADER, table_rows(comparisons)))
     for source in dict.fromkeys(row.source for row in comparisons if row.source):
         print(f"expected: {source}")
     print(f"wrote {out / 'compare.json'} and compare.png")

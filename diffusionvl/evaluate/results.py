@@ -5,12 +5,15 @@
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusionvl.evaluate.speed_record import SpeedRecord
+
 RUN = "run.json"
+COSTS = tuple(SpeedRecord().metrics())
 
 
 @dataclass(frozen=True)
@@ -144,23 +147,12 @@ def task_metrics(results: dict[str, Any], task: str) -> tuple[dict[str, float], 
     order = {name: bool(higher) for name, higher in results["higher_is_better"][task].items() if name in found}
     if not order:
         raise ValueError(f"{task} has no metric that is a number: {results['results'][task]}")
-    speed = {name.removeprefix("avg_"): value for name, value in results.get("throughput", {}).items()}
-    costs = {name: value for name, value in speed.items() if isinstance(value, int | float)}
-    return {**costs, **found}, order
+    # lmms-eval calls our costs means, for it expects many of them.
+    throughput = {name.removeprefix("avg_"): value for name, value in results.get("throughput", {}).items()}
+    return {**{name: throughput[name] for name in COSTS if name in throughput}, **found}, order
 
 
 def read_samples(record: RunRecord) -> list[dict[str, Any]]:
     """Every answer of a run."""
     lines = (record.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the console, the first column to the left."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in cells)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

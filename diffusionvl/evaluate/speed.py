@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusionvl.command_line import Parser, fail
+from diffusionvl.command_line import Parser, fail, table
 from diffusionvl.evaluate import run as running
 from diffusionvl.evaluate.decoding import AR
-from diffusionvl.evaluate.results import RunRecord, format_table, read_records
+from diffusionvl.evaluate.results import RunRecord, read_records
 
 HEADER = (
     "model",
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         (arguments.out / "speed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         return fail(parser.prog, error)
-    print(format_table(HEADER, table_rows(content)))
+    print(table(HEADER, table_rows(content)))
     print(f"wrote {arguments.out / 'speed.json'}; hardware: {records[0].setup['hardware']}")
     return 0
 

@@ -191,12 +191,8 @@ class DiffusionVLChat(lmms):
             if len(speeds) > 1:
                 for task, speed in speeds.items():
                     metrics |= {f"{task}/{name}": value for name, value in speed.metrics().items()}
-            log_metrics(
-                metrics.pop("generate_seconds"),
-                int(metrics.pop("generated_tokens")),
-                metrics["tokens_per_second"],
-                metrics,
-            )
+            tokens, seconds = int(metrics["generated_tokens"]), metrics["generate_seconds"]
+            log_metrics(seconds, tokens, metrics["tokens_per_second"], metrics)
         del self.answerer
         super().clean()
 

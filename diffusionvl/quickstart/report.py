@@ -1,25 +1,21 @@
 """The report of a quickstart run: one HTML page that needs no other file, and the same numbers as a console table."""
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from diffusionvl.charts import chart_style, label_line, to_svg
+from diffusionvl.command_line import table
 from diffusionvl.film import data_url
+from diffusionvl.page import render
 from diffusionvl.quickstart.evaluate import Result
 
-# Stands for the page's text colour while matplotlib draws, so that charts follow dark mode.
-TEXT_COLOR = "#010203"
 SERIES = {"AR": "#8b8f98", "static": "#2a7fd4", "dynamic": "#e07b00"}
 COLUMNS = (
     "decoding",
@@ -94,13 +90,7 @@ class Report:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The table for the console; the AR base stands first, and speeds are told as multiples of its."""
-    cells = [list(COLUMNS), *table_cells(rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
-    lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in cells)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return table(COLUMNS, table_cells(rows))
 
 
 def table_cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -140,14 +130,8 @@ def write_report(path: str | Path, report: Report) -> None:
     ):
         if not present:
             raise ValueError(f"the report has no {name}; evaluate and train before you write it")
-    environment = Environment(
-        loader=PackageLoader("diffusionvl", "quickstart"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        "quickstart/report.html.jinja",
         report=report,
         columns=COLUMNS,
         cells=table_cells(report.rows),
@@ -168,7 +152,7 @@ def loss_chart(log: Sequence[dict[str, Any]]) -> str:
     """Training loss, and accuracy on masked tokens below it, over the steps; as SVG."""
     lines = _losses(log)
     steps = [line["step"] for line in lines]
-    with mpl.rc_context(_style()):
+    with mpl.rc_context(chart_style()):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         upper.plot(steps, [line["loss"] for line in lines], color=SERIES["static"])
@@ -184,7 +168,7 @@ def loss_chart(log: Sequence[dict[str, Any]]) -> str:
 
 def sweep_chart(rows: Sequence[Row], sweep: Sequence[tuple[float, Result]]) -> str:
     """Exact match on long questions against forwards per token, over confidence thresholds; as SVG."""
-    with mpl.rc_context(_style()):
+    with mpl.rc_context(chart_style()):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         axes = figure.subplots()
         axes.axhline(100 * rows[0].long.accuracy, color=SERIES["AR"], linewidth=1, linestyle="--")
@@ -199,68 +183,5 @@ def sweep_chart(rows: Sequence[Row], sweep: Sequence[tuple[float, Result]]) -> s
         axes.set_xlim(left=0)
         axes.margins(y=0.18)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        _label_line(figure, axes, places, [f"{threshold:g}" for threshold, _ in sweep], others)
+        label_line(figure, axes, places, [f"{threshold:g}" for threshold, _ in sweep], others)
         return to_svg(figure, "Exact match on long questions against forwards per token")
-
-
-def _label_line(
-    figure: Figure,
-    axes: Axes,
-    places: Sequence[tuple[float, float]],
-    labels: Sequence[str],
-    others: Sequence[tuple[float, float]],
-    apart: tuple[float, float] = (24, 11),
-) -> None:
-    """Labels the points of a line on the side that the line leaves free; a label without room is left out.
-
-    Args:
-        figure: That holds the axes.
-        axes: Where `places` are drawn already.
-        places: Points of the line.
-        labels: One a point.
-        others: Points that do not belong to the line.
-        apart: Points of print, across and up, that a label keeps from all else.
-    """
-    figure.draw_without_rendering()  # settles the limits
-    printed = axes.transData.transform([*places, *others]) * 72 / figure.dpi
-    taken = printed.copy()
-    for index, label in enumerate(labels):
-        ways = np.delete(printed[: len(places)], index, 0)[max(index - 1, 0) : index + 1] - printed[index]
-        ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-6)
-        away = -ways.sum(0)  # a bend leaves room on its outer side
-        if np.linalg.norm(away) < 0.3:  # straight on: above the line, or left of it where it is steep
-            x, y = ways[-1] if ways.any() else (1.0, 0.0)
-            away = np.array([-y, x]) * (1 if x > 0 else -1)
-        offset = away / np.linalg.norm(away) * (19, 11)
-        if (np.abs(np.delete(taken, index, 0) - printed[index] - offset) > apart).any(1).all():
-            axes.annotate(
-                label, places[index], offset, textcoords="offset points", ha="center", va="center", fontsize=9
-            )
-            taken = np.concatenate([taken, [printed[index] + offset]])
-
-
-def _style() -> dict[str, Any]:
-    """Charts without a frame, in the page's colour of text."""
-    colors = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    return {
-        **dict.fromkeys(colors, TEXT_COLOR),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#8b8f98",
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "svg.hashsalt": "diffusionvl",
-    }
-
-
-def to_svg(figure: Figure, title: str) -> str:
-    """A figure as an SVG element to stand in a page, in the page's colour of text and without addresses."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
-    svg = buffer.getvalue()
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :]).replace(TEXT_COLOR, "currentColor")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,244 @@
+"""`python -m diffusionvl.evaluate.report OUT ... --html FILE`: results as one page that needs no other file.
+
+Accuracy by task, speed beside quality, samples with the answers of all models, and a film. Charts are written as PNG,
+too, beside the page.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from diffusionvl.command_line import Parser, fail
+from diffusionvl.evaluate.decoding import AR
+from diffusionvl.evaluate.report_charts import Curve, accuracy_chart, save_png, speed_chart
+from diffusionvl.evaluate.results import RunRecord, read_records, read_samples
+from diffusionvl.evaluate.showcase import Card, open_card_image, read_cards
+from diffusionvl.film import data_url
+from diffusionvl.page import render
+
+CARDS = 6  # of one task
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One model's answer on a card.
+
+    Attributes:
+        model: Its name.
+        text: The answer.
+        score: Its score by the task's main metric, or None where that is no number.
+    """
+
+    model: str
+    text: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question with the answers of several models.
+
+    Attributes:
+        image: The first picture, or None.
+        question: Text of the prompt.
+        target: The right answer.
+        answers: One a model.
+    """
+
+    image: Image.Image | None
+    question: str
+    target: str
+    answers: list[Answered]
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """Samples of one task.
+
+    Attributes:
+        task: Its name.
+        samples: Some of its questions.
+        film: A film of one answer, or nothing.
+    """
+
+    task: str
+    samples: list[Sample]
+    film: str
+
+
+def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """One run for each model and task: the one without a variant, or the best one by its main metric."""
+    best: dict[tuple[str, str, str], RunRecord] = {}
+    for record in records:
+        key = (record.suite, record.task, record.model)
+        other = best.get(key)
+        if other is None or _rank(record) > _rank(other):
+            best[key] = record
+    return list(best.values())
+
+
+def _rank(record: RunRecord) -> tuple[bool, float]:
+    """Whether it has no variant, then how good it is."""
+    value = record.metrics[record.main_metric]
+    better = record.higher_is_better.get(record.main_metric, True)
+    return not record.variant, value if better else -value
+
+
+def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
+    """Models, and a row for each number of each task: its name and every model's value."""
+    models = model_names(records)
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for record in plain_runs(records):
+        for metric in dict.fromkeys([record.main_metric, *record.higher_is_better]):
+            value = f"{record.metrics[metric]:.4g}"
+            shown = f"{value} ({record.variant})" if record.variant and record.variant != AR else value
+            rows.setdefault((record.suite, record.task, metric), {})[record.model] = shown
+    lines = [
+        [f"{task} · {metric}", *(values.get(model, "–") for model in models)]
+        for (_, task, metric), values in sorted(rows.items())
+    ]
+    return models, lines
+
+
+def model_names(records: Sequence[RunRecord]) -> list[str]:
+    """AR models first."""
+    ordered = sorted(records, key=lambda record: (record.kind != AR, record.model))
+    return list(dict.fromkeys(record.model for record in ordered))
+
+
+def curves(records: Sequence[RunRecord]) -> dict[str, list[Curve]]:
+    """For each task that was run in several ways or by several models: lines of quality over speed.
+
+    Returns:
+        Curves by the name of the task; static and dynamic remasking of a model are lines of their own.
+    """
+    tasks: dict[str, list[RunRecord]] = {}
+    for record in records:
+        tasks.setdefault(f"{record.suite}: {record.task}", []).append(record)
+    found = {}
+    for task, runs in tasks.items():
+        if not any(run.variant for run in runs):
+            continue
+        lines: dict[tuple[str, str], list[RunRecord]] = {}
+        for run in runs:
+            way = "" if run.kind == AR else run.variant.rpartition("-")[0]
+            lines.setdefault((run.model, way), []).append(run)
+        found[task] = [_curve(model, way, own) for (model, way), own in sorted(lines.items())]
+    return found
+
+
+def _curve(model: str, way: str, runs: Sequence[RunRecord]) -> Curve:
+    """One line, from slow to fast."""
+    ordered = sorted(runs, key=lambda run: run.metrics["tokens_per_second"])
+    metric = ordered[0].main_metric
+    return Curve(
+        name=f"{model}, {way}" if way else model,
+        kind=ordered[0].kind,
+        metric=metric,
+        labels=[run.variant.rpartition("-")[2] or run.variant for run in ordered],
+        speeds=[run.metrics["tokens_per_second"] for run in ordered],
+        forwards=[run.metrics["forwards_per_token"] for run in ordered],
+        quality=[run.metrics[metric] for run in ordered],
+    )
+
+
+def task_samples(records: Sequence[RunRecord]) -> list[TaskSamples]:
+    """Cards of each task, with the answers of every model that answered the same question."""
+    models = model_names(records)
+    tasks: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in sorted(plain_runs(records), key=lambda record: models.index(record.model)):
+        tasks.setdefault((record.suite, record.task), []).append(record)
+    shown = []
+    for (_, task), runs in sorted(tasks.items()):
+        cards = {run.model: {card.number: card for card in read_cards(run.folder / "showcase")} for run in runs}
+        numbers = [number for number in cards[runs[-1].model] if all(number in own for own in cards.values())]
+        samples = {run.model: {sample["doc_id"]: sample for sample in read_samples(run)} for run in runs}
+        told = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
+        films = [card.film for own in cards.values() for card in own.values() if card.film]
+        if told:
+            shown.append(TaskSamples(task, told, films[0] if films else ""))
+    return shown
+
+
+def _sample(
+    runs: Sequence[RunRecord],
+    number: int,
+    cards: dict[str, dict[int, Card]],
+    samples: dict[str, dict[int, dict[str, Any]]],
+) -> Sample:
+    """One card."""
+    last = runs[-1]
+    card = cards[last.model][number]
+    answers = []
+    for run in runs:
+        score = samples[run.model][number].get(run.main_metric)
+        number_or_none = float(score) if isinstance(score, int | float) else None
+        answers.append(Answered(run.model, cards[run.model][number].answer, number_or_none))
+    target = readable_target(samples[last.model][number]["target"])
+    return Sample(open_card_image(last.folder / "showcase", card), card.question, target, answers)
+
+
+def readable_target(target: str) -> str:
+    """A target as people read it: the first one of a list of references."""
+    if not target.startswith('["'):
+        return target
+    first: str = json.loads(target)[0]
+    return first
+
+
+def write_report(path: Path, records: Sequence[RunRecord]) -> None:
+    """Writes the page, and its charts as PNG beside it."""
+    models, lines = accuracy_table(records)
+    speed = {}
+    accuracy = accuracy_chart(models, plain_runs(records))
+    save_png(accuracy, path.with_name(f"{path.stem}-accuracy.png"))
+    for number, (task, drawn) in enumerate(curves(records).items()):
+        chart = speed_chart(drawn)
+        save_png(chart, path.with_name(f"{path.stem}-speed-{number}.png"))
+        speed[task] = (Markup(chart.svg), drawn)
+    page = render(
+        "evaluate/report.html.jinja",
+        records=records,
+        models=models,
+        lines=lines,
+        accuracy=Markup(accuracy.svg),
+        speed=speed,
+        ar_speed=ar_speed,
+        tasks=[(one, Markup(one.film)) for one in task_samples(records)],
+        data_url=data_url,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def ar_speed(drawn: Sequence[Curve]) -> float | None:
+    """Tokens a second of the AR model among some curves."""
+    return next((curve.speeds[0] for curve in drawn if curve.kind == AR), None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the report.
+
+    Returns:
+        0, or 2 for an input that can not be used.
+    """
+    parser = Parser(prog="python -m diffusionvl.evaluate.report", description="Write a page of results.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folders that eval/run.sh wrote")
+    parser.add_argument("--html", type=Path, help="the page; report.html in the first folder if left out")
+    arguments = parser.parse_args(argv)
+    path = arguments.html or arguments.folders[0] / "report.html"
+    try:
+        write_report(path, read_records(arguments.folders))
+    except (OSError, ValueError) as error:
+        return fail(parser.prog, error)
+    print(f"wrote {path} and its charts as PNG")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The charts of the report: accuracy by task, and quality over speed with the AR model beside it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from diffusionvl.charts import chart_style, label_line, to_svg
+from diffusionvl.evaluate.decoding import AR
+from diffusionvl.evaluate.results import RunRecord
+
+COLORS = ("#2a7fd4", "#e07b00", "#12784a", "#a3479f", "#b3261e", "#5b6abf")
+AR_COLOR = "#8b8f98"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart.
+
+    Attributes:
+        svg: To stand in a page.
+        png: A file.
+    """
+
+    svg: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Ways of decoding of one model, from slow to fast.
+
+    Attributes:
+        name: For the legend.
+        kind: `ar` or `block_diffusion`.
+        metric: What quality is.
+        labels: Of the points.
+        speeds: Tokens a second inside `generate`.
+        forwards: A token.
+        quality: By the task's main metric.
+    """
+
+    name: str
+    kind: str
+    metric: str
+    labels: list[str]
+    speeds: list[float]
+    forwards: list[float]
+    quality: list[float]
+
+
+def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
+    """Bars of each task's main metric, in per cent of its best model where it is no share.
+
+    Args:
+        models: In the order of the legend.
+        runs: One for each model and task.
+    """
+    tasks = list(dict.fromkeys((run.suite, run.task) for run in runs))
+    values = {(run.suite, run.task, run.model): run.metrics[run.main_metric] for run in runs}
+    kinds = {run.model: run.kind for run in runs}
+    with mpl.rc_context(chart_style()):
+        figure = Figure(
+            figsize=(max(5.2, 1.1 + 0.9 * len(tasks) * max(len(models), 2) ** 0.5), 3.6), layout="constrained"
+        )
+        axes = figure.subplots()
+        width = 0.8 / len(models)
+        colors = iter(COLORS * (len(models) // len(COLORS) + 1))
+        for index, model in enumerate(models):
+            heights = [_percent(values, task, model, models) for task in tasks]
+            places = np.arange(len(tasks)) + (index - (len(models) - 1) / 2) * width
+            color = AR_COLOR if kinds[model] == AR else next(colors)
+            bars = axes.bar(places, heights, width * 0.92, label=model, color=color)
+            axes.bar_label(bars, [f"{height:.1f}" if height == height else "" for height in heights], fontsize=8)
+        axes.set_xticks(range(len(tasks)), [task for _, task in tasks], rotation=20 * (len(tasks) > 4), ha="center")
+        axes.set(ylabel="main metric (%)", ylim=(0, 112))
+        axes.grid(False, axis="x")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return _drawn(figure, "Main metric of each task, by model")
+
+
+def _percent(
+    values: dict[tuple[str, str, str], float], task: tuple[str, str], model: str, models: Sequence[str]
+) -> float:
+    """A share as per cent; another score in per cent of the best model's; NaN where the model was not run."""
+    suite, name = task
+    value = values.get((suite, name, model), float("nan"))
+    everyone = [abs(values[suite, name, other]) for other in models if (suite, name, other) in values]
+    return 100 * value / (1 if max(everyone) <= 1 else max(everyone))
+
+
+def speed_chart(curves: Sequence[Curve]) -> Chart:
+    """Quality over tokens a second: a line for each model and remasking, labelled by steps or thresholds.
+
+    The AR model is a dashed line at its quality with a mark at its speed.
+    """
+    with mpl.rc_context(chart_style()):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        colors = iter(COLORS * (len(curves) // len(COLORS) + 1))
+        scale = 100 if max(value for curve in curves for value in curve.quality) <= 1 else 1
+        placed = []
+        for curve in curves:
+            color = AR_COLOR if curve.kind == AR else next(colors)
+            quality = [scale * value for value in curve.quality]
+            if curve.kind == AR:
+                axes.axhline(quality[0], color=color, linewidth=1, linestyle="--")
+            axes.plot(curve.speeds, quality, "s" if curve.kind == AR else "o-", color=color, label=curve.name)
+            placed.append((curve, list(zip(curve.speeds, quality, strict=True))))
+        axes.set(xlabel="tokens a second in generate()", ylabel=curves[0].metric + (" (%)" if scale == 100 else ""))
+        axes.set_xlim(left=0)
+        axes.margins(x=0.1, y=0.18)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        for curve, places in placed:
+            if curve.kind != AR:
+                others = [place for other, points in placed if other is not curve for place in points]
+                label_line(figure, axes, places, curve.labels, others)
+        return _drawn(figure, "Quality over tokens a second")
+
+
+def _drawn(figure: Figure, title: str) -> Chart:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return Chart(to_svg(figure, title), buffer.getvalue())
+
+
+def save_png(chart: Chart, path: Path) -> None:
+    """Writes a chart's PNG."""
+    path.write_bytes(chart.png)

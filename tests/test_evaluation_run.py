@@ -1,0 +1,165 @@
+"""Suites are run task by task; lmms-eval is a stand-in that behaves well, fails, or fails with exit code 0."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from diffusionvl.evaluate import bertscore, run
+from diffusionvl.evaluate.results import read_record, read_samples
+from diffusionvl.evaluate.suites import read_suite
+
+# Writes what lmms-eval 0.7.3 writes, the samples of two processes one behind the other.
+STAND_IN = """
+import json, pathlib, sys
+task, raw = sys.argv[1:3]
+folder = pathlib.Path(raw, "model")
+folder.mkdir(parents=True)
+counts = {"n-samples": {task: {"original": 9, "effective": 3}}, "higher_is_better": {task: {"exact_match": True}}}
+throughput = {"total_gen_tokens": 5, "avg_tokens_per_second": 12.5, "avg_forwards_per_token": 0.5}
+scores = {"alias": task, "exact_match,none": 0.25, "exact_match_stderr,none": 0.1}
+results = {"results": {task: scores}, "throughput": throughput, **counts}
+(folder / "1_results.json").write_text(json.dumps(results))
+samples = [{"doc_id": number, "filtered_resps": str(number), "target": "0"} for number in (0, 2, 1)]
+(folder / f"1_samples_{task}.jsonl").write_text("".join(json.dumps(s) + chr(10) for s in samples))
+"""
+FAILS = "import sys; print('Traceback'); print('[rank0]: ValueError: there is no moon'); print('bye'); sys.exit({})"
+
+
+@pytest.fixture
+def lmms_eval(monkeypatch):
+    """Commands that stand for lmms-eval by task, and those that were run."""
+    stand_in = SimpleNamespace(code={}, ran=[])
+
+    def command(arguments, job, raw):
+        task = job.run.task.name
+        stand_in.ran.append(job.run.name)
+        return [sys.executable, "-c", stand_in.code.get(task, STAND_IN), task, str(raw)]
+
+    monkeypatch.setattr(run, "lmms_eval_command", command)
+    monkeypatch.setattr(run, "prepare_local_data", lambda: None)
+    return stand_in
+
+
+def test_runs_are_written_and_not_run_again(lmms_eval, translated_dir, tmp_path, capsys):
+    argv = ["local", translated_dir, "--out", str(tmp_path), "--name", "mine"]
+    assert run.main(argv) == 0
+    names = ["easy_vqa_short", "easy_vqa_long", "chart_reading"]
+    assert lmms_eval.ran == names
+    folder = tmp_path / "mine" / "local" / "easy_vqa_short"
+    record = read_record(folder)
+    assert (record.kind, record.samples, record.settings) == ("block_diffusion", 3, {"block_size": 8, "temperature": 0})
+    assert record.metrics == {"tokens_per_second": 12.5, "forwards_per_token": 0.5, "exact_match": 0.25}
+    assert [sample["doc_id"] for sample in read_samples(record)] == [0, 1, 2]
+    assert {path.name for path in folder.iterdir()} == {"run.json", "samples.jsonl", "results.json", "log.txt"}
+    (tmp_path / "mine" / "local" / "easy_vqa_long" / "run.json").unlink()
+    assert run.main(argv) == 0
+    assert lmms_eval.ran == [*names, "easy_vqa_long"]
+    assert "easy_vqa_short: finished before, exact_match 0.25, 12.5 tokens/s" in capsys.readouterr().out
+
+
+def test_variants_of_an_ar_model_are_one_run(lmms_eval, base_dir, tmp_path):
+    assert run.main(["local-speed", base_dir, "--out", str(tmp_path), "--name", "ar"]) == 0
+    assert lmms_eval.ran == ["easy_vqa_long@ar"]
+    record = read_record(tmp_path / "ar" / "local-speed" / "easy_vqa_long@ar")
+    assert record.asked["gen_kwargs"] == {"temperature": "0", "max_new_tokens": "96"}
+    assert record.asked["limit"] == 200
+    assert record.kind == "ar"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (FAILS.format(3), "ValueError: there is no moon (exit code 3"),
+        (FAILS.format(0), "lmms-eval wrote no results: ValueError: there is no moon"),
+        (STAND_IN.replace("(0, 2, 1)", "(0, 2)"), "easy_vqa_long has 2 answers to 3 questions"),
+        (STAND_IN.replace("0.25", "'none'"), "easy_vqa_long has no metric that is a number"),
+    ],
+)
+def test_failures_are_failures_and_do_not_stop_the_rest(code, reason, lmms_eval, translated_dir, tmp_path, capsys):
+    lmms_eval.code["easy_vqa_long"] = code
+    argv = ["local", translated_dir, "--out", str(tmp_path), "--name", "mine"]
+    assert run.main(argv) == 1
+    errors = capsys.readouterr().err
+    assert f"easy_vqa_long: FAILED: {reason}" in errors
+    assert errors.endswith("eval/run.sh: error: 1 of 3 runs failed\n")
+    assert read_record(tmp_path / "mine" / "local" / "chart_reading")
+    assert read_record(tmp_path / "mine" / "local" / "easy_vqa_long") is None
+    lmms_eval.code.clear()
+    assert run.main(argv) == 0
+    assert lmms_eval.ran[3:] == ["easy_vqa_long"]
+
+
+def test_another_run_is_not_taken_for_this_one(lmms_eval, translated_dir, tmp_path, capsys):
+    argv = ["local", translated_dir, "--out", str(tmp_path), "--name", "mine", "--tasks", "easy_vqa_short"]
+    assert run.main(argv) == 0
+    assert run.main([*argv, "--limit", "5"]) == 2
+    assert "holds another run (limit None there, 5 now); give another --out" in capsys.readouterr().err
+    assert run.main([*argv, "--batch-size", "3"]) == 0  # does not decide the answers
+    assert lmms_eval.ran == ["easy_vqa_short"]
+    assert run.main([*argv, "--limit", "5", "--overwrite"]) == 0
+    assert read_record(tmp_path / "mine" / "local" / "easy_vqa_short").asked["limit"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["moon"], "there is no suite 'moon'; there are detailcaps, local"),
+        (["local", "--limit", "0"], "--limit must be at least 1, got 0"),
+        (["local", "--nproc", "0"], "--nproc must be at least 1, got 0"),
+        (["local", "--tasks", "mme"], "--tasks mme: suite local has easy_vqa_short"),
+        (["local", "--gen-kwargs", "x"], "--gen-kwargs 'x': write NAME=VALUE"),
+    ],
+)
+def test_what_can_not_be_run(change, message, translated_dir, tmp_path, capsys):
+    suite, *flags = change
+    assert run.main([suite, translated_dir, "--out", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_checkpoint(tmp_path, capsys):
+    assert run.main(["local", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "no checkpoint that transformers can read" in capsys.readouterr().err
+
+
+def test_command_line_of_lmms_eval(translated_dir, tmp_path):
+    flags = ["--nproc", "2", "--limit", "7", "--model-args", "dtype=float16", "--gen-kwargs", "denoising_steps=4"]
+    arguments = run.build_parser().parse_args(["local", translated_dir, "--out", str(tmp_path), *flags])
+    suite = read_suite("local")
+    run.check_values(arguments, suite)
+    job = run.plan(arguments, suite)[1]
+    command = run.lmms_eval_command(arguments, job, tmp_path / "raw")
+    assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    pairs = dict(zip(command[8:-1:2], command[9:-1:2], strict=True))
+    assert pairs["--tasks"] == "easy_vqa_long"
+    assert pairs["--gen_kwargs"] == "temperature=0,denoising_steps=4"
+    assert pairs["--limit"] == "7"
+    assert pairs["--verbosity"] == "DEBUG"
+    showcase = (job.folder / "showcase").resolve()
+    assert pairs["--model_args"] == f"pretrained={translated_dir},dtype=float16,showcase={showcase}"
+
+
+def test_bertscore_is_optional_and_told(lmms_eval, translated_dir, tmp_path, capsys, monkeypatch):
+    code = STAND_IN.replace('"target": "0"', '"target": json.dumps(["a", "b"])').replace("exact_match", "words")
+    lmms_eval.code["detailcaps_captions"] = code
+    assert run.main(["table-7", translated_dir, "--out", str(tmp_path), "--name", "mine"]) == 0
+    assert "BERTScore is left out, the package bert-score is missing; pip install" in capsys.readouterr().out
+    assert bertscore.main([str(tmp_path)]) == 2
+    asked = []
+
+    def score(captions, references, **options):
+        asked.append((captions, references, options))
+        return None, None, SimpleNamespace(mean=lambda: 0.302)
+
+    monkeypatch.setitem(sys.modules, "bert_score", SimpleNamespace(score=score))
+    monkeypatch.setattr(bertscore, "find_spec", lambda name: name)
+    assert bertscore.main([str(tmp_path)]) == 0
+    assert asked[0] == (["0", "1", "2"], [["a", "b"]] * 3, {"lang": "en", "rescale_with_baseline": True})
+    record = read_record(tmp_path / "mine" / "table-7" / "detailcaps_captions@dynamic-0.8")
+    assert (record.main_metric, record.metrics["bertscore"]) == ("bertscore", 30.2)
+    assert json.loads((record.folder / "run.json").read_text())["higher_is_better"] == {
+        "bertscore": True,
+        "words": True,
+    }
