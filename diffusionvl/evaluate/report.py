@@ -73,32 +73,33 @@ class TaskSamples:
 
 
 def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """One run for each model and task: the one without a variant, or the best one by its main metric."""
+    """One run for each model and task: of those without variants, or if there are none, the best by its main metric."""
+    records = [record for record in records if not record.variant] or records
     best: dict[tuple[str, str, str], RunRecord] = {}
     for record in records:
         key = (record.suite, record.task, record.model)
         other = best.get(key)
-        if other is None or _rank(record) > _rank(other):
+        if other is None or _goodness(record) > _goodness(other):
             best[key] = record
     return list(best.values())
 
 
-def _rank(record: RunRecord) -> tuple[bool, float]:
-    """Whether it has no variant, then how good it is."""
+def _goodness(record: RunRecord) -> float:
+    """The main metric, turned so that more is better."""
     value = record.metrics[record.main_metric]
-    better = record.higher_is_better.get(record.main_metric, True)
-    return not record.variant, value if better else -value
+    return value if record.higher_is_better.get(record.main_metric, True) else -value
 
 
 def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
     """Models, and a row for each number of each task: its name and every model's value."""
-    models = model_names(records)
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for record in plain_runs(records):
+    chosen = plain_runs(records)
+    for record in chosen:
         for metric in dict.fromkeys([record.main_metric, *record.higher_is_better]):
             value = f"{record.metrics[metric]:.4g}"
             shown = f"{value} ({record.variant})" if record.variant and record.variant != AR else value
             rows.setdefault((record.suite, record.task, metric), {})[record.model] = shown
+    models = model_names(chosen)
     lines = [
         [f"{task} · {metric}", *(values.get(model, "–") for model in models)]
         for (_, task, metric), values in sorted(rows.items())
@@ -134,8 +135,8 @@ def curves(records: Sequence[RunRecord]) -> dict[str, list[Curve]]:
 
 
 def _curve(model: str, way: str, runs: Sequence[RunRecord]) -> Curve:
-    """One line, from slow to fast."""
-    ordered = sorted(runs, key=lambda run: run.metrics["tokens_per_second"])
+    """One line, from many forwards to few."""
+    ordered = sorted(runs, key=lambda run: -run.metrics["forwards_per_token"])
     metric = ordered[0].main_metric
     return Curve(
         name=f"{model}, {way}" if way else model,
@@ -208,6 +209,7 @@ def write_report(path: Path, records: Sequence[RunRecord]) -> None:
         models=models,
         lines=lines,
         accuracy=Markup(accuracy.svg),
+        best_of_several=any(record.variant for record in plain_runs(records)),
         speed=speed,
         ar_speed=ar_speed,
         tasks=[(one, Markup(one.film)) for one in task_samples(records)],

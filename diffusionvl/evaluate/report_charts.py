@@ -32,7 +32,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curve:
-    """Ways of decoding of one model, from slow to fast.
+    """Ways of decoding of one model, from many forwards a token to few.
 
     Attributes:
         name: For the legend.
