@@ -130,15 +130,19 @@ def test_settings_of_model_args_win_and_that_is_told(translated_dir, images, cap
     ]
 
 
-def test_until_postprocessing_and_padding(translated_dir, processor, pictures, images):
-    model = build(DiffusionVLChat, translated_dir, images, batch_size=5)
-    texts, _ = alone(load_model(translated_dir), processor, pictures)
+@pytest.mark.parametrize("kind", ["base_dir", "translated_dir"])
+def test_until_ends_answers_and_padding_is_not_answered(kind, request, processor, pictures, images):
+    folder = request.getfixturevalue(kind)
+    model = build(DiffusionVLChat, folder, images, batch_size=5)
+    texts, counts = alone(load_checkpoint(folder).eval(), processor, pictures)
     stop = texts[0][3:5]
     asked = requests(DiffusionVLChat, {**GREEDY, "until": [stop, "never"]})
     asked[-1].metadata["__padding_only__"] = True
     expected = [text.split(stop)[0].strip() for text in texts[:-1]]
     assert [result.text for result in model.generate_until(asked)] == [*expected, ""]
-    assert model.answerer.speeds["shapes"].requests == 4
+    speed = model.answerer.speeds["shapes"]
+    assert speed.requests == 4
+    assert speed.generated_tokens < sum(counts[:-1])
     model.answerer.postprocess = "reference"
     expected = [reference_answer(text, [stop]) for text in texts[:-1]]
     assert [result.text for result in model.generate_until(asked)] == [*expected, ""]

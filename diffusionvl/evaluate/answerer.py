@@ -141,7 +141,9 @@ class Answerer:
                 extra["generator"] = [torch.Generator(device).manual_seed(own.initial_seed()) for own in sources]
             else:
                 torch.manual_seed(sources[0].initial_seed())
-        return lengths, generate(self.model, inputs, **decoding.generate, **extra)
+        return lengths, generate(
+            self.model, inputs, decoding.until, self.processor.tokenizer, **decoding.generate, **extra
+        )
 
 
 def numbered(questions: Sequence[tuple[str, int]]) -> list[int]:

@@ -84,12 +84,20 @@ def on_model(inputs: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, 
     }
 
 
-def generate(model: PreTrainedModel, inputs: Mapping[str, Tensor], **settings: Any) -> Generated:
+def generate(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    until: Sequence[str] = (),
+    tokenizer: Any = None,
+    **settings: Any,
+) -> Generated:
     """Answers a batch: an AR model greedily with a KV cache, a block-diffusion model by its own settings.
 
     Args:
         model: Of either kind, in eval mode.
         inputs: What `encode` returned.
+        until: Texts that end an answer; the tokens that hold them belong to it.
+        tokenizer: Needed beside `until`.
         **settings: Of the model's `generate`.
     """
     inputs = on_model(inputs, model)
@@ -97,17 +105,27 @@ def generate(model: PreTrainedModel, inputs: Mapping[str, Tensor], **settings: A
     diffusion = kind_of(model) == BLOCK_DIFFUSION
     if not diffusion:
         settings = {"do_sample": False, "use_cache": True, **settings}
+    if until:
+        settings |= {"stop_strings": list(until), "tokenizer": tokenizer}
     first = FirstTokens()
     output: Any = model.generate(**inputs, return_dict_in_generate=True, streamer=first, **settings)
     new = output.sequences[:, prompt_length:].cpu()  # also waits for the device
     seconds = time.perf_counter() - first.start
-    lengths = answer_lengths(new, model)
-    # An AR model's prefill gives the first token, so its forwards are its tokens.
-    return Generated(new, lengths, output.forwards.cpu() if diffusion else lengths, seconds, first.seconds or seconds)
+    if diffusion:
+        forwards = output.forwards.cpu()
+        lengths = (output.tokens_per_forward.cpu() * forwards).round().long()
+    else:  # its prefill gives the first token, so its forwards are its tokens
+        forwards = lengths = answer_lengths(new, model)
+    return Generated(new, lengths, forwards, seconds, first.seconds or seconds)
 
 
 def answer_lengths(new: Tensor, model: PreTrainedModel) -> Tensor:
-    """Tokens of each answer [B] up to and with its end of sequence, of generated ids [B, G]."""
-    eos = model.generation_config.eos_token_id
-    ends = torch.isin(new, torch.tensor([eos] if isinstance(eos, int) else eos or []))
-    return torch.where(ends.any(-1), ends.long().argmax(-1) + 1, new.shape[1])
+    """Tokens of each AR answer [B] with its end of sequence, without the padding behind it, of generated ids [B, G]."""
+    config = model.generation_config
+    eos = torch.tensor([config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id or [])
+    ended = torch.isin(new, eos)
+    over = ended | (new == config.pad_token_id if config.pad_token_id is not None else ended)
+    first = over.long().argmax(-1)
+    # An answer that a text has ended has padding, but no end of sequence.
+    with_end = first + ended.gather(-1, first[:, None])[:, 0]
+    return torch.where(over.any(-1), with_end, new.shape[1])

@@ -8,7 +8,7 @@ from diffusionvl.evaluate.decoding import AR
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 
 SHARED = ("max_new_tokens", "temperature", "top_k", "top_p")
-DIFFUSION_ONLY = ("denoising_steps", "remasking", "confidence_threshold")
+DIFFUSION_ONLY = ("denoising_steps", "remasking", "confidence_threshold", "entropy_bound")
 # lmms-eval's own, which have another meaning here than being handed on to `generate`.
 TRANSLATED = ("until", "do_sample", "num_beams", "repetition_penalty", "image_aspect_ratio", "block_size")
 KNOWN = (*SHARED, *DIFFUSION_ONLY, *TRANSLATED)
