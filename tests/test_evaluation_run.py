@@ -110,6 +110,7 @@ def test_another_run_is_not_taken_for_this_one(lmms_eval, translated_dir, tmp_pa
         (["local", "--nproc", "0"], "--nproc must be at least 1, got 0"),
         (["local", "--tasks", "mme"], "--tasks mme: suite local has easy_vqa_short"),
         (["local", "--gen-kwargs", "x"], "--gen-kwargs 'x': write NAME=VALUE"),
+        (["local", "--gen-kwargs", "steps=3"], "--gen-kwargs: unknown settings ['steps']; 'steps' is called"),
     ],
 )
 def test_what_can_not_be_run(change, message, translated_dir, tmp_path, capsys):

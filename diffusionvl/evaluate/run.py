@@ -25,7 +25,7 @@ from diffusionvl.command_line import Parser, fail
 from diffusionvl.evaluate.bertscore import add_bertscore
 from diffusionvl.evaluate.decoding import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluate.results import RunRecord, collect, read_record, task_metrics, write_record
-from diffusionvl.evaluate.settings import DIFFUSION_ONLY, SHARED
+from diffusionvl.evaluate.settings import DIFFUSION_ONLY, SHARED, check_names
 from diffusionvl.evaluate.suites import EVAL, LOCAL, Run, Suite, read_suite, suite_names
 from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
 
@@ -135,6 +135,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
     diffusion = isinstance(config, DiffusionVLConfig)
     kind, block_size = (BLOCK_DIFFUSION, config.block_size) if diffusion else (AR, None)
     given = parse_pairs(arguments.gen_kwargs, "--gen-kwargs")
+    check_names(given, "--gen-kwargs")
     options = {**suite.model_args, **parse_pairs(arguments.model_args, "--model-args")}
     jobs = []
     for run in suite.runs(kind, block_size):
@@ -220,8 +221,8 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
     log, raw = job.folder / "log.txt", job.folder / "raw"
     command = lmms_eval_command(arguments, job, raw)
     environment = dict(os.environ)
-    if suite.data == LOCAL:
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if suite.data == LOCAL and Path(arguments.model).is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"  # nothing is needed from there, so nothing is asked
     begin = time.time()
     with log.open("w", encoding="utf-8") as file:
         file.write(" ".join(command) + "\n")
