@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusionvl.checkpoint import load_model as load_checkpoint
 from diffusionvl.evaluate.answers import reference_answer
-from diffusionvl.evaluate.speed_record import SpeedRecord
+from diffusionvl.evaluate.speed_record import SpeedRecord, gather_processes
 from diffusionvl.integrations import lmms_eval_model
 from diffusionvl.integrations.lmms_eval import manifests
 from diffusionvl.integrations.lmms_eval_model import DiffusionVLChat, DiffusionVLSimple
@@ -309,7 +309,7 @@ def test_costs_of_all_processes_are_joined(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     own = {"a": SpeedRecord(2, 8, 4, 1.0, 1.0, 8, 2.0), "b": SpeedRecord(1, 10, 2, 1.0, 3.0, 10, 2.0)}
-    joined = lmms_eval_model._gather(own, 2)
+    joined = gather_processes(own, 2)
     assert sorted(joined) == ["a", "b"]
     metrics = joined["b"].metrics()
     assert metrics["tokens_per_second"] == 40 / 4

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
 
 
 @dataclass
@@ -60,6 +63,16 @@ def gather(records: Iterable[SpeedRecord]) -> SpeedRecord:
         longest = max(longest, record.loop_seconds)
     total.loop_seconds = longest
     return total
+
+
+def gather_processes(speeds: dict[str, SpeedRecord], processes: int) -> dict[str, SpeedRecord]:
+    """The costs of each task over all processes; every process must call it."""
+    everyone: list[Any] = [speeds]
+    if processes > 1 and torch.distributed.is_initialized():
+        everyone = [None] * processes
+        torch.distributed.all_gather_object(everyone, speeds)
+    tasks = sorted({task for own in everyone for task in own})
+    return {task: gather(own.get(task, SpeedRecord()) for own in everyone) for task in tasks}
 
 
 def _ratio(part: float, whole: float) -> float:

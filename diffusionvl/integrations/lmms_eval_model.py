@@ -23,7 +23,7 @@ from diffusionvl.evaluate.likelihood import likelihood_bound, log_likelihood
 from diffusionvl.evaluate.prompts import FORMS, Message, messages_of
 from diffusionvl.evaluate.settings import Decoding, check_names, resolve
 from diffusionvl.evaluate.showcase import make_film, spread, write_card
-from diffusionvl.evaluate.speed_record import SpeedRecord, gather
+from diffusionvl.evaluate.speed_record import SpeedRecord, gather_processes
 from diffusionvl.infer import find_device
 from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
 
@@ -182,7 +182,7 @@ class DiffusionVLChat(lmms):
 
     def clean(self) -> None:
         """Tells what the answers have cost, once all processes are done, and frees the model."""
-        speeds = _gather(self.answerer.speeds, self.world_size)
+        speeds = gather_processes(self.answerer.speeds, self.world_size)
         if self.rank == 0 and speeds:
             total = SpeedRecord(processes=self.world_size)
             for speed in speeds.values():
@@ -344,13 +344,3 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the collectives of NCCL read it
     return device
-
-
-def _gather(speeds: dict[str, SpeedRecord], processes: int) -> dict[str, SpeedRecord]:
-    """The costs of each task over all processes."""
-    everyone: list[Any] = [speeds]
-    if processes > 1 and torch.distributed.is_initialized():
-        everyone = [None] * processes
-        torch.distributed.all_gather_object(everyone, speeds)
-    tasks = sorted({task for own in everyone for task in own})
-    return {task: gather(own.get(task, SpeedRecord()) for own in everyone) for task in tasks}
