@@ -8,7 +8,7 @@ from .command_line import Parser, fail
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `diffusionvl assemble | translate | train | infer`."""
+    """Runs `diffusionvl assemble | convert | translate | train | infer`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -27,6 +27,10 @@ def main(argv: list[str] | None = None) -> int:
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights"
     )
     assemble.add_argument("--seed", type=int, default=0, help="seed of the new projector (0)")
+    convert = commands.add_parser("convert", help="read another program's checkpoint into Hugging Face's layout")
+    convert.add_argument("layout", choices=["llada"], help="whose checkpoint it is: LLaDA's, as a Llama")
+    convert.add_argument("folder", help="folder of the checkpoint")
+    convert.add_argument("out", help="new folder for the converted checkpoint")
     translate = commands.add_parser("translate", help="turn an AR checkpoint into a block-diffusion one")
     translate.add_argument("base", help="AR checkpoint: a folder or a hub id")
     translate.add_argument("--out", required=True, help="folder for the block-diffusion checkpoint")
@@ -47,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         return infer(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _assemble(arguments) if arguments.command == "assemble" else _translate(arguments)
+    own = {"assemble": _assemble, "convert": _convert, "translate": _translate}
+    return own[arguments.command](arguments)
 
 
 def _assemble(arguments: argparse.Namespace) -> int:
@@ -55,10 +60,7 @@ def _assemble(arguments: argparse.Namespace) -> int:
     from .assembly import assemble, save_assembly
 
     try:
-        out = Path(arguments.out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"--out {arguments.out!r} is there already; give a new folder")
-        _make_folder(out)
+        _make_folder(Path(arguments.out), new=True)
         settings = (arguments.image_grid, arguments.projector, arguments.dtype, arguments.seed)
         assembly = assemble(arguments.lm, arguments.vision, *settings)
         save_assembly(assembly, arguments.out)
@@ -68,8 +70,24 @@ def _assemble(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _make_folder(out: Path) -> None:
-    """Makes the folder of `--out`."""
+def _convert(arguments: argparse.Namespace) -> int:
+    """Converts and saves a checkpoint."""
+    from .integrations.llada import convert_llada, save_conversion
+
+    try:
+        _make_folder(Path(arguments.out), new=True)
+        conversion = convert_llada(arguments.folder)
+        save_conversion(conversion, arguments.out)
+    except (OSError, ValueError) as error:
+        return fail("diffusionvl convert", error)
+    print(f"{conversion.model.num_parameters() / 1e6:.1f} M parameters\nwrote {arguments.out}")
+    return 0
+
+
+def _make_folder(out: Path, new: bool = False) -> None:
+    """Makes the folder for a checkpoint; a new one must not hold anything yet."""
+    if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"the folder {str(out)!r} is there already; give a new one")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

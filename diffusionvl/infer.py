@@ -231,7 +231,7 @@ def encode(processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]"
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # The template has written every special token.
     options = {"text": [text], "return_tensors": "pt", "add_special_tokens": False}
-    return processor(images=images, **options) if images else processor(**options)
+    return processor(images=[images], **options) if images else processor(**options)
 
 
 def _streamer(tokenizer: Any) -> "BaseStreamer":

@@ -3,7 +3,6 @@
 from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BaseImageProcessor,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -11,9 +10,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     SiglipVisionModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..checkpoint import load_config, load_weights
+from ..checkpoint import load_config, load_model, load_processor, load_weights
+from ..modeling.families import auto_class
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 DUAL_ENCODERS = ("siglip", "clip")  # a tower with its text side
@@ -26,22 +25,20 @@ def load_language_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
         ValueError: It is something else, broken, or has no chat template.
     """
     config = load_config(path)
-    if config.get_text_config(decoder=True) is not config:
+    if auto_class(config) is not AutoModelForCausalLM:
         raise ValueError(
-            f"{path}: a {config.model_type!r} model has more parts than a language model; translate it as it is, or "
-            "give a text-only one"
+            f"{path}: a {config.model_type!r} model is more than a language model; translate it as it is, or give a "
+            "text-only one"
         )
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{path}: a {config.model_type!r} model is no causal language model; give one")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{path}: a {config.model_type!r} model is an encoder and a decoder; give a causal LM")
+    tokenizer = load_processor(path).tokenizer
     if not isinstance(tokenizer.chat_template, str):
         raise ValueError(
             f"{path}: its tokenizer has no chat template, or several; give an instruction-tuned model, or put one into "
             "chat_template.jinja"
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return load_weights(AutoModelForCausalLM, path), tokenizer
+    return load_model(path), tokenizer
 
 
 def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:

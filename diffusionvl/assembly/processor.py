@@ -43,7 +43,7 @@ def build_processor(
             **settings,
         )
     # The whole picture, as the reference takes it: a crop could cut off what is asked about.
-    image_processor.size = size
+    image_processor.size = image_processor.crop_size = size  # a LlavaProcessor counts tokens by the size of a crop
     image_processor.do_center_crop = False
     return LlavaProcessor(
         image_processor,

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoint import load_config, load_model
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import is_projector_parameter
 
 
@@ -12,10 +13,9 @@ from ..modeling.families import is_projector_parameter
 def init_projector(model: PreTrainedModel, seed: int) -> None:
     """Draws the projector's weights, scaled so that image features enter the LM as large as its own embeddings.
 
-    The layers are drawn as torch (and LLaVA) draws linear layers. Features of a tower differ in size by orders of
-    magnitude from one tower to the next; much larger than the embeddings, they would drown the first steps of
-    training, and much smaller, they would hardly move the LM. So the last layer is scaled by one forward over noise,
-    which is what a normalised picture looks like in mean and variance.
+    The layers are drawn as torch (and LLaVA) draws linear layers. How large their output is depends on the tower: much
+    larger than the embeddings, images would drown the text beside them, and much smaller, they would not be heard. So
+    the last layer is scaled by one forward over noise of mean 0 and variance 1, as normalised pictures have.
     """
     config, dtype = model.config, model.dtype
     embeddings = model.get_input_embeddings()
@@ -42,15 +42,18 @@ def rms(values: torch.Tensor) -> torch.Tensor:
 
 
 def load_projector(path: str) -> dict[str, torch.Tensor]:
-    """Weights of the projector (and image newline, if any) of a LLaVA or LLaVA-OneVision checkpoint.
+    """Weights of the projector (and image newline, if any) of an assembled checkpoint, translated or not.
 
     Raises:
         ValueError: It is another kind of checkpoint.
     """
     config = load_config(path)
-    if config.model_type not in ("llava", "llava_onevision"):
-        raise ValueError(f"{path}: a {config.model_type!r} model has no such projector; give an assembled checkpoint")
-    weights = load_model(path).model.state_dict()
+    diffusion = isinstance(config, DiffusionVLConfig)
+    model_type = config.base_config.model_type if diffusion else config.model_type
+    if model_type not in ("llava", "llava_onevision"):
+        raise ValueError(f"{path}: a {model_type!r} model has no such projector; give an assembled checkpoint")
+    model = load_model(path)
+    weights = (model.base if diffusion else model).model.state_dict()
     return {name: value for name, value in weights.items() if is_projector_parameter(name)}
 
 

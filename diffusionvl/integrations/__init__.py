@@ -1,1 +1,1 @@
-"""Where the package meets other programs: lmms-eval's plugin."""
+"""Where the package meets other programs and their files: lmms-eval's plugin, LLaDA's checkpoints."""

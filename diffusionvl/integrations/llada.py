@@ -1,0 +1,223 @@
+"""LLaDA's checkpoint layout (arXiv 2502.09992), read as the Llama architecture that it is.
+
+LLaDA is a Llama that was trained to fill in masked tokens, seeing all others: its weights have other names, and nothing
+else differs but the attention mask. As a stock Llama it takes the same road as any other language model. It was never
+autoregressive, so an AR loss over it starts from nothing; block diffusion starts from what it knows.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+PREFIX = "model.transformer."
+OUTER_NAMES = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_norm": "post_attention_layernorm",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+REQUIRED = (
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "mlp_hidden_size",
+    "max_sequence_length",
+    "vocab_size",
+    "rope_theta",
+    "rms_norm_eps",
+    "mask_token_id",
+)
+# What a Llama does; LLaDA's code, OLMo's, could do otherwise.
+LLAMA = {
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "rope": True,
+    "scale_logits": False,
+}
+END_OF_TURN = "<|eot_id|>"  # LLaDA's tokenizer names its end of text as eos token, which ends no turn
+
+
+class Conversion(NamedTuple):
+    """A language model in Hugging Face's layout.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer.
+    """
+
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+
+
+def convert_llada(folder: str) -> Conversion:
+    """Reads a LLaDA checkpoint (LLaDA-8B-Base, LLaDA-8B-Instruct, LLaDA-1.5) as a Llama.
+
+    Args:
+        folder: Folder with the checkpoint's files, as on the hub.
+
+    Raises:
+        ValueError: A file, a setting or a weight is missing, or is none that a Llama has.
+    """
+    settings = read_settings(Path(folder))
+    tokenizer = convert_tokenizer(folder, settings["mask_token_id"])
+    config = convert_config(settings, tokenizer)
+    weights = convert_weights(read_weights(Path(folder)), config, folder)
+    model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype)
+    ends = {tokenizer.eos_token_id, settings.get("eos_token_id", tokenizer.eos_token_id)}
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=sorted(ends), pad_token_id=config.pad_token_id
+    )
+    return Conversion(model, tokenizer)
+
+
+def save_conversion(conversion: Conversion, out: str) -> None:
+    """Saves model and tokenizer into one folder."""
+    conversion.model.save_pretrained(out)
+    conversion.tokenizer.save_pretrained(out)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Reads `config.json`, as data: its remote code is not run.
+
+    Raises:
+        ValueError: It is missing or broken, lacks a setting, or describes what is no Llama.
+    """
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: can not be read ({error}); give the folder of a LLaDA checkpoint") from error
+    if not isinstance(settings, dict) or settings.get("model_type") != "llada":
+        raise ValueError(f"{path}: is no config of a LLaDA; its model_type must be 'llada'")
+    missing = sorted(name for name in REQUIRED if settings.get(name) is None)
+    if missing:
+        raise ValueError(f"{path}: lacks {missing}; copy it from the hub again")
+    strange = {name: settings[name] for name, usual in LLAMA.items() if settings.get(name, usual) != usual}
+    if strange:
+        wanted = {name: LLAMA[name] for name in strange}
+        raise ValueError(f"{path}: {strange} is not what a Llama does, which is {wanted}; it can not be converted")
+    return settings
+
+
+def convert_config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """LLaDA's settings by a Llama's names."""
+    return LlamaConfig(
+        vocab_size=settings.get("embedding_size") or settings["vocab_size"],
+        hidden_size=settings["d_model"],
+        intermediate_size=settings["mlp_hidden_size"],
+        num_hidden_layers=settings["n_layers"],
+        num_attention_heads=settings["n_heads"],
+        num_key_value_heads=settings.get("n_kv_heads") or settings["n_heads"],
+        max_position_embeddings=settings["max_sequence_length"],
+        rms_norm_eps=settings["rms_norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": settings["rope_theta"]},
+        tie_word_embeddings=settings.get("weight_tying", False),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads every `.safetensors` file of a folder.
+
+    Raises:
+        ValueError: There is none, or one is broken.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights |= _load_shard(path)
+    if not weights:
+        raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
+    return weights
+
+
+def _load_shard(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is broken ({error}); copy it again") from error
+
+
+def llama_names(config: LlamaConfig) -> dict[str, str]:
+    """A Llama's name of each of LLaDA's weights."""
+    names = {f"{PREFIX}{ours}.weight": f"{theirs}.weight" for ours, theirs in OUTER_NAMES.items()}
+    if config.tie_word_embeddings:
+        del names[f"{PREFIX}ff_out.weight"]
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in BLOCK_NAMES.items():
+            names[f"{PREFIX}blocks.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+    return names
+
+
+def convert_weights(weights: dict[str, Tensor], config: LlamaConfig, folder: str) -> dict[str, Tensor]:
+    """LLaDA's weights by a Llama's names.
+
+    Raises:
+        ValueError: One is missing, left over or of another shape than the config says.
+    """
+    names = llama_names(config)
+    for what, some in (("lacks weights", names.keys() - weights), ("has weights of no Llama", weights.keys() - names)):
+        if some:
+            raise ValueError(f"{folder}: {what}, such as {sorted(some)[:3]} ({len(some)} in all); copy it from the hub")
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in LlamaForCausalLM(config).state_dict().items()}
+    for name, renamed in names.items():
+        if weights[name].shape != shapes[renamed]:
+            found, expected = [*weights[name].shape], [*shapes[renamed]]
+            raise ValueError(f"{folder}: {name!r} has shape {found}, its config.json wants {expected}; mend the config")
+    config.dtype = weights[f"{PREFIX}wte.weight"].dtype
+    return {renamed: weights[name] for name, renamed in names.items()}
+
+
+def convert_tokenizer(folder: str, mask_token_id: int) -> PreTrainedTokenizerBase:
+    """LLaDA's tokenizer with what it leaves to its users: the mask token, the end of a turn, a template that can stop.
+
+    Its chat template opens an answer behind every conversation, asked or not; here it does when asked
+    (`add_generation_prompt`), as other templates do.
+
+    Raises:
+        ValueError: It is missing, or lacks the mask token.
+    """
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: holds no tokenizer ({error}); copy its tokenizer.json, too") from error
+    mask_token = tokenizer.convert_ids_to_tokens(mask_token_id) if mask_token_id < len(tokenizer) else None
+    if mask_token is None:
+        raise ValueError(f"{folder}: config.json has mask_token_id {mask_token_id}, which the tokenizer does not know")
+    tokenizer.mask_token = mask_token
+    template = tokenizer.chat_template
+    if template is not None and END_OF_TURN in template:
+        tokenizer.eos_token = END_OF_TURN
+        opening = template.rindex("{{")
+        if "assistant" in template[opening:] and "add_generation_prompt" not in template:
+            tokenizer.chat_template = (
+                f"{template[:opening]}{{% if add_generation_prompt %}}{template[opening:]}{{% endif %}}"
+            )
+    return tokenizer
