@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     translate.add_argument("--block-size", type=int, default=8, help="tokens that are denoised together (8)")
     translate.add_argument("--position-mode", choices=["native", "sequential"], default="native")
     translate.add_argument("--block-origin", choices=["response", "absolute"], default="response")
+    translate.add_argument("--min-pixels", type=int, help="least pixels of a picture (Qwen-VL); the processor's own")
+    translate.add_argument("--max-pixels", type=int, help="most pixels of a picture (Qwen-VL); the processor's own")
     for name, text in (("train", "finetune by block diffusion or autoregression"), ("infer", "answer a question")):
         commands.add_parser(name, help=text, add_help=False)
     # train and infer have parsers of their own, which take all that follows.
@@ -105,7 +107,8 @@ def _translate(arguments: argparse.Namespace) -> int:
         if Path(out, "trainer_state.json").exists():
             raise ValueError(f"--out {arguments.out!r} holds a finetuned model; give another folder")
         _make_folder(out)
-        translation = translate(arguments.base, arguments.block_size, arguments.position_mode, arguments.block_origin)
+        settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "out")}
+        translation = translate(**settings)
         save_translation(translation, arguments.out)
     except (OSError, ValueError) as error:
         return fail("diffusionvl translate", error)

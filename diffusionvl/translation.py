@@ -12,6 +12,7 @@ from .data.chat_template import end_of_turn, response_header_ids
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from .text_processor import TextProcessor
 from .vocabulary import give_row, origin_of_row
 
 MASK_TOKEN = "<|mask|>"
@@ -37,6 +38,8 @@ def translate(
     position_mode: str = "native",
     block_origin: str = "response",
     dtype: str | torch.dtype = "auto",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> Translation:
     """Turns an AR vision-language model into a block-diffusion one: same weights, another mask, one more token.
 
@@ -46,6 +49,8 @@ def translate(
         position_mode: `native` or `sequential` (see `DiffusionVLConfig`).
         block_origin: `response` or `absolute` (see `DiffusionVLConfig`).
         dtype: Type of the weights; the checkpoint's own by default.
+        min_pixels: A smaller picture is scaled up to this many pixels (Qwen-VL families); the processor's by default.
+        max_pixels: A larger one is scaled down to this many.
 
     Returns:
         The model and its processor; save both into one folder with `save_translation`.
@@ -56,6 +61,7 @@ def translate(
     if isinstance(load_config(base), DiffusionVLConfig):
         raise ValueError(f"{base} is a block-diffusion checkpoint already; give the AR model it came from")
     processor = load_processor(base)
+    set_pixels(processor, min_pixels, max_pixels)
     header_ids = response_header_ids(processor)
     if block_origin == "response" and not header_ids:
         raise ValueError(
@@ -83,6 +89,27 @@ def translate(
     translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
     return Translation(translated, processor, message)
+
+
+def set_pixels(processor: ProcessorMixin, least: int | None, most: int | None) -> None:
+    """Sets the pixels that a picture is scaled to, in training and decoding alike: they decide its number of tokens.
+
+    Raises:
+        ValueError: The processor does not count pixels, or the least is more than the most.
+    """
+    if least is None and most is None:
+        return
+    size = {} if isinstance(processor, TextProcessor) else dict(processor.image_processor.size)
+    if size.keys() != {"shortest_edge", "longest_edge"}:
+        raise ValueError(
+            f"min_pixels and max_pixels are settings of the Qwen-VL families; {type(processor).__name__} scales "
+            "pictures in another way, which its preprocessor_config.json says"
+        )
+    least = size["shortest_edge"] if least is None else least
+    most = size["longest_edge"] if most is None else most
+    if not 0 < least <= most:
+        raise ValueError(f"min_pixels must be positive and at most max_pixels, got {least} and {most}")
+    processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
 
 
 def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:

@@ -74,8 +74,9 @@ def assemble(
     tower, image_processor = load_tower(vision)
     wider = torch.promote_types(language_model.dtype, tower.dtype)
     weight_type = wider if dtype == "auto" else getattr(torch, dtype)
-    language_model.to(weight_type)
-    tower.to(weight_type)
+    for part in (language_model, tower):
+        part.to(weight_type)
+        part.config.dtype = weight_type
     tokens = [IMAGE_TOKEN, VIDEO_TOKEN] if image_grid == "anyres" else [IMAGE_TOKEN]
     token_message = add_media_tokens(language_model, tokenizer, tokens)
     model = join(language_model, tower, tokenizer, image_grid)

@@ -17,8 +17,8 @@ def init_projector(model: PreTrainedModel, seed: int) -> None:
     larger than the embeddings, images would drown the text beside them, and much smaller, they would not be heard. So
     the last layer is scaled by one forward over noise of mean 0 and variance 1, as normalised pictures have.
     """
-    config, dtype = model.config, model.dtype
-    embeddings = model.get_input_embeddings()
+    config, embeddings = model.config, model.get_input_embeddings()
+    dtype = embeddings.weight.dtype
     ids = torch.linspace(0, embeddings.num_embeddings - 1, 4096).long().unique()
     size = rms(embeddings(ids))
     with torch.random.fork_rng(devices=[]):
