@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import build_picture
 from PIL import Image
+from tiny_towers import save_clip, save_siglip
 from transformers.utils import logging
 
 from diffusionvl.checkpoint import load_processor
@@ -45,6 +46,15 @@ def pictures(tmp_path_factory):
         paths.append(str(folder / f"{number}.png"))
         Image.fromarray(build_picture(size, seed=number)).save(paths[-1])
     return paths
+
+
+@pytest.fixture(scope="session")
+def tower_dirs(tmp_path_factory):
+    """Folders of a SigLIP and a CLIP vision tower, three layers each."""
+    folders = {name: str(tmp_path_factory.mktemp(name)) for name in ("siglip", "clip")}
+    save_siglip(folders["siglip"])
+    save_clip(folders["clip"])
+    return folders
 
 
 @pytest.fixture(autouse=True)

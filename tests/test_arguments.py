@@ -122,6 +122,7 @@ def test_null_leaves_out_and_a_flag_puts_in(recipe):
         ({"dtype": "float8"}, ["dtype", "'float8'", "bfloat16"]),
         ({"objective": "flow"}, ["objective", "'flow'", "block_diffusion"]),
         ({"normalizer": "row"}, ["normalizer", "'row'", "per_sample"]),
+        ({"train_modules": ["projector", "head"]}, ["train_modules", "'head'", "language_model"]),
         ({"noise_order": "random"}, ["noise_order", "'random'", "permuted"]),
         ({"supervision": "all"}, ["supervision", "'all'", "assistant"]),
         ({"lr_scheduler_type": "sawtooth"}, ["lr_scheduler_type", "'sawtooth'", "cosine"]),

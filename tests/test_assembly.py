@@ -10,29 +10,25 @@ import transformers
 from helpers import QUESTION, build_picture, prompts
 from PIL import Image
 from test_cli import run
-from tiny_families import TEXT_TEMPLATE, WORDS, text_config, vision_config
+from tiny_families import TEXT_TEMPLATE, WORDS, text_config
+from tiny_towers import PATCH, SIDE
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
-    CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
     SiglipConfig,
-    SiglipModel,
     SiglipVisionModel,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from diffusionvl.assembly import assemble, save_assembly
 from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.modeling.families import MODULES, module_of
 from diffusionvl.quickstart.base import build_tokenizer
 
-SIDE, PATCH = 32, 8
 GRID = SIDE // PATCH  # patches in a row of one tile
 
 
@@ -54,21 +50,6 @@ def lm_dir(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="session")
-def tower_dirs(tmp_path_factory):
-    """Folders of a SigLIP with its text side and of a CLIP tower alone, three layers each."""
-    folders = {name: str(tmp_path_factory.mktemp(name)) for name in ("siglip", "clip")}
-    vision = vision_config(patch_size=PATCH, num_hidden_layers=3)
-    text = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text |= {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
-    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folders["siglip"])
-    SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folders["siglip"])
-    CLIPVisionModel(CLIPVisionConfig(**vision)).save_pretrained(folders["clip"])
-    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    processor.save_pretrained(folders["clip"])
-    return folders
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,11 @@ from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.modeling.families import (
     MEDIA_INPUTS,
+    MODULES,
     TOKEN_TYPE_INPUTS,
     is_vision_parameter,
     media_types,
+    module_of,
     placeholder_ids,
 )
 from diffusionvl.objective.loss import IGNORED
@@ -162,6 +164,12 @@ def test_both_objectives_train(family, tmp_path):
             assert_same(loss, sum(own) / len(own))
     assert trained[0] == trained[1]
     assert any(is_vision_parameter(name) for name in trained[0]) == family.images
+
+
+def test_every_part_that_can_be_frozen_is_there(family):
+    assert {module_of(name) for name, _ in family.model.named_parameters()} == set(
+        MODULES if family.images else ["language_model"]
+    )
 
 
 def own_loss(model, row, family):

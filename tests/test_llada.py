@@ -10,6 +10,7 @@ from test_cli import run
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from diffusionvl.checkpoint import load_model
 from diffusionvl.integrations.llada import convert_llada
 from diffusionvl.modeling.block_masks import as_attention_mask
 from diffusionvl.quickstart.base import build_tokenizer
@@ -183,6 +184,34 @@ def test_the_mask_token_stays_at_translation(llada_dir, tmp_path, capsys):
     settings = json.loads((llada_dir / "config.json").read_text())
     assert model.config.mask_token_id == processor.tokenizer.mask_token_id == settings["mask_token_id"]
     assert "the tokenizer's own row" in message
+
+
+def test_it_takes_the_road_of_any_language_model(llada_dir, tower_dirs, pictures, tmp_path, capsys):
+    """Aligned by full diffusion, one block that holds a whole answer; then finetuned in blocks; then asked."""
+    record = {"image": pictures[1], "conversations": [{"from": "human", "value": "<image>\nwhat is it"}]}
+    record["conversations"].append({"from": "gpt", "value": "red"})
+    (tmp_path / "records.json").write_text(json.dumps([record] * 2))
+    common = ("--train_records", str(tmp_path / "records.json"), "--max_steps", "1", "--save_strategy", "no")
+    projector = ("--train_modules", "projector")
+    parts = ("--lm", str(tmp_path / "llama"), "--vision", tower_dirs["siglip"])
+    answer = ("--image", pictures[1], "--prompt", "what is it", "--device", "cpu", "--json", "--max-new-tokens", "4")
+    for argv in (
+        ("convert", "llada", str(llada_dir), str(tmp_path / "llama")),
+        ("assemble", *parts, "--image-grid", "single", "--out", str(tmp_path / "base")),
+        ("translate", str(tmp_path / "base"), "--out", str(tmp_path / "full"), "--block-size", "64"),
+        ("train", "--model", str(tmp_path / "full"), "--output_dir", str(tmp_path / "aligned"), *common, *projector),
+        ("assemble", *parts, "--projector", str(tmp_path / "aligned"), "--out", str(tmp_path / "tiles")),
+        ("translate", str(tmp_path / "tiles"), "--out", str(tmp_path / "init"), "--block-size", "4"),
+        ("train", "--model", str(tmp_path / "init"), "--output_dir", str(tmp_path / "model"), *common),
+        ("infer", "--model", str(tmp_path / "model"), *answer),
+    ):
+        code, out, err = run(capsys, *argv)
+        assert code == 0, err
+    assert json.loads(out)["tokens"] > 0
+    aligned, tiles = (load_model(str(tmp_path / name)) for name in ("aligned", "init"))
+    own, taken = (model.base.model.multi_modal_projector.state_dict() for model in (aligned, tiles))
+    assert all(torch.equal(taken[name], value) for name, value in own.items())
+    assert tiles.config.mask_token_id == json.loads((llada_dir / "config.json").read_text())["mask_token_id"]
 
 
 @pytest.mark.parametrize(

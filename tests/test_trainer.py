@@ -11,7 +11,7 @@ from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset,
 from diffusionvl.checkpoint import load_model as load_any_model
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.records import DataError
-from diffusionvl.modeling.families import is_vision_parameter, media_types
+from diffusionvl.modeling.families import is_vision_parameter, media_types, module_of
 from diffusionvl.objective import corruption
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN
@@ -233,6 +233,31 @@ def test_the_vision_learning_rate_moves_the_vision_tower_alone(build, records):
     trainer.train()
     still = {name for name, value in weights(trainer).items() if torch.equal(value, before[name])}
     assert {name for name in before if is_vision_parameter(name)} == still
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"vision_learning_rate": 1e-4}])
+@pytest.mark.parametrize("modules", [["projector"], ["vision_tower"], ["language_model", "projector"]])
+def test_what_is_not_trained_stays_and_costs_nothing(build, records, modules, settings):
+    trainer = build(records, max_steps=1, train_modules=modules, **settings)
+    before = weights(trainer)
+    trainer.train()
+    chosen = {name for name in before if module_of(name) in modules}
+    moved = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert {module_of(name) for name in moved} == set(modules)
+    assert moved <= chosen
+    held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(p) for name, p in trainer.model.named_parameters() if name in chosen}
+    assert all(p.grad is None for name, p in trainer.model.named_parameters() if name not in chosen)
+
+
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [([], "give one or more"), (["projector"], r"\['projector'\].*the model's parts, \['language_model'\]")],
+)
+def test_nothing_to_train_is_an_error(modules, reason):
+    model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=reason):
+        trainer_module.freeze_others(model, modules)
 
 
 @pytest.mark.parametrize(

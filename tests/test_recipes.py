@@ -1,0 +1,59 @@
+"""The recipes of the paper's models hold the reference's hyperparameters (its training scripts; paper, section 4)."""
+
+import pytest
+
+from diffusionvl.modeling.families import MODULES
+from diffusionvl.training.arguments import parse_arguments
+
+# In every stage; besides, AdamW and rows of at most 8192 tokens.
+SHARED = {
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "weight_decay": 0,
+    "max_grad_norm": 1,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "bf16": True,
+    "gradient_checkpointing": True,
+    "save_steps": 800,
+}
+# Learning rates of all but the vision tower and of the vision tower, global batch and GPUs.
+ALIGN = (1e-3, None, 128, 8)
+TRAIN = (1e-5, 2e-6, 256, 32)
+RECIPES = {
+    "qwen2_5_7b_siglip2_align": ("ar", ALIGN),
+    "qwen2_5_7b_siglip2_translate": ("block_diffusion", TRAIN),
+    "llava_qwen_ar": ("ar", TRAIN),
+    "llada_8b_align": ("block_diffusion", ALIGN),
+    "llada_8b_translate": ("block_diffusion", TRAIN),
+    "qwen2_5_vl_3b_translate": ("block_diffusion", TRAIN),
+    "qwen2_5_vl_7b_translate": ("block_diffusion", TRAIN),
+}
+
+
+def read(name, pytestconfig):
+    return parse_arguments([str(pytestconfig.rootpath / "configs" / "recipes" / f"{name}.yaml"), "--use_cpu", "yes"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_hyperparameters_are_the_references(name, pytestconfig):
+    objective, (rate, vision_rate, batch, gpus) = RECIPES[name]
+    _, data, args = read(name, pytestconfig)
+    assert {key: getattr(args, key) for key in SHARED} == SHARED
+    assert args.optim.startswith("adamw_torch")
+    assert (args.objective, args.learning_rate, args.vision_learning_rate) == (objective, rate, vision_rate)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * gpus == batch
+    assert data.max_length == 8192
+    assert (args.train_modules or list(MODULES)) == (["projector"] if name.endswith("align") else list(MODULES))
+
+
+def test_the_ar_baseline_is_the_translation_with_another_objective(pytestconfig):
+    """Same records and budget; it starts where the translation starts."""
+    diffusion, baseline = (
+        {name: value for part in read(recipe, pytestconfig) for name, value in vars(part).items()}
+        for recipe in ("qwen2_5_7b_siglip2_translate", "llava_qwen_ar")
+    )
+    differ = {name for name, value in baseline.items() if diffusion[name] != value and not name.startswith("_")}
+    assert differ - {"distributed_state", "accelerator_config"} == {"model", "output_dir", "objective"}
