@@ -106,6 +106,8 @@ def test_pictures_of_any_shape(build, tower, grid):
         inputs = processor(text=["<image>"], images=[picture(*size)], return_tensors="pt")
         tokens = (inputs["input_ids"] == model.config.image_token_id).sum()
         assert tokens == GRID**2 or grid == "anyres"
+        counted = processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])  # by which data sets are measured
+        assert counted.num_image_tokens == [tokens]
         assert model(**inputs).logits.isfinite().all()
 
 
