@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import build_picture
-from PIL import Image
+from PIL import Image, ImageFile
 from tiny_towers import save_clip, save_siglip
 from transformers.utils import logging
 
@@ -61,5 +61,6 @@ def tower_dirs(tmp_path_factory):
 def _fresh():
     """The seed, and what a command that ran before has set for its process."""
     torch.manual_seed(0)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it
     logging.set_verbosity_warning()
     logging.enable_progress_bar()
