@@ -6,7 +6,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 SIDE, PATCH = 32, 8  # 4 x 4 patches
-VISION = vision_config(patch_size=PATCH, num_hidden_layers=3)
+VISION = vision_config(image_size=SIDE, patch_size=PATCH, num_hidden_layers=3)
 
 
 def save_siglip(folder):
