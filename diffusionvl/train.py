@@ -6,10 +6,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import PreTrainedConfig, ProcessorMixin, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .checkpoint import load_model, load_processor
+from .checkpoint import load_config, load_model, load_processor
 from .command_line import fail
 from .data.conversation import ConversationEncoder
 from .data.records import DataError, read_records
@@ -17,10 +17,24 @@ from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .training import BlockDiffusionTrainer, RowDataset
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
 from .training.callbacks import SaveAndStopOnSigterm
+from .training.plan import build_meta_model, plan
 from .training.run_folder import is_finished, locked, resume_from
+from .training.trainer import check_objective, freeze_others
 from .translation import write_model_card
 
 STOPPED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
+
+
+def build_rows(
+    files: list[str],
+    data: DataArguments,
+    args: BlockDiffusionConfig,
+    processor: ProcessorMixin,
+    config: PreTrainedConfig,
+) -> RowDataset:
+    """Reads records; they become rows when they are asked for."""
+    encoder = ConversationEncoder(processor, data.supervision, data.max_length)
+    return RowDataset(read_records(files, data.image_root, args.seed), encoder, config)
 
 
 def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:
@@ -28,11 +42,8 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     set_seed(args.seed)
     processor = load_processor(model_args.model)
     model = load_model(model_args.model, model_args.dtype)
-    encoder = ConversationEncoder(processor, data.supervision, data.max_length)
-    train = RowDataset(read_records(data.train_records, data.image_root, args.seed), encoder, model.config)
-    evaluate = None
-    if data.eval_records:
-        evaluate = RowDataset(read_records(data.eval_records, data.image_root, args.seed), encoder, model.config)
+    train = build_rows(data.train_records, data, args, processor, model.config)
+    evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
     return BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
 
 
@@ -43,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         0, or 2 for an input that can not be used, or 143 where SIGTERM has stopped the run behind a checkpoint.
     """
     model_args, data, args = parse_arguments(argv)
+    if args.dry_run:
+        return dry_run(model_args, data, args)
     with ExitStack() as held:
         try:
             if args.process_index == 0:
@@ -64,6 +77,20 @@ def main(argv: list[str] | None = None) -> int:
         if watch.stopped:
             return STOPPED
         finish(trainer)
+    return 0
+
+
+def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> int:
+    """Prints the plan of a run. Of the model, config and processor are read, not the weights."""
+    try:
+        model = build_meta_model(load_config(model_args.model), model_args.dtype)
+        check_objective(model.config, args.objective)
+        if args.train_modules is not None:
+            freeze_others(model, args.train_modules)
+        rows = build_rows(data.train_records, data, args, load_processor(model_args.model), model.config)
+        print(plan(model, rows, args, data.max_length))
+    except (OSError, ValueError, RuntimeError) as error:
+        return _fail(error)
     return 0
 
 

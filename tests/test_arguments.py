@@ -87,6 +87,19 @@ def test_the_global_batch_size_is_kept_for_any_number_of_processes(recipe, monke
     assert args.gradient_accumulation_steps == steps
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stage": "ar", "objective": "ar"},
+        {"stage": "translate"},
+        {"stage": "align", "objective": "ar", "train_modules": ["projector"]},
+        {"stage": "align", "train_modules": ["projector"]},
+    ],
+)
+def test_a_stage_that_fits_the_recipe(recipe, settings):
+    assert parse_arguments([recipe(settings)])[2].stage == settings["stage"]
+
+
 def test_gradient_checkpointing_has_one_name_in_all_versions(recipe, recwarn):
     assert parse_arguments([recipe({"gradient_checkpointing": True})])[2].gradient_checkpointing is True
     assert not recwarn
@@ -110,6 +123,10 @@ def test_null_leaves_out_and_a_flag_puts_in(recipe):
         ({"bf16": "perhaps"}, ["bf16", "perhaps"]),
         ({"train_records": []}, ["train_records"]),
         ({"max_length": 0}, ["max_length", "0"]),
+        ({"stage": "finetune"}, ["stage", "'finetune'", "align"]),
+        ({"stage": "ar"}, ["stage 'ar'", "objective='block_diffusion'"]),
+        ({"stage": "translate", "objective": "ar"}, ["stage 'translate'", "objective='ar'"]),
+        ({"stage": "align"}, ["stage 'align'", "train_modules=None"]),
         ({"global_batch_size": 0}, ["global_batch_size 0", "8 x 1 processes"]),
         ({"global_batch_size": 12}, ["global_batch_size 12", "per_device_train_batch_size 8 x 1 processes = 8"]),
         ({"global_batch_size": 16, "gradient_accumulation_steps": 3}, ["gradient_accumulation_steps 3", "16"]),

@@ -21,6 +21,7 @@ from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
 
 OBJECTIVES = ("block_diffusion", "ar")
+STAGES = ("ar", "align", "translate")
 DTYPES = ("float32", "bfloat16", "auto")
 LEAST = {
     "learning_rate": 0,
@@ -32,6 +33,7 @@ LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+    "dry_run_processes": 1,
 }
 
 
@@ -98,6 +100,11 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None,
         metadata={"help": "rows of an optimizer step over all processes; gradient_accumulation_steps follows from it"},
     )
+    stage: str | None = field(
+        default=None, metadata={"help": f"what the recipe is for, one of {STAGES}: it is checked against the rest"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "tell shapes, steps and memory, and train nothing"})
+    dry_run_processes: int = field(default=1, metadata={"help": "processes that the dry run plans for"})
     dataloader_multiprocessing_context: str | None = field(
         default=None, metadata={"help": "how processes that load data start; fork by default"}
     )
@@ -119,6 +126,8 @@ class BlockDiffusionConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false
                 raise ValueError(f"{name} must be a number of at least {least}, got {value}")
+        if self.stage is not None:
+            self._check_stage(self.stage)
         if self.max_steps == 0:
             raise ValueError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
         if not self.output_dir:
@@ -127,7 +136,10 @@ class BlockDiffusionConfig(TrainingArguments):
         if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
             self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
         if self.global_batch_size is not None:
-            self.gradient_accumulation_steps = self._accumulation(int(os.environ.get("WORLD_SIZE", 1)))
+            started = int(os.environ.get("WORLD_SIZE", 1))
+            self.gradient_accumulation_steps = self._accumulation(self.dry_run_processes if self.dry_run else started)
+        if self.dry_run:  # which needs no GPU
+            self.use_cpu = True
         if self.fsdp_config is not None or self.fsdp == "yes":
             self.fsdp = True  # type: ignore[assignment]
         if self.bf16 and not torch.accelerator.is_available():
@@ -142,6 +154,14 @@ class BlockDiffusionConfig(TrainingArguments):
             )
         if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch
             self.dataloader_pin_memory = False
+
+    def _check_stage(self, stage: str) -> None:
+        """Raises a ValueError if the recipe is for another stage."""
+        _check("stage", stage, STAGES)
+        if stage == "align" and self.train_modules != ["projector"]:
+            raise ValueError(f"stage 'align' trains the projector alone, got train_modules={self.train_modules}")
+        if stage != "align" and (stage == "ar") != (self.objective == "ar"):
+            raise ValueError(f"stage {stage!r} does not fit objective={self.objective!r}; give the recipe's own stage")
 
     def _accumulation(self, processes: int) -> int:
         """The number of batches that make up `global_batch_size`.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
@@ -55,12 +55,7 @@ class BlockDiffusionTrainer(Trainer):
         train_dataset: RowDataset | None = None,
         **kwargs: Any,
     ) -> None:
-        is_diffusion = isinstance(model.config, DiffusionVLConfig)
-        if is_diffusion != (args.objective == "block_diffusion"):
-            raise ValueError(
-                f"objective={args.objective!r} does not fit a {model.config.model_type!r} model; "
-                "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
-            )
+        check_objective(model.config, args.objective)
         if args.train_modules is not None:
             freeze_others(model, args.train_modules)
         if train_dataset is not None:
@@ -295,6 +290,15 @@ class BlockDiffusionTrainer(Trainer):
         if self.model.training:
             for name, value in values.items():
                 self._sums[name] = self._sums[name] + value
+
+
+def check_objective(config: PreTrainedConfig, objective: str) -> None:
+    """Raises a ValueError if the objective does not fit the model."""
+    if isinstance(config, DiffusionVLConfig) != (objective == "block_diffusion"):
+        raise ValueError(
+            f"objective={objective!r} does not fit a {config.model_type!r} model; "
+            "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
+        )
 
 
 def freeze_others(model: nn.Module, modules: list[str]) -> None:

@@ -1,0 +1,145 @@
+"""How much memory a training step takes on each GPU: an estimate by formula, for `--dry_run` and for people.
+
+Legend: B rows, T tokens of a row, M tokens with a loss, V vocabulary, E hidden, N GPUs, P parameters, P_t trained ones.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..modeling.families import module_of
+from .arguments import BlockDiffusionConfig
+
+OPTIMIZER_STATES = 2  # of AdamW: the mean of the gradient and of its square
+
+
+class Engine(NamedTuple):
+    """How weights, gradients and optimizer are kept.
+
+    Attributes:
+        name: For people.
+        zero: 0 where every GPU keeps all, 2 where gradients and optimizer are shared out, 3 where weights are, too.
+        master: Bytes of each trained parameter's fp32 copy, which DeepSpeed keeps beside bf16 weights.
+        offload: Whether optimizer and weights stay in the machine's own memory.
+        bucket: Numbers that are reduced at once.
+    """
+
+    name: str
+    zero: int
+    master: int
+    offload: bool
+    bucket: float = 0
+
+
+class Item(NamedTuple):
+    """A line of the estimate: what takes the memory, how much on each GPU, and by which formula."""
+
+    name: str
+    bytes: float
+    formula: str
+
+
+def engine_of(args: BlockDiffusionConfig) -> Engine:
+    """The engine that the arguments choose."""
+    if args.fsdp:
+        return Engine("FSDP2", 3, 0, bool(args.fsdp_config.get("cpu_offload", False)))
+    if args.deepspeed:
+        zero = args.hf_deepspeed_config.config.get("zero_optimization", {})
+        stage = int(zero.get("stage", 0))
+        offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        bucket = zero.get("reduce_bucket_size", 5e8)
+        name = f"ZeRO-{stage}{' + offload' if offload else ''}"
+        return Engine(name, stage, 4 if args.bf16 else 0, offload, 0 if bucket == "auto" else bucket)
+    return Engine("DDP", 0, 0, False)
+
+
+def estimate(model: PreTrainedModel, args: BlockDiffusionConfig, tokens: int, losses: int, patches: int) -> list[Item]:
+    """The memory of a training step.
+
+    Args:
+        model: On any device, the meta device, too; frozen as it will be.
+        args: Settings; `dry_run_processes` is N.
+        tokens: B x T of a batch, padding included.
+        losses: M of a batch.
+        patches: Image patches of a batch.
+
+    Returns:
+        The lines of the estimate; their sum is the peak. Fragments, NCCL's and CUDA's own buffers come on top, a
+        few GiB.
+    """
+    engine, processes = engine_of(args), args.dry_run_processes
+    half = args.bf16 or args.fp16 or model.dtype != torch.float32
+    width = 2 if half and engine.master else model.dtype.itemsize
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    spread = {name: processes if engine.zero >= stage else 1 for name, stage in (("weights", 3), ("rest", 2))}
+    on_gpu = 0 if engine.offload else 1
+    states = OPTIMIZER_STATES * max(engine.master, width) + engine.master
+    share = {name: f" / {number}" if number > 1 else "" for name, number in spread.items()}
+    items = [
+        Item("weights", on_gpu * width * total / spread["weights"], f"{width} P{share['weights']}"),
+        Item("gradients", width * trained / spread["rest"], f"{width} P_t{share['rest']}"),
+        Item("optimizer", on_gpu * states * trained / spread["rest"], f"{states} P_t{share['rest']}"),
+    ]
+    language, vision = Part.of(model, "language_model"), Part.of(model, "vision_tower")
+    if engine.zero == 3:
+        items.append(Item("gathered weights", 2 * 2 * language.layer_parameters, "2 layers x 2 bytes"))
+    elif processes > 1:
+        bucket = 2 * engine.bucket if engine.zero else trained
+        items.append(
+            Item("reduction", width * bucket, f"{width} x 2 x {engine.bucket:,.0f}" if engine.zero else f"{width} P_t")
+        )
+    if half and not engine.master and engine.zero < 3 and model.dtype == torch.float32:
+        cast = language.layer_parameters if args.gradient_checkpointing else total
+        items.append(Item("16-bit copies", 2 * cast, "2 P; of one layer with gradient_checkpointing"))
+    act = 2 if half else 4
+    for name, part, entries in (("language model", language, tokens), ("vision tower", vision, patches)):
+        if part.layers and entries and (part.trained or part is language):
+            values, formula = part.activations(args.gradient_checkpointing)
+            items.append(Item(f"activations, {name}", act * values * entries, f"{act} x {entries:,} x {formula}"))
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    items.append(Item("logits", (8 + act) * losses * vocabulary, f"{8 + act} M V"))
+    return items
+
+
+class Part(NamedTuple):
+    """A stack of layers in a model.
+
+    Attributes:
+        layers: Their number.
+        hidden: E.
+        widths: Inputs and outputs of all linear layers together: what a token leaves behind for the backward pass.
+        layer_parameters: Parameters of one layer.
+        trained: Whether any parameter is trained.
+    """
+
+    layers: int
+    hidden: int
+    widths: int
+    layer_parameters: int
+    trained: bool
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str) -> "Part":
+        """Reads one of `families.MODULES` off a model; without layers if the model lacks it."""
+        head = model.get_output_embeddings()
+        modules = [(key, module) for key, module in model.named_modules() if module_of(f"{key}.") == name]
+        linear = [module for _, module in modules if isinstance(module, nn.Linear) and module is not head]
+        stacks = [module for _, module in modules if isinstance(module, nn.ModuleList)]
+        stack = max(stacks, key=len, default=nn.ModuleList())
+        return cls(
+            layers=len(stack),
+            hidden=linear[0].in_features if linear else 0,
+            widths=sum(module.in_features + module.out_features for module in linear),
+            layer_parameters=sum(parameter.numel() for parameter in stack.parameters()) // max(len(stack), 1),
+            trained=any(p.requires_grad for key, p in model.named_parameters() if module_of(key) == name),
+        )
+
+    def activations(self, checkpointing: bool) -> tuple[int, str]:
+        """Numbers that one token leaves behind, and how they are counted."""
+        if not checkpointing:
+            return self.widths, "widths in and out of all linear layers"
+        kept = self.layers * self.hidden + 2 * self.widths // self.layers
+        return kept, "width of each layer, and twice the widths in and out of one layer's linear layers"
