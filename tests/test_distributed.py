@@ -20,7 +20,7 @@ def alone(recipe, tmp_path_factory):  # noqa: F811
 
 def arguments(recipe, out, engine):  # noqa: F811
     """Four rows a step, over however many processes."""
-    argv = [recipe, "--output_dir", str(out), "--global_batch_size", "4", "--use_cpu", "yes"]
+    argv = [recipe, "--output_dir", str(out), "--global_batch_size", "4"]
     return argv if engine == "ddp" else [*argv, "--deepspeed", f"configs/deepspeed/{engine}.json"]
 
 

@@ -106,7 +106,7 @@ def test_slurm_starts_all_machines_and_queues_again_when_it_is_told_to_stop(reci
         "MASTER_PORT": "29517",
     }
     out = tmp_path / "out"
-    command = ["bash", "scripts/slurm/train.sbatch", "translate", recipe, "--output_dir", str(out), "--use_cpu", "yes"]
+    command = ["bash", "scripts/slurm/train.sbatch", "translate", recipe, "--output_dir", str(out)]
     options = {"env": environment, "cwd": pytestconfig.rootpath, "text": True}
     with open(tmp_path / "log", "w") as log:
         job = subprocess.Popen([*command, "--max_steps", "100000"], stdout=log, stderr=log, **options)

@@ -135,15 +135,14 @@ class BlockDiffusionConfig(TrainingArguments):
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
         if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
             self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
+        started = int(os.environ.get("WORLD_SIZE", 1))
         if self.global_batch_size is not None:
-            started = int(os.environ.get("WORLD_SIZE", 1))
             self.gradient_accumulation_steps = self._accumulation(self.dry_run_processes if self.dry_run else started)
-        if self.dry_run:  # which needs no GPU
-            self.use_cpu = True
         if self.fsdp_config is not None or self.fsdp == "yes":
             self.fsdp = True  # type: ignore[assignment]
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # else transformers refuses it
+        without = not torch.accelerator.is_available()
+        if self.dry_run or (without and (self.bf16 or started > 1)):
+            self.use_cpu = True  # else transformers refuses bf16, and takes each of several processes for the only one
         with warnings.catch_warnings():  # 5.23 renames it activation_checkpointing; 5.17 knows no other name
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
