@@ -81,9 +81,9 @@ def test_yaml_values_mean_what_they_say(recipe, tmp_path, line, name, value):
 
 
 @pytest.mark.parametrize(("processes", "rows", "steps"), [(1, 8, 32), (8, 8, 4), (32, 8, 1), (8, 1, 32)])
-def test_the_global_batch_size_is_kept_for_any_number_of_processes(recipe, monkeypatch, processes, rows, steps):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    args = parse_arguments([recipe({"global_batch_size": 256, "per_device_train_batch_size": rows})])[2]
+def test_the_global_batch_size_is_kept_for_any_number_of_processes(recipe, processes, rows, steps):
+    path = recipe({"global_batch_size": 256, "per_device_train_batch_size": rows})
+    args = parse_arguments([path, "--dry_run", "--dry_run_processes", str(processes)])[2]
     assert args.gradient_accumulation_steps == steps
 
 

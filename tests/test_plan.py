@@ -14,7 +14,6 @@ from diffusionvl.train import main
 from diffusionvl.training.memory import estimate
 from diffusionvl.training.plan import build_meta_model
 
-
 ANSWER = {"role": "assistant", "content": "no"}
 
 
