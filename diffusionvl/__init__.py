@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
     from .modeling.generation_output_diffusionvl import DiffusionVLGenerationOutput
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+    from .remote_code import trust_remote_code
     from .training import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
     from .translation import save_translation, translate
 
@@ -37,6 +38,7 @@ _HOME = {
     "save_assembly": "assembly",
     "save_translation": "translation",
     "translate": "translation",
+    "trust_remote_code": "remote_code",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "save_assembly",
     "save_translation",
     "translate",
+    "trust_remote_code",
 ]
 
 

@@ -24,6 +24,7 @@ from transformers.utils import cached_file, is_torchvision_available, logging
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class
+from .remote_code import is_remote_code, needs_remote_code
 from .text_processor import TextProcessor
 
 VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
@@ -41,10 +42,18 @@ def load_config(path: str) -> PreTrainedConfig:
         path: Checkpoint folder or hub id.
 
     Raises:
-        ValueError: There is no such checkpoint.
+        ValueError: There is no such checkpoint, or it needs code that is not in transformers.
     """
     try:
-        return AutoConfig.from_pretrained(path)
+        if needs_remote_code(path):
+            raise ValueError(
+                f"{path}: its model is not in transformers but in code of its own; if you have read and trust that "
+                "code, add --trust-remote-code (in Python: diffusionvl.trust_remote_code)"
+            )
+    except OSError:
+        pass  # told below
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:  # a value of a wrong type in config.json is a TypeError
         what = "the folder holds" if Path(path).is_dir() else "there is no such folder, and the hub gave"
         raise ValueError(f"{path}: {what} no checkpoint that transformers can read ({_brief(error)})") from error
@@ -114,10 +123,11 @@ def load_processor(path: str) -> ProcessorMixin:
     """
     config = load_config(path)
     base_config = config.base_config if isinstance(config, DiffusionVLConfig) else config
+    remote = is_remote_code(base_config)
     if auto_class(base_config) is AutoModelForCausalLM:
-        processor: ProcessorMixin = TextProcessor(_load_tokenizer(path))
-    elif is_torchvision_available():
-        processor = AutoProcessor.from_pretrained(path)
+        processor: ProcessorMixin = TextProcessor(_load_tokenizer(path, remote))
+    elif is_torchvision_available() or remote:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=remote)
     elif base_config.model_type in PROCESSOR_MAPPING_NAMES:
         processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[base_config.model_type]))
         processor = processor_class.from_pretrained(path, backend="pil")
@@ -132,13 +142,13 @@ def load_processor(path: str) -> ProcessorMixin:
     return processor
 
 
-def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(path: str, remote: bool) -> PreTrainedTokenizerBase:
     """Loads a tokenizer; from a folder without one, transformers would make one up that knows no words."""
     found = cached_file(path, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
     if found is None:
         raise ValueError(f"{path}: has no tokenizer ({TOKENIZER_CONFIG_FILE} is missing); put the model's own there")
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: has no tokenizer that transformers can read ({_brief(error)})") from error
 

@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     translate.add_argument("--block-origin", choices=["response", "absolute"], default="response")
     translate.add_argument("--min-pixels", type=int, help="least pixels of a picture (Qwen-VL); the processor's own")
     translate.add_argument("--max-pixels", type=int, help="most pixels of a picture (Qwen-VL); the processor's own")
+    translate.add_argument("--chat-template", metavar="FILE", help="Jinja template of conversations; the base's own")
+    translate.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the base's repository, if it needs any"
+    )
     for name, text in (("train", "finetune by block diffusion or autoregression"), ("infer", "answer a question")):
         commands.add_parser(name, help=text, add_help=False)
     # train and infer have parsers of their own, which take all that follows.
@@ -98,6 +102,7 @@ def _make_folder(out: Path, new: bool = False) -> None:
 
 def _translate(arguments: argparse.Namespace) -> int:
     """Translates and saves a checkpoint."""
+    from .remote_code import trust_remote_code
     from .translation import save_translation, translate
 
     try:
@@ -107,8 +112,12 @@ def _translate(arguments: argparse.Namespace) -> int:
         if Path(out, "trainer_state.json").exists():
             raise ValueError(f"--out {arguments.out!r} holds a finetuned model; give another folder")
         _make_folder(out)
-        settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "out")}
-        translation = translate(**settings)
+        if arguments.trust_remote_code:
+            trust_remote_code(arguments.base)
+        if arguments.chat_template is not None:
+            arguments.chat_template = Path(arguments.chat_template).read_text(encoding="utf-8")
+        others = ("command", "out", "trust_remote_code")
+        translation = translate(**{name: value for name, value in vars(arguments).items() if name not in others})
         save_translation(translation, arguments.out)
     except (OSError, ValueError) as error:
         return fail("diffusionvl translate", error)

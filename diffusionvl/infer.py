@@ -57,6 +57,7 @@ def build_parser() -> Parser:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
     machine.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    machine.add_argument("--trust-remote-code", action="store_true", help="run code from the model's folder")
     output = parser.add_argument_group("output")
     output.add_argument("--film", type=Path, metavar="FILE", help="write the denoising as .gif or .html")
     output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
@@ -183,8 +184,11 @@ def load(
     """
     from .checkpoint import load_config, load_model, load_processor
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
+    from .remote_code import trust_remote_code
 
     name = arguments.model
+    if arguments.trust_remote_code:
+        trust_remote_code(name)
     config = load_config(name)
     if not isinstance(config, DiffusionVLConfig):
         raise InputError(

@@ -14,6 +14,7 @@ from .command_line import fail
 from .data.conversation import ConversationEncoder
 from .data.records import DataError, read_records
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
+from .remote_code import trust_remote_code
 from .training import BlockDiffusionTrainer, RowDataset
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
 from .training.callbacks import SaveAndStopOnSigterm
@@ -40,6 +41,8 @@ def build_rows(
 def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:
     """Loads model, processor and records, and joins them in a trainer."""
     set_seed(args.seed)
+    if model_args.trust_remote_code:
+        trust_remote_code(model_args.model)
     processor = load_processor(model_args.model)
     model = load_model(model_args.model, model_args.dtype)
     train = build_rows(data.train_records, data, args, processor, model.config)

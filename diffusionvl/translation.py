@@ -12,6 +12,7 @@ from .data.chat_template import end_of_turn, response_header_ids
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from .suitability import check_config, check_model
 from .text_processor import TextProcessor
 from .vocabulary import give_row, origin_of_row
 
@@ -40,8 +41,9 @@ def translate(
     dtype: str | torch.dtype = "auto",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    chat_template: str | None = None,
 ) -> Translation:
-    """Turns an AR vision-language model into a block-diffusion one: same weights, another mask, one more token.
+    """Turns an AR model into a block-diffusion one: same weights, another mask, one more token.
 
     Args:
         base: AR checkpoint, a folder or a hub id.
@@ -51,17 +53,18 @@ def translate(
         dtype: Type of the weights; the checkpoint's own by default.
         min_pixels: A smaller picture is scaled up to this many pixels (Qwen-VL families); the processor's by default.
         max_pixels: A larger one is scaled down to this many.
+        chat_template: Jinja template of conversations; the checkpoint's own by default.
 
     Returns:
         The model and its processor; save both into one folder with `save_translation`.
 
     Raises:
-        ValueError: `base` is a block-diffusion checkpoint already, or no image-text-to-text model.
+        ValueError: There is no such checkpoint, it can not be translated, or a setting does not fit it.
     """
-    if isinstance(load_config(base), DiffusionVLConfig):
-        raise ValueError(f"{base} is a block-diffusion checkpoint already; give the AR model it came from")
+    check_config(load_config(base), base)
     processor = load_processor(base)
     set_pixels(processor, min_pixels, max_pixels)
+    set_chat_template(processor, chat_template, base)
     header_ids = response_header_ids(processor)
     if block_origin == "response" and not header_ids:
         raise ValueError(
@@ -87,6 +90,7 @@ def translate(
         dtype=model.dtype,
     )
     translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
+    check_model(translated, base)
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
     return Translation(translated, processor, message)
 
@@ -110,6 +114,18 @@ def set_pixels(processor: ProcessorMixin, least: int | None, most: int | None) -
     if not 0 < least <= most:
         raise ValueError(f"min_pixels must be positive and at most max_pixels, got {least} and {most}")
     processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
+
+
+def set_chat_template(processor: ProcessorMixin, template: str | None, base: str) -> None:
+    """Sets the chat template, unless it is None.
+
+    Raises:
+        ValueError: There is none, given or of the base's own.
+    """
+    if template is not None:
+        processor.chat_template = template
+    if processor.chat_template is None:
+        raise ValueError(f"{base}: has no chat template; give one, a Jinja file, by --chat-template")
 
 
 def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:

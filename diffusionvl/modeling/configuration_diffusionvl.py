@@ -66,13 +66,16 @@ class DiffusionVLConfig(PreTrainedConfig):
         self.response_header_ids = list(response_header_ids or [])
         self.base_model_name_or_path = base_model_name_or_path
         if base_config is not None:
-            text_config = base_config.get_text_config(decoder=True)
+            text = base_config.get_text_config(decoder=True).to_dict()
             # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.
             kwargs.setdefault("attn_implementation", base_config._attn_implementation)
             kwargs.setdefault("tie_word_embeddings", base_config.tie_word_embeddings)
-            kwargs.setdefault("pad_token_id", text_config.pad_token_id)
-            kwargs.setdefault("eos_token_id", text_config.eos_token_id)
+            kwargs.setdefault("pad_token_id", text.get("pad_token_id"))
+            kwargs.setdefault("eos_token_id", text.get("eos_token_id"))
+        experts = None if base_config is None else base_config._experts_implementation
         super().__init__(**kwargs)
+        if base_config is not None:
+            base_config._experts_implementation = experts  # reset, too; this class has no experts of its own
 
     @property
     def end_of_turn_ids(self) -> list[int]:

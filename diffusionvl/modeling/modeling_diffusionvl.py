@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .block_masks import (
@@ -123,6 +124,13 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
     @all_tied_weights_keys.setter
     def all_tied_weights_keys(self, value: dict[str, str]) -> None:
         """Set by transformers in `post_init`; the base's own are the ones that count."""
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As in transformers; the code of a base that is not in transformers goes into the folder, too."""
+        super().save_pretrained(save_directory, **kwargs)
+        if type(self.base).__module__.startswith("transformers_modules."):
+            for part in (self.base.config, self.base):
+                custom_object_save(part, save_directory)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The base's input embeddings."""

@@ -50,6 +50,7 @@ class ModelArguments:
         metadata={"help": "checkpoint folder or hub id: made by `diffusionvl translate` for block diffusion, or AR"}
     )
     dtype: str = field(default="float32", metadata={"help": f"type of the weights, one of {DTYPES}"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code from the model's folder or repository"})
 
     def __post_init__(self) -> None:
         _check("dtype", self.dtype, DTYPES)
