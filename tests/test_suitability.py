@@ -81,7 +81,10 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
             "its layers (look back alone|see other tokens)",
         ),
         # Measures distances in the row, whatever the positions say.
-        (transformers.MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4), "its layers see other tokens, or at other distances"),
+        (
+            transformers.MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4),
+            "its layers see other tokens, or at other distances",
+        ),
         # Reads the mask as padding.
         (transformers.FalconConfig(**SIZES, alibi=True), "its forward fails on a row of clean and noisy tokens"),
         # Sees what is behind it.
