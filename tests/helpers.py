@@ -25,6 +25,22 @@ def load_model(folder, **changes):
     return DiffusionVLForConditionalGeneration.from_pretrained(folder, config=config).eval()
 
 
+def lively(folder, **changes):
+    """A model whose answers vary: the random weights alone repeat a token or two, at one confidence."""
+    return enliven(load_model(folder, **{"block_size": 4, **changes}))
+
+
+def enliven(model):
+    """Scales a model's weights so that its answers vary."""
+    decoder = model.base.get_decoder()
+    with torch.no_grad():
+        for parameter in decoder.layers.parameters():
+            if parameter.ndim == 2:
+                parameter *= 3
+        decoder.norm.weight *= 4
+    return model
+
+
 def conversation(*turns, name="test"):
     """A record from (question, answer, *picture paths) triples."""
     messages = []

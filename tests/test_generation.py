@@ -2,27 +2,12 @@
 
 import pytest
 import torch
-from helpers import QUESTION, load_model, prompts
+from helpers import QUESTION, lively, prompts
 
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 
 STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
-
-
-def lively(folder, **changes):
-    """A model whose answers vary: the random weights alone repeat a token or two, at one confidence."""
-    return enliven(load_model(folder, **{"block_size": 4, **changes}))
-
-
-def enliven(model):
-    decoder = model.base.get_decoder()
-    with torch.no_grad():
-        for parameter in decoder.layers.parameters():
-            if parameter.ndim == 2:
-                parameter *= 3
-        decoder.norm.weight *= 4
-    return model
 
 
 def generate(model, inputs, **settings):

@@ -115,9 +115,13 @@ class DecodingBatch:
         if keep:
             canvas.kept[index] = canvas.window[index]
         tokens, confidence, written = self._draw(rows, logits, masked)
-        tokens, kept_tokens = torch.stack([tokens, written.long()]).cpu()  # the one wait for the device
-        canvas.ids[slots, columns] = torch.where(kept_tokens.bool(), tokens, canvas.ids[slots, columns])
-        canvas.masked[slots, columns] &= ~kept_tokens.bool()
+        found = torch.stack([tokens, written.long(), confidence.isnan().long()]).cpu()  # the one wait for the device
+        tokens, written = found[0], found[1].bool()
+        canvas.ids[slots, columns] = torch.where(written, tokens, canvas.ids[slots, columns])
+        canvas.masked[slots, columns] &= ~written
+        for row, broken in zip(rows, found[2].any(-1).tolist(), strict=True):
+            if broken:
+                self.requests[row].finish_reason = "not_a_number"
         self._count(rows, active, masked, columns, confidence)
 
     def _commit(self, rows: list[int], media: dict[str, Any]) -> None:

@@ -87,7 +87,8 @@ class DiffusionVLGenerationMixin(_Model):
             Sequences [B, P + G], or a `DiffusionVLGenerationOutput` with `return_dict_in_generate`.
 
         Raises:
-            ValueError: A setting is unknown or out of its range, or the inputs can not be read as they are meant.
+            ValueError: A setting is unknown or out of its range, the inputs can not be read as they are meant, or the
+                model's scores are not numbers.
         """
         settings, media = resolve_settings(self, generation_config, kwargs)
         padding, prompt = settings.pad_token_id or 0, input_ids.shape[-1]
@@ -109,6 +110,12 @@ class DiffusionVLGenerationMixin(_Model):
                 stream.send()
         if streamer is not None:
             streamer.end()
+        broken = [row for row, request in enumerate(requests) if request.finish_reason == "not_a_number"]
+        if broken:
+            raise ValueError(
+                f"the model's scores for the prompts {broken} are not numbers; load it in float32 or bfloat16, and "
+                "check its weights and the images"
+            )
         answers = _rectangle([request.tokens for request in requests], padding)
         sequences = torch.cat([input_ids, answers.to(input_ids)], dim=1)
         if not settings.return_dict_in_generate:

@@ -9,7 +9,7 @@ from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_output_diffusionvl import DenoisingStep
 from .sampling_diffusionvl import Sampling
 
-FinishReason = Literal["eos", "stop_string", "length", "time", "abort"]
+FinishReason = Literal["eos", "stop_string", "length", "time", "abort", "not_a_number"]
 
 
 @dataclass(eq=False)
@@ -23,7 +23,8 @@ class Request:
         deadline: When its time is up, by the engine's clock.
         tokens: The answer so far: whole blocks, and at its end an end of sequence or the token that completes a stop
             string.
-        finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time` or `abort`; None while it goes on.
+        finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `abort`, or `not_a_number` where
+            the model's scores were not; None while it goes on.
         forwards: Forwards that it took part in, reading the prompt included.
         block: Index of the block that is being denoised.
         step: Denoising steps that this block has had.

@@ -44,7 +44,7 @@ def choose_tokens(
         counts: Places of each row; they sum to M. All belong to one row if left out.
 
     Returns:
-        Tokens [M] and their confidences [M] in fp32.
+        Tokens [M] and their confidences [M] in fp32, which are not numbers where the scores are not.
     """
     logits = logits.float()
     allowed = logits.clone()
@@ -53,7 +53,8 @@ def choose_tokens(
         tokens = allowed.argmax(-1)
         return tokens, logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
     kept = _warp(allowed, sampling)
-    parts = kept.softmax(-1).split([len(logits)] if counts is None else list(counts))
+    # A row of scores that are not numbers must not stop the others; its confidence tells.
+    parts = kept.softmax(-1).nan_to_num(nan=1.0).split([len(logits)] if counts is None else list(counts))
     draws = [part.multinomial(1, generator=own) for part, own in zip(parts, generators, strict=True) if len(part)]
     tokens = torch.cat([*draws, logits.new_empty(0, 1, dtype=torch.long)])
     # The kept tokens compete with the forbidden ones for confidence, but not for being drawn.
