@@ -5,8 +5,6 @@ import torch
 
 from diffusionvl.modeling.cache_diffusionvl import SlotCache, as_index
 
-CPU = torch.device("cpu")
-
 
 def states(rows, tokens, value):
     """Keys and values [n, 2 heads, T, 3]: row r, token t holds value + 10 r + t; values are negative."""
@@ -16,7 +14,8 @@ def states(rows, tokens, value):
 
 
 def write(cache, rows, kept, tokens, value):
-    cache.aim(rows, torch.tensor(kept), tokens, CPU)
+    columns = torch.tensor(kept)[:, None] + torch.arange(tokens)
+    cache.aim(rows, columns, kept[0] if len(set(kept)) == 1 else None, max(kept) + tokens)
     found = [cache.update(*states(len(rows), tokens, value), layer) for layer in range(2)]
     assert all(torch.equal(keys, -values) for keys, values in found)
     return found[0][0]

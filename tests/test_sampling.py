@@ -8,12 +8,13 @@ import torch
 from diffusionvl.modeling.sampling_diffusionvl import Sampling, choose_tokens
 
 MASK = 6  # a forbidden id of a vocabulary of 7
+FORBIDDEN = torch.tensor([MASK])
 
 
 def test_greedy_takes_the_best_allowed_token_and_tells_its_full_probability():
     logits = torch.randn(15, 7)
     logits[:, MASK] = 9.0
-    tokens, confidence = choose_tokens(logits, [MASK])
+    tokens, confidence = choose_tokens(logits, FORBIDDEN)
     for place in range(15):
         values = logits[place].tolist()
         best = max(range(MASK), key=lambda token: values[token])
@@ -24,7 +25,7 @@ def test_greedy_takes_the_best_allowed_token_and_tells_its_full_probability():
 
 def test_half_precision_logits_give_fp32_confidences():
     logits = torch.randn(4, 7)
-    tokens, confidence = choose_tokens(logits.bfloat16(), [MASK])
+    tokens, confidence = choose_tokens(logits.bfloat16(), FORBIDDEN)
     assert confidence.dtype == torch.float32
     expected = logits.bfloat16().float().softmax(-1).gather(-1, tokens[:, None])[:, 0]
     assert torch.equal(confidence, expected)
@@ -57,7 +58,7 @@ def test_draws_follow_the_distribution_written_out_by_hand(temperature, top_k, t
     assert len(chances) == nucleus
     count = 20_000
     sampling = Sampling(temperature, top_k, top_p)
-    tokens, confidence = choose_tokens(torch.tensor(logits).expand(count, 7), forbidden, sampling)
+    tokens, confidence = choose_tokens(torch.tensor(logits).expand(count, 7), torch.tensor(forbidden), sampling)
     assert set(tokens.unique().tolist()) == set(chances)
     for token, chance in chances.items():
         sigma = math.sqrt(chance * (1 - chance) / count)
@@ -75,7 +76,7 @@ def seeded(*seeds):
 
 def test_places_and_rows_draw_independently():
     count = 20_000
-    tokens, _ = choose_tokens(torch.zeros(2 * count, 2), [], HOT, [None, None], [count, count])
+    tokens, _ = choose_tokens(torch.zeros(2 * count, 2), FORBIDDEN[:0], HOT, [None, None], [count, count])
     rows = tokens.view(2, count)
     for same in (rows[0, :-1] == rows[0, 1:], rows[0] == rows[1]):
         assert abs(float(same.float().mean()) - 0.5) < 0.02
@@ -84,13 +85,13 @@ def test_places_and_rows_draw_independently():
 def test_a_row_with_its_own_generator_draws_the_same_in_any_batch():
     counts = [40, 0, 25, 33]  # a row may have no masked place
     rows = torch.randn(sum(counts), 7).split(counts)
-    batched, _ = choose_tokens(torch.cat(rows), [MASK], HOT, seeded(1, 2, 3, 4), counts)
+    batched, _ = choose_tokens(torch.cat(rows), FORBIDDEN, HOT, seeded(1, 2, 3, 4), counts)
     for found, row, generator in zip(batched.split(counts), rows, seeded(1, 2, 3, 4), strict=True):
-        assert torch.equal(found, choose_tokens(row, [MASK], HOT, [generator])[0])
-    assert not torch.equal(batched, choose_tokens(torch.cat(rows), [MASK], HOT, seeded(5, 6, 7, 8), counts)[0])
+        assert torch.equal(found, choose_tokens(row, FORBIDDEN, HOT, [generator])[0])
+    assert not torch.equal(batched, choose_tokens(torch.cat(rows), FORBIDDEN, HOT, seeded(5, 6, 7, 8), counts)[0])
 
 
 def test_nothing_to_draw():
     for sampling in (Sampling(), HOT):
-        tokens, confidence = choose_tokens(torch.randn(0, 7), [MASK], sampling, [None, None], [0, 0])
+        tokens, confidence = choose_tokens(torch.randn(0, 7), FORBIDDEN, sampling, [None, None], [0, 0])
         assert (tokens.shape, tokens.dtype, confidence.shape) == ((0,), torch.long, (0,))

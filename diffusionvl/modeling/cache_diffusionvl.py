@@ -17,16 +17,16 @@ class Place(NamedTuple):
 
     Attributes:
         rows: Slots of the n rows.
-        slots: The same as a tensor on the cache's device [n].
         columns: Column of each token in its slot [n, T], on the cache's device.
         start: First column of every row, if they all have the same; else None.
+        slots: The rows as a tensor [n], if they start at different columns.
         length: K: the forward sees columns 0 to K - 1 of its slots.
     """
 
     rows: Rows
-    slots: Tensor
     columns: Tensor
     start: int | None
+    slots: Tensor | None
     length: int
 
 
@@ -56,16 +56,15 @@ class SlotLayer(CacheLayerMixin):
         place: Place = args[0]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        pairs = ((self.keys, key_states), (self.values, value_states))
-        for slots, states in pairs:
-            if place.start is None:
+        seen = []
+        for slots, states in ((self.keys, key_states), (self.values, value_states)):
+            if place.start is not None:
+                slots[place.rows, :, place.start : place.length] = states
+            elif place.slots is not None:
                 slots[place.slots[:, None], :, place.columns] = states.transpose(1, 2)
-            else:
-                slots[place.rows, :, place.start : place.start + states.shape[2]] = states
-        if place.start == 0:  # nothing is in the cache: the new keys are all there are
-            return key_states, value_states
-        keys, values = (slots[place.rows, :, : place.length] for slots, _ in pairs)
-        return keys, values
+            # Where nothing is in the cache, the new ones are all there are.
+            seen.append(states if place.start == 0 else slots[place.rows, :, : place.length])
+        return seen[0], seen[1]
 
     def grow(self, slots: int, capacity: int) -> None:
         """Makes room, keeping what is written."""
@@ -113,26 +112,18 @@ class SlotCache(Cache):
         layers = [layer for layer in self.layers if layer.is_initialized]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
 
-    def aim(self, rows: list[int], kept: Tensor, width: int, device: torch.device) -> None:
+    def aim(self, rows: list[int], columns: Tensor, start: int | None, length: int) -> None:
         """Says where the next forward's tokens go, and makes room for them.
 
         Args:
             rows: Slots of the n rows.
-            kept: Columns that each row has in the cache; its tokens go behind them [n], on the CPU.
-            width: T.
-            device: Of the cache.
+            columns: Of each token in its slot [n, T].
+            start: First column of every row, if they all have the same; else None.
+            length: K: the forward sees columns 0 to K - 1.
         """
-        length = int(kept.max()) + width
         self._reserve(max(rows) + 1, length)
-        columns = kept[:, None] + torch.arange(width)
-        same = bool((kept == kept[0]).all())
-        self._place = Place(
-            as_index(rows),
-            torch.tensor(rows, device=device),
-            columns.to(device),
-            int(kept[0]) if same else None,
-            length,
-        )
+        slots = torch.tensor(rows, device=columns.device) if start is None else None
+        self._place = Place(as_index(rows), columns, start, slots, length)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

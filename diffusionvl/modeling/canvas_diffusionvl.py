@@ -1,51 +1,49 @@
-"""The canvas that rows are decoded on: each its prompt and the room for its answer, with a window of its own.
+"""The canvas that a row is decoded on: its prompt and the room for its answer, with a window that moves block by block.
 
-Column c of a row stands in column c of the row's cache slot. Everything here is on the CPU.
+Column c of a row stands in column c of the row's cache slot. All this is Python integers: the tensors of a forward are
+made from them in one piece.
 
-Legend: A axes of a position, R rows, C columns, n rows of a forward, T tokens of a forward, D block size.
+Legend: A axes of a position, C columns, n rows of a forward, T tokens of a forward, K keys, D block size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cache_diffusionvl import Rows
-
-PER_ROW = ("ids", "masked", "limit", "kept", "window")  # tensors whose first dimension is R
-
 
 @dataclass
 class Canvas:
-    """Prompts followed by mask tokens, each row from column 0 on; row r's window starts at its own column `window[r]`.
+    """One prompt followed by mask tokens.
 
-    Prompts of 5 and 3 tokens, D = 4 and one grid from index 0 (`p` prompt, `M` mask, `|` the window)::
+    A prompt of 5 tokens, D = 4 and one grid from index 0 (`p` prompt, `M` mask, `|` the first window)::
 
-        row 0    p  p  p  p |p  M  M  M| M  M  M  M       4 prompt tokens come before the window, 1 stands in it
-        row 1   |p  p  p  M| M  M  M  M  .  .  .  .       none come before it, 3 stand in it; `.` nobody's
+        p  p  p  p |p  M  M  M| M  M  M  M       4 prompt tokens come before the window, 1 stands in it
 
     What a token may see are the columns left of its `limit`: its own block and all before it. The window is the last
     block that is in a forward, so this is the whole block-diffusion mask of decoding.
 
     Attributes:
-        ids: Tokens [R, C].
-        masked: Which tokens are still to be written [R, C].
-        position: [A, R, C].
-        limit: First column behind each token's block [R, C].
-        kept: Columns whose clean keys and values are in the cache [R].
-        window: First column of each row's window [R].
+        ids: Tokens [C].
+        position: [A][C].
+        limit: First column behind each token's block [C].
+        window: First column of the window.
         block_size: D.
-        mask_token_id: The id of a token still to be written, and of padding in a forward.
+        mask_token_id: The id of a token still to be written.
+        masked: Columns of the window that are still to be written, in order.
+        kept: Columns whose clean keys and values are in the cache.
     """
 
-    ids: Tensor
-    masked: Tensor
-    position: Tensor
-    limit: Tensor
-    kept: Tensor
-    window: Tensor
+    ids: list[int]
+    position: list[list[int]]
+    limit: list[int]
+    window: int
     block_size: int
     mask_token_id: int
+    masked: list[int]
+    kept: int = field(default=0)
 
     @classmethod
     def build(
@@ -58,7 +56,7 @@ class Canvas:
         max_new_tokens: int,
         mask_token_id: int,
     ) -> "Canvas":
-        """Lays out one prompt as a canvas of one row.
+        """Lays out a prompt.
 
         Args:
             input_ids: The prompt [P].
@@ -72,71 +70,79 @@ class Canvas:
         prompt = len(input_ids)
         window = prompt if own_blocks else prompt - prompt % block_size
         end = window + columns_needed(prompt - window, max_new_tokens, block_size)
-        new = end - prompt
-        behind = (position_ids.amax() + 1 + torch.arange(new)).expand(len(position_ids), -1)
-        limit = torch.searchsorted(block_ids, block_ids, right=True)
-        limit[window:] = window + block_size
-        answer_blocks = (torch.arange(prompt, end) - window) // block_size
+        behind = int(position_ids.max()) + 1
+        limit = torch.searchsorted(block_ids, block_ids, right=True).tolist()[:window]
+        limit += [window + (place // block_size + 1) * block_size for place in range(end - window)]
         return cls(
-            ids=torch.cat([input_ids, input_ids.new_full((new,), mask_token_id)])[None],
-            masked=(torch.arange(end) >= prompt)[None],
-            position=torch.cat([position_ids, behind], dim=1)[:, None],
-            limit=torch.cat([limit, window + (answer_blocks + 1) * block_size])[None],
-            kept=torch.zeros(1, dtype=torch.long),
-            window=torch.tensor([window]),
+            ids=input_ids.tolist() + [mask_token_id] * (end - prompt),
+            position=[[*axis, *range(behind, behind + end - prompt)] for axis in position_ids.tolist()],
+            limit=limit,
+            window=window,
             block_size=block_size,
             mask_token_id=mask_token_id,
+            masked=[*range(prompt, window + block_size)],
         )
 
-    def extend(self, other: "Canvas") -> None:
-        """Appends the rows of another canvas."""
-        width = max(self.ids.shape[1], other.ids.shape[1])
-        for name in (*PER_ROW, "position"):
-            pair = [getattr(canvas, name) for canvas in (self, other)]
-            if name not in ("kept", "window"):
-                pair = [torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in pair]
-            setattr(self, name, torch.cat(pair, dim=1 if name == "position" else 0))
+    @property
+    def end(self) -> int:
+        """First column behind the window."""
+        return self.window + self.block_size
 
-    def remove(self, row: int) -> None:
-        """Removes a row; the last one takes its place."""
-        last = len(self.ids) - 1
-        for name in PER_ROW:
-            tensor = getattr(self, name)
-            tensor[row] = tensor[last]
-            setattr(self, name, tensor[:last])
-        self.position[:, row] = self.position[:, last]
-        self.position = self.position[:, :last]
+    def write(self, column: int, token: int) -> None:
+        """Writes a masked column."""
+        self.ids[column] = token
+        self.masked.remove(column)
 
-    def tokens(self, rows: Rows, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a forward takes in: all columns from those in the cache to `end`, with padding on the right.
-
-        Args:
-            rows: The n rows.
-            end: First column behind each row's tokens [n].
-
-        Returns:
-            Ids [n, T], positions [A, n, T] and limits [n, T], which are at least 1: nobody is left without a key.
-        """
-        kept = self.kept[rows]
-        columns = kept[:, None] + torch.arange(int((end - kept).max()))
-        real = torch.minimum(columns, (end - 1)[:, None]).clamp(min=0)
-        axes = len(self.position)
-        return (
-            self.ids[rows].gather(1, real).masked_fill(columns >= end[:, None], self.mask_token_id),
-            self.position[:, rows].gather(2, real.expand(axes, *real.shape)),
-            torch.minimum(self.limit[rows].gather(1, real), end[:, None]).clamp(min=1),
-        )
-
-    def key_positions(self, rows: Rows, length: int) -> Tensor:
-        """Positions of the first `length` columns, by the first axis [n, length]."""
-        position = self.position[0, rows, :length]
-        return torch.nn.functional.pad(position, (0, length - position.shape[1]))
-
-    def windows(self, rows: Rows) -> Tensor:
-        """Columns of these rows' windows [n, D]."""
-        return self.window[rows][:, None] + torch.arange(self.block_size)
+    def advance(self) -> None:
+        """Moves the window on to the next block."""
+        self.window = self.end
+        self.masked = [*range(self.window, self.end)]
 
 
 def columns_needed(inside: int, max_new_tokens: int, block_size: int) -> int:
     """Columns from the first window on: whole blocks for the `inside` prompt tokens in it and the answer."""
     return -(-(inside + max_new_tokens) // block_size) * block_size
+
+
+class Packed(NamedTuple):
+    """Rows of a forward, each from the columns that are in the cache to an end of its own, padded on the right.
+
+    Attributes:
+        ids: [n, T].
+        positions: [A, n, T].
+        columns: Where each token goes in its slot [n, T].
+        limits: A token sees the columns left of its limit; at least 1, so that nobody is left without a key [n, T].
+        length: K, the columns that the forward spans.
+        start: First column of every row, if they all have the same; else None.
+        open: Whether all tokens see all columns, so that no mask is needed.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    columns: Tensor
+    limits: Tensor
+    length: int
+    start: int | None
+    open: bool
+
+
+def pack(canvases: Sequence[Canvas], ends: Sequence[int], device: torch.device) -> Packed:
+    """Puts the columns from those in the cache to `ends` together, by one transfer to the device."""
+    starts = [canvas.kept for canvas in canvases]
+    width = max(end - start for start, end in zip(starts, ends, strict=True))
+    axes = len(canvases[0].position)
+    fields: list[list[list[int]]] = [[] for _ in range(3 + axes)]
+    for canvas, start, end in zip(canvases, starts, ends, strict=True):
+        padding = width - (end - start)
+        fields[0].append(canvas.ids[start:end] + [canvas.mask_token_id] * padding)
+        fields[1].append([*range(start, start + width)])
+        fields[2].append(canvas.limit[start:end] + [max(end, 1)] * padding)
+        for axis in range(axes):
+            fields[3 + axis].append(canvas.position[axis][start:end] + [0] * padding)
+    packed = torch.tensor(fields).to(device)
+    length = max(starts) + width
+    lowest = min(min(limits) for limits in fields[2])
+    same = min(starts) == max(starts)
+    return Packed(
+        packed[0], packed[3:], packed[1], packed[2], length, starts[0] if same else None, open=lowest == length
+    )

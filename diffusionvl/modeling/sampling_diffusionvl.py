@@ -26,7 +26,7 @@ class Sampling(NamedTuple):
 
 def choose_tokens(
     logits: Tensor,
-    forbidden_ids: list[int],
+    forbidden_ids: Tensor,
     sampling: Sampling = Sampling(),  # noqa: B008  (a tuple)
     generators: Sequence[torch.Generator | None] = (None,),
     counts: Sequence[int] | None = None,
@@ -38,7 +38,7 @@ def choose_tokens(
 
     Args:
         logits: [M, V].
-        forbidden_ids: Ids that are never chosen, the mask token first of all.
+        forbidden_ids: Ids that are never chosen, the mask token first of all [n].
         sampling: Its temperature, top_k and top_p; temperature 0 takes the most probable token.
         generators: The source of randomness of each row, so that a row draws the same in any batch.
         counts: Places of each row; they sum to M. All belong to one row if left out.
@@ -47,11 +47,10 @@ def choose_tokens(
         Tokens [M] and their confidences [M] in fp32, which are not numbers where the scores are not.
     """
     logits = logits.float()
-    allowed = logits.clone()
-    allowed[:, forbidden_ids] = -torch.inf
+    allowed = logits.index_fill(1, forbidden_ids, -torch.inf)
     if sampling.temperature == 0:
-        tokens = allowed.argmax(-1)
-        return tokens, logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
+        tokens = allowed.argmax(-1, keepdim=True)
+        return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0]
     kept = _warp(allowed, sampling)
     # A row of scores that are not numbers must not stop the others; its confidence tells.
     parts = kept.softmax(-1).nan_to_num(nan=1.0).split([len(logits)] if counts is None else list(counts))

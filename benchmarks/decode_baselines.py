@@ -1,0 +1,165 @@
+"""Decodings that `decode.py` compares with: the reference's loop, and full diffusion without a cache."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.modeling.block_masks import TokenTags, dense_mask
+from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
+from diffusionvl.modeling.remasking_diffusionvl import REMASKING, Draft, transfer_schedule
+from diffusionvl.modeling.sampling_diffusionvl import Sampling, choose_tokens
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass
+class Answers:
+    """What a decoding of one batch gives.
+
+    Attributes:
+        tokens: Ids of each answer, up to its end of sequence.
+        forwards: Forwards, summed over the rows that took part in them.
+        seconds: In all.
+        first: Seconds until the first tokens were there.
+    """
+
+    tokens: list[list[int]]
+    forwards: float
+    seconds: float
+    first: float
+
+
+def cut(row: list[int], ends: Sequence[int]) -> list[int]:
+    """An answer up to its first end of sequence."""
+    return next((row[: place + 1] for place, token in enumerate(row) if token in ends), row)
+
+
+def decode_like_the_reference(
+    model: DiffusionVLForConditionalGeneration,
+    rows: list[Inputs],
+    ends: list[int],
+    max_new_tokens: int,
+    **sampling: Any,
+) -> Answers:
+    """The reference's procedure, one prompt after another, with D steps a block.
+
+    It prefills the prompt's blocks with logits of all their tokens, denoises with logits of the whole block, and
+    commits each block, the last one too, by a forward of its own.
+
+    Args:
+        model: A model whose responses start their own blocks.
+        rows: Inputs of one prompt each, without padding.
+        ends: Ids that end an answer.
+        max_new_tokens: Longest answer.
+        **sampling: Settings of `Sampling`.
+    """
+    found = Answers([], 0.0, 0.0, 0.0)
+    start = time.perf_counter()
+    for row in rows:
+        ids, media = row["input_ids"], {name: row[name] for name in MEDIA_INPUTS if name in row}
+        real = torch.ones_like(ids)
+        position = model.position_ids(ids, real, media)
+        tags = TokenTags(model.block_ids(ids, real), torch.zeros_like(ids), torch.zeros_like(ids))
+        cache = DynamicCache()
+        model(ids, dense_mask(tags), position, past_key_values=cache, use_cache=True, **media)
+        found.forwards += 1
+        tokens: list[int] = []
+        while len(tokens) < max_new_tokens and not set(tokens) & set(ends):
+            begin = int(position.max()) + 1 + len(tokens)
+            window = (begin + torch.arange(model.config.block_size)).expand(len(position), 1, -1)
+            block, forwards = _denoise(model, window, cache, Sampling(**sampling))
+            tokens += block
+            found.forwards += forwards
+            found.first = found.first or time.perf_counter() - start
+        found.tokens.append(cut(tokens[:max_new_tokens], ends))
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+def _denoise(
+    model: DiffusionVLForConditionalGeneration, position: Tensor, cache: DynamicCache, sampling: Sampling
+) -> tuple[list[int], int]:
+    """One block at these positions [A, 1, D]: its tokens, and the forwards that it and its commit took."""
+    size, mask_id = model.config.block_size, model.config.mask_token_id
+    ids = torch.full((1, size), mask_id)
+    masked = torch.ones(1, size, dtype=torch.bool)
+    mask = torch.ones(1, 1, size, cache.get_seq_length() + size, dtype=torch.bool)
+    forwards = 1
+    for quota in transfer_schedule(size, size):
+        if not bool(masked.any()):
+            break
+        logits = model(ids, mask, position, past_key_values=cache, use_cache=True).logits[0]
+        cache.crop(-size)
+        tokens, confidence = choose_tokens(logits, _forbidden(model), sampling)
+        draft = Draft(confidence[None], masked, torch.tensor([[quota]]), logits)
+        keep = REMASKING[sampling.remasking](draft, sampling)
+        ids, masked = torch.where(keep, tokens, ids), masked & ~keep
+        forwards += 1
+    model(ids, mask, position, past_key_values=cache, use_cache=True)
+    return ids[0].tolist(), forwards
+
+
+def _forbidden(model: DiffusionVLForConditionalGeneration) -> Tensor:
+    """Ids that are never chosen."""
+    return torch.tensor([model.config.mask_token_id, *placeholder_ids(model.base.config)])
+
+
+def decode_fully(
+    model: DiffusionVLForConditionalGeneration, inputs: Inputs, ends: list[int], max_new_tokens: int, measured: int
+) -> Answers:
+    """Full diffusion: one token a step, each step over prompt and answer, where every token sees every other one.
+
+    Args:
+        model: Any.
+        inputs: Prompts, padded on the left. Their images are read once.
+        ends: Ids that end an answer.
+        max_new_tokens: Tokens, and steps.
+        measured: Steps that run. All cost the same, so the time of the rest is told by their pace; the answer is then
+            not complete.
+    """
+    start = time.perf_counter()
+    prompt, position, real = _read_prompt(model, inputs)
+    batch, length = inputs["input_ids"].shape
+    mask_id = model.config.mask_token_id
+    ids = torch.full((batch, max_new_tokens), mask_id)
+    behind = position.amax((0, 2))[:, None] + 1 + torch.arange(max_new_tokens)
+    position = torch.cat([position, behind.expand(len(position), -1, -1)], dim=2)
+    seen = torch.nn.functional.pad(real, (0, max_new_tokens), value=True)
+    mask = seen[:, None, None, :].expand(batch, 1, length + max_new_tokens, length + max_new_tokens)
+    read = time.perf_counter() - start
+    for _ in range(measured):
+        hidden = model.base.get_decoder()(
+            inputs_embeds=torch.cat([prompt, model.get_input_embeddings()(ids)], dim=1),
+            attention_mask=mask,
+            position_ids=position if len(position) > 1 else position[0],
+            use_cache=False,
+        ).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[:, length:])
+        tokens, confidence = choose_tokens(logits.flatten(0, 1), _forbidden(model), Sampling())
+        surest = confidence.view_as(ids).masked_fill(ids != mask_id, -1.0).argmax(-1, keepdim=True)
+        ids.scatter_(1, surest, tokens.view_as(ids).gather(1, surest))
+    seconds = read + (time.perf_counter() - start - read) * max_new_tokens / measured
+    # All tokens are free to change until the last step, so the first ones are there with the last.
+    return Answers([cut(row, ends) for row in ids.tolist()], float(batch * max_new_tokens), seconds, seconds)
+
+
+def _read_prompt(model: DiffusionVLForConditionalGeneration, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of the prompts with their image features [B, P, E], positions [A, B, P], and which are no padding."""
+    ids, media = inputs["input_ids"], {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    real = inputs["attention_mask"].bool()
+    found: list[Tensor] = []
+
+    def catch(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        embeddings = kwargs["inputs_embeds"]
+        found.append(model.get_input_embeddings()(ids) if embeddings is None else embeddings)
+
+    handle = model.base.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
+    model(ids, real, **media)
+    handle.remove()
+    return found[0], model.position_ids(ids, real, media), real
