@@ -27,9 +27,12 @@ SETTINGS = (
     "denoising_steps",
     "remasking",
     "confidence_threshold",
+    "entropy_bound",
     "temperature",
     "top_k",
     "top_p",
+    "stop_strings",
+    "max_time",
 )
 
 
@@ -46,13 +49,24 @@ def build_parser() -> Parser:
     decoding = parser.add_argument_group("decoding (the checkpoint's own settings where left out)")
     decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
     decoding.add_argument("--denoising-steps", type=int, metavar="S", help="steps a block, 1 to its size")
-    decoding.add_argument("--remasking", choices=["low_confidence_static", "low_confidence_dynamic"])
+    decoding.add_argument("--remasking", choices=["low_confidence_static", "low_confidence_dynamic", "entropy_bounded"])
     decoding.add_argument(
         "--confidence-threshold", type=float, metavar="P", help="dynamic remasking keeps surer tokens"
+    )
+    decoding.add_argument(
+        "--entropy-bound", type=float, metavar="H", help="nats that entropy-bounded remasking spends in a step"
     )
     decoding.add_argument("--temperature", type=float, metavar="T", help="0 takes the most probable token")
     decoding.add_argument("--top-k", type=int, metavar="K", help="draw among the K most probable tokens; 0 for all")
     decoding.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest tokens that reach P")
+    decoding.add_argument(
+        "--stop",
+        dest="stop_strings",
+        action="append",
+        metavar="TEXT",
+        help="end the answer at this text; repeat for more",
+    )
+    decoding.add_argument("--max-time", type=float, metavar="S", help="end the answer after so many seconds")
     decoding.add_argument("--seed", type=int, metavar="N", help="of the draws where the temperature is not 0")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
@@ -127,6 +141,7 @@ def _run(arguments: argparse.Namespace) -> None:
     output: Any = model.generate(
         **inputs,
         streamer=_streamer(processor.tokenizer) if streaming else None,
+        tokenizer=processor.tokenizer,
         generator=generator,
         return_dict_in_generate=True,
         output_history=arguments.film is not None,

@@ -13,6 +13,7 @@ from diffusionvl.checkpoint import load_processor
 from diffusionvl.cli import main as cli
 from diffusionvl.infer import encode, main, side_by_side
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.modeling.remasking_diffusionvl import REMASKING
 
 QUESTION = "what is the color of the shape?"
 
@@ -86,9 +87,12 @@ def test_json_is_what_generate_gives(checkpoint, image, capsys):
         "denoising_steps": 2,
         "remasking": "low_confidence_static",
         "confidence_threshold": 0.85,
+        "entropy_bound": 0.1,
         "temperature": 0.0,
         "top_k": 0,
         "top_p": 1.0,
+        "stop_strings": None,
+        "max_time": None,
         "block_size": 8,
         "seed": None,
         "device": "cpu",
@@ -101,6 +105,22 @@ def test_text_alone_and_several_images(checkpoint, image, capsys):
         code, out, _ = run(capsys, "--model", checkpoint, *images, "--json", "--max-new-tokens", "8")
         assert code == 0
         assert json.loads(out)["tokens"] <= 8
+
+
+def test_an_answer_ends_at_a_text_or_in_time(checkpoint, capsys):
+    argv = ("--model", checkpoint, "--json", "--max-new-tokens", "40")
+    free = json.loads(run(capsys, *argv)[1])
+    ended = json.loads(run(capsys, *argv, "--stop", "no such text", "--stop", free["answer"][3:5])[1])
+    assert free["answer"].startswith(ended["answer"])
+    assert free["answer"][3:5] in ended["answer"]
+    assert ended["tokens"] < free["tokens"]
+    assert json.loads(run(capsys, *argv, "--max-time", "0")[1])["tokens"] == 0
+
+
+@pytest.mark.parametrize("remasking", REMASKING)
+def test_every_policy_can_be_chosen(checkpoint, capsys, remasking):
+    argv = ("--model", checkpoint, "--json", "--max-new-tokens", "4", "--remasking", remasking)
+    assert json.loads(run(capsys, *argv)[1])["settings"]["remasking"] == remasking
 
 
 def test_a_seed_repeats_the_draws(checkpoint, capsys):
@@ -142,6 +162,10 @@ def test_cli_hands_over(checkpoint, capsys):
         (["--temperature", "-1"], ["temperature", "-1"]),
         (["--top-p", "0"], ["top_p", "(0, 1]"]),
         (["--top-k", "few"], ["--top-k", "few"]),
+        (["--remasking", "entropy"], ["--remasking", "entropy_bounded"]),
+        (["--entropy-bound", "-1"], ["entropy_bound", "-1", "at least 0"]),
+        (["--max-time", "-1"], ["max_time", "-1", "seconds"]),
+        (["--stop", ""], ["stop_strings", "not empty"]),
         (["--seed", "-3"], ["--seed", "-3"]),
         (["--device", "frog"], ["--device", "frog", "cpu"]),
         (["--dtype", "int4"], ["--dtype", "int4", "bfloat16"]),
