@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_processor
     from .data.records import Record, read_records
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
+    from .modeling.engine_diffusionvl import Engine
     from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
     from .modeling.generation_output_diffusionvl import DiffusionVLGenerationOutput
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
@@ -30,6 +31,7 @@ _HOME = {
     "DiffusionVLForConditionalGeneration": "modeling.modeling_diffusionvl",
     "DiffusionVLGenerationConfig": "modeling.generation_configuration_diffusionvl",
     "DiffusionVLGenerationOutput": "modeling.generation_output_diffusionvl",
+    "Engine": "modeling.engine_diffusionvl",
     "Record": "data.records",
     "RowDataset": "training",
     "assemble": "assembly",
@@ -48,6 +50,7 @@ __all__ = [
     "DiffusionVLForConditionalGeneration",
     "DiffusionVLGenerationConfig",
     "DiffusionVLGenerationOutput",
+    "Engine",
     "Record",
     "RowDataset",
     "assemble",
