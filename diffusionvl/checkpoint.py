@@ -23,7 +23,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file, is_torchvision_available, logging
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
-from .modeling.families import auto_class
+from .modeling.families import auto_class, caps_scores
 from .remote_code import is_remote_code, needs_remote_code
 from .text_processor import TextProcessor
 
@@ -69,7 +69,10 @@ def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
     Raises:
         ValueError: There is no such checkpoint, or its weights are broken, missing or of another shape.
     """
-    return load_weights(auto_class(load_config(path)), path, dtype)
+    config = load_config(path)
+    # A block-diffusion model sees to it itself.
+    eager = not isinstance(config, DiffusionVLConfig) and caps_scores(config)
+    return load_weights(auto_class(config), path, dtype, **({"attn_implementation": "eager"} if eager else {}))
 
 
 def load_weights(model_class: Any, path: str, dtype: str | torch.dtype = "auto", **settings: Any) -> PreTrainedModel:

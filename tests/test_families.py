@@ -46,10 +46,6 @@ def family(request, tmp_path_factory, pictures):
     )
 
 
-def without_types(inputs):
-    return {name: value for name, value in inputs.items() if name not in TOKEN_TYPE_INPUTS}
-
-
 def test_blocks_of_one_token_are_the_base(family, monkeypatch):
     """Positions, masks of every layer and what the base does to its scores: all as in its own causal forward."""
     monkeypatch.setattr(family.model.config, "block_size", 1)
@@ -57,7 +53,7 @@ def test_blocks_of_one_token_are_the_base(family, monkeypatch):
         inputs = prompts(family.processor, question)
         with torch.no_grad():
             expected = family.model.base(**inputs).logits
-            found = family.model(**without_types(inputs)).logits
+            found = family.model(**inputs).logits
         assert_same(found, expected)
 
 
@@ -71,10 +67,11 @@ def loss_of(model, batch, chosen):
     return torch.nn.functional.cross_entropy(logits, labels[indices])
 
 
-def test_response_only_is_two_stream(family):
+@pytest.mark.parametrize("supervision", ["assistant", "structural"])
+def test_response_only_is_two_stream(family, supervision):
     results = []
     for layout in ("response_only", "two_stream"):
-        batch = collated(family.model, family.processor, family.records, layout)
+        batch = collated(family.model, family.processor, family.records, layout, supervision)
         count = int((batch["labels"] != IGNORED).sum())
         chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)) < 0.6
         family.model.zero_grad()
@@ -91,6 +88,42 @@ def test_response_only_is_two_stream(family):
         torch.testing.assert_close(grad, other_grads[name], rtol=1e-4, atol=1e-6 * largest)
     seeing = {name for name, grad in grads.items() if is_vision_parameter(name) and grad.any()}
     assert bool(seeing) == family.images
+
+
+def test_eager_attention_is_the_same(family):
+    """Masks are numbers for eager attention; a base that caps its scores attends eagerly whatever is asked."""
+    inputs = prompts(family.processor, family.questions[-1])
+    own = family.model.base.config.get_text_config()._attn_implementation
+    model = DiffusionVLForConditionalGeneration.from_pretrained(
+        family.folder, attn_implementation="eager" if own == "sdpa" else None
+    )
+    assert model.base.config.get_text_config()._attn_implementation == "eager"
+    with torch.no_grad():
+        assert_same(model.eval()(**inputs).logits, family.model(**inputs).logits, 1e-4)
+
+
+def test_images_in_a_noisy_block_are_as_in_its_place(family, monkeypatch):
+    """A block that holds prompt, images and response: its noisy copy sees all that an image brings, DeepStack, too."""
+    if not family.images or family.model.base.config.model_type == "gemma3":  # which takes no such blocks
+        pytest.skip("no image can stand in a supervised block")
+    monkeypatch.setattr(family.model.config, "block_origin", "absolute")
+    monkeypatch.setattr(family.model.config, "block_size", 256)
+    batch = collated(family.model, family.processor, family.records[:1])
+    media = {name: batch[name] for name in MEDIA_INPUTS if name in batch}
+    noisy = batch["stream_ids"][0] == 1
+    ids = batch["input_ids"].clone()
+    ids[0, batch["labels"][0] != IGNORED] = family.model.config.mask_token_id
+    tags = {name: batch[name] for name in ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")}
+    in_place = ids.flatten().index_copy(0, tags["media_twins"][0], ids.flatten()[tags["media_twins"][1]])[None]
+    with torch.no_grad():
+        expected = family.model(
+            in_place[:, noisy],
+            position_ids=batch["position_ids"][..., noisy],
+            block_ids=torch.zeros_like(ids[:, noisy]),
+            **media,
+        ).logits
+        found = family.model(ids, **tags, **media).logits[:, noisy]
+    assert_same(found, expected)
 
 
 def decode_slowly(model, inputs, new):
@@ -141,10 +174,10 @@ def test_a_saved_model_is_the_same(family):
     assert inputs.keys() == expected.keys()
     assert all(torch.equal(inputs[name], value) for name, value in expected.items())
     with torch.no_grad():
-        logits = family.model(**without_types(inputs)).logits
+        logits = family.model(**inputs).logits
         for loaded in (load_model(family.folder), DiffusionVLForConditionalGeneration.from_pretrained(family.folder)):
             assert type(loaded) is DiffusionVLForConditionalGeneration
-            assert torch.equal(loaded.eval()(**without_types(inputs)).logits, logits)
+            assert torch.equal(loaded.eval()(**inputs).logits, logits)
     assert torch.equal(loaded.generate(**inputs, max_new_tokens=5), family.model.generate(**inputs, max_new_tokens=5))
 
 

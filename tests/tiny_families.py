@@ -98,7 +98,7 @@ def build_text_model(name: str, **changes) -> tuple[PreTrainedModel, ProcessorMi
     return getattr(transformers, f"{name}ForCausalLM")(config), TextProcessor(tokenizer)
 
 
-def build_llava(tower: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_llava(tower: str, language: str = "Llama", **text) -> tuple[PreTrainedModel, ProcessorMixin]:
     """LLaVA over a CLIP tower, whose class token is left out, or a SigLIP tower, which has none."""
     tokenizer = build_tokenizer(IMAGE_TEMPLATE)
     size = {"height": 16, "width": 16}
@@ -110,7 +110,7 @@ def build_llava(tower: str) -> tuple[PreTrainedModel, ProcessorMixin]:
         image_processor = SiglipImageProcessorPil(size=size)
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=transformers.LlamaConfig(**text_config(tokenizer)),
+        text_config=getattr(transformers, f"{language}Config")(**text_config(tokenizer, **text)),
         image_token_id=tokenizer.image_token_id,
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-1,
@@ -282,6 +282,9 @@ FAMILIES = {
     ),
     "LLaVA": Family(lambda: build_llava("clip"), images=True),
     "LLaVA (SigLIP)": Family(lambda: build_llava("siglip"), images=True),
+    "LLaVA (Gemma 2)": Family(
+        lambda: build_llava("siglip", "Gemma2", head_dim=8, sliding_window=6, attn_logit_softcapping=0.5), images=True
+    ),
     "LLaVA-OneVision": Family(build_llava_onevision, images=True),
     "InternVL": Family(build_internvl, images=True),
     "Idefics3": Family(lambda: build_idefics("Idefics3"), images=True),

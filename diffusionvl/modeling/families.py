@@ -71,6 +71,11 @@ def position_axes(base_config: PreTrainedConfig) -> int:
     return 3 if "mrope_section" in rope else 1
 
 
+def caps_scores(base_config: PreTrainedConfig) -> bool:
+    """Whether attention scores are soft-capped (Gemma 2), which SDPA can not do: such a base attends eagerly."""
+    return base_config.get_text_config(decoder=True).to_dict().get("attn_logit_softcapping") is not None
+
+
 def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
     """How many tokens each type of a base's layers looks back, None for all; by the convention of transformers.
 
@@ -162,6 +167,26 @@ def row_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
 def mask_inputs(base_config: PreTrainedConfig, input_ids: Tensor) -> dict[str, Tensor]:
     """What an AR base needs besides the padding [B, L] to build its own mask: which tokens are of an image."""
     return {"token_type_ids": media_types(base_config, input_ids)} if reads_images_whole(base_config) else {}
+
+
+def deepstack_of_twins(decoder_inputs: dict[str, Any], media_twins: Tensor) -> dict[str, Any]:
+    """DeepStack's inputs of a decoder with the features of an image for noisy tokens, too.
+
+    Qwen3-VL adds features of an image not to the embeddings alone but to the first layers' outputs as well, at the
+    tokens that a mask marks.
+
+    Args:
+        decoder_inputs: What the base gives its decoder.
+        media_twins: Noisy tokens and their clean twins, as indices into the flattened batch [2, n].
+    """
+    mask, features = (decoder_inputs.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds"))
+    if mask is None or features is None:
+        return {}
+    noisy, clean = media_twins
+    marked = mask.flatten().index_fill(0, noisy, True)
+    own = mask.flatten().long().cumsum(0) - 1  # which feature a marked token takes
+    own = own.index_copy(0, noisy, own[clean])[marked]
+    return {"visual_pos_masks": marked.view_as(mask), "deepstack_visual_embeds": [each[own] for each in features]}
 
 
 def fixed_inputs(base_config: PreTrainedConfig) -> dict[str, Any]:

@@ -24,7 +24,10 @@ from .block_masks import (
 )
 from .configuration_diffusionvl import DiffusionVLConfig
 from .families import (
+    TOKEN_TYPE_INPUTS,
     auto_class,
+    caps_scores,
+    deepstack_of_twins,
     fixed_inputs,
     layer_windows,
     native_positions,
@@ -75,7 +78,7 @@ def media_features_of_twins(base: PreTrainedModel, media_twins: Tensor) -> Itera
         embeddings = kwargs["inputs_embeds"]
         flat = embeddings.flatten(0, 1)
         kwargs["inputs_embeds"] = flat.index_copy(0, media_twins[0], flat[media_twins[1]]).view_as(embeddings)
-        return args, kwargs
+        return args, kwargs | deepstack_of_twins(kwargs, media_twins)
 
     handle = base.get_decoder().register_forward_pre_hook(copy, with_kwargs=True)
     try:
@@ -104,6 +107,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         if config.mask_token_id is None:
             raise ValueError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
         super().__init__(config)
+        if base is None and caps_scores(config.base_config):
+            config.base_config._attn_implementation = "eager"
         self.base = auto_class(config.base_config).from_config(config.base_config) if base is None else base
         if base is None:
             self.post_init()
@@ -178,12 +183,13 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             token_indices: Indices [M] into the flattened batch: logits are computed for these tokens alone.
             logits_to_keep: As in transformers; ignored beside `token_indices`.
             use_cache: Whether to write a cache.
-            **media: The base's image and video inputs.
+            **media: The base's image and video inputs; the types of tokens are read off their ids.
 
         Returns:
             The base's output. `logits` is [B, T, V], or [M, V] with `token_indices`. There is no label shift: the
             logits at a token predict that token.
         """
+        media = {name: value for name, value in media.items() if name not in TOKEN_TYPE_INPUTS}
         if attention_mask is None or attention_mask.ndim == 2:
             tags = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
             if position_ids is None:
