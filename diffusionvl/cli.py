@@ -10,6 +10,26 @@ from .command_line import Parser, fail
 def main(argv: list[str] | None = None) -> int:
     """Runs `diffusionvl assemble | convert | translate | train | infer`."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    # train and infer have parsers of their own, which take all that follows.
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "train":
+        from .train import main as train
+
+        return train(rest)
+    if arguments.command == "infer":
+        from .infer import main as infer
+
+        return infer(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.command == "assemble":
+        return _assemble(arguments)
+    return _convert(arguments) if arguments.command == "convert" else _translate(arguments)
+
+
+def build_parser() -> Parser:
+    """The parser of the command; `train` and `infer` are known to it by their names alone."""
     parser = Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     assemble = commands.add_parser("assemble", help="join a language model and a vision tower into an AR checkpoint")
@@ -23,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         help="the picture and its tiles (anyres, LLaVA-OneVision), or the picture alone (single, LLaVA)",
     )
     assemble.add_argument("--projector", help="assembled checkpoint whose projector to take, such as an aligned one")
-    assemble.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights"
-    )
+    assemble.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of weights")
     assemble.add_argument("--seed", type=int, default=0, help="seed of the new projector (0)")
     convert = commands.add_parser("convert", help="read another program's checkpoint into Hugging Face's layout")
     convert.add_argument("layout", choices=["llada"], help="whose checkpoint it is: LLaDA's, as a Llama")
@@ -45,20 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     for name, text in (("train", "finetune by block diffusion or autoregression"), ("infer", "answer a question")):
         commands.add_parser(name, help=text, add_help=False)
-    # train and infer have parsers of their own, which take all that follows.
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "train":
-        from .train import main as train
-
-        return train(rest)
-    if arguments.command == "infer":
-        from .infer import main as infer
-
-        return infer(rest)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    own = {"assemble": _assemble, "convert": _convert, "translate": _translate}
-    return own[arguments.command](arguments)
+    return parser
 
 
 def _assemble(arguments: argparse.Namespace) -> int:

@@ -53,7 +53,9 @@ def test_translate_train_infer(base_dir, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--help"], ["translate", "train", "infer"]),
+        (["--help"], ["assemble", "convert", "translate", "train", "infer"]),
+        (["assemble", "--help"], ["--lm", "--vision", "--image-grid", "--projector", "--dtype", "--seed"]),
+        (["convert", "--help"], ["{llada}"]),
         (["translate", "--help"], ["--out", "--block-size", "--position-mode", "--block-origin"]),
         (["train", "--help"], ["diffusionvl train [recipe.yaml]", "--objective"]),
         (["infer", "--help"], ["--image", "--denoising-steps"]),
@@ -71,6 +73,9 @@ def test_help(capsys, argv, parts):
         ([], "COMMAND"),
         (["tranlate"], "'tranlate'"),
         (["translate"], "base, --out"),
+        (["assemble", "--lm", "x", "--out", "y"], "--vision"),
+        (["assemble", "--lm", "x", "--vision", "y", "--out", "z", "--image-grid", "tiles"], "'tiles'"),
+        (["convert", "gguf", "x", "y"], "'gguf'"),
         (["translate", "base", "--out", "x", "--block_sise", "4"], "--block_sise 4"),
         (["translate", "base", "--out", "x", "--block-size", "many"], "'many'"),
         (["translate", "base", "--out", "x", "--position-mode", "rope"], "'rope'"),

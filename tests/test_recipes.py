@@ -1,7 +1,10 @@
 """The recipes of the paper's models hold the reference's hyperparameters (its training scripts; paper, section 4)."""
 
+import re
+
 import pytest
 
+from diffusionvl.cli import build_parser
 from diffusionvl.modeling.families import MODULES
 from diffusionvl.training.arguments import parse_arguments
 
@@ -19,9 +22,9 @@ SHARED = {
     "gradient_checkpointing": True,
     "save_steps": 800,
 }
-# Learning rates of all but the vision tower and of the vision tower, global batch and GPUs.
-ALIGN = (1e-3, None, 128, 8)
-TRAIN = (1e-5, 2e-6, 256, 32)
+# Learning rates of all but the vision tower and of the vision tower, global batch, rows of a GPU at a time.
+ALIGN = (1e-3, None, 128, 16)
+TRAIN = (1e-5, 2e-6, 256, 1)
 RECIPES = {
     "qwen2_5_7b_siglip2_align": ("ar", ALIGN),
     "qwen2_5_7b_siglip2_translate": ("block_diffusion", TRAIN),
@@ -34,19 +37,33 @@ RECIPES = {
 
 
 def read(name, pytestconfig):
-    return parse_arguments([str(pytestconfig.rootpath / "configs" / "recipes" / f"{name}.yaml"), "--use_cpu", "yes"])
+    return parse_arguments([str(pytestconfig.rootpath / "configs" / "recipes" / f"{name}.yaml")])
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_hyperparameters_are_the_references(name, pytestconfig):
-    objective, (rate, vision_rate, batch, gpus) = RECIPES[name]
+    objective, (rate, vision_rate, batch, rows) = RECIPES[name]
     _, data, args = read(name, pytestconfig)
     assert {key: getattr(args, key) for key in SHARED} == SHARED
     assert args.optim.startswith("adamw_torch")
     assert (args.objective, args.learning_rate, args.vision_learning_rate) == (objective, rate, vision_rate)
-    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * gpus == batch
+    assert (args.global_batch_size, args.per_device_train_batch_size) == (batch, rows)
     assert data.max_length == 8192
     assert (args.train_modules or list(MODULES)) == (["projector"] if name.endswith("align") else list(MODULES))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_says_to_run_can_be_parsed(name, pytestconfig):
+    """The stage of its launch command is its own; the commands that make its model name known flags."""
+    text = (pytestconfig.rootpath / "configs" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    stage, recipe = re.search(r"train_stage\.sh (\w+) (\S+)", text).groups()
+    assert recipe == f"configs/recipes/{name}.yaml"
+    parse_arguments([str(pytestconfig.rootpath / recipe), "--stage", stage])
+    lines = text.replace("\\\n#", " ").splitlines()
+    commands = [line.removeprefix("#   diffusionvl ").split() for line in lines if line.startswith("#   diffusionvl ")]
+    model = parse_arguments([str(pytestconfig.rootpath / recipe)])[0].model
+    made = [parsed.out for parsed in map(build_parser().parse_args, commands)]
+    assert model in made or "says how" in text
 
 
 def test_the_ar_baseline_is_the_translation_with_another_objective(pytestconfig):

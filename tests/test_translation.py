@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 from helpers import QUESTION, prompts
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration, load_processor
 from diffusionvl.checkpoint import load_model
-from diffusionvl.quickstart.base import build_base
+from diffusionvl.quickstart.base import build_base, build_tokenizer
 from diffusionvl.translation import MASK_TOKEN, save_translation, translate
 
 
@@ -162,6 +163,30 @@ def test_the_mask_token_round_trips(translated_dir, processor):
     assert ids.count(config.mask_token_id) == 2
     assert tokenizer.decode(ids) == f"red{MASK_TOKEN}{MASK_TOKEN}circle"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "redcircle"
+
+
+def test_pixels_land_in_the_processor(base_dir, tmp_path):
+    """They decide how many tokens a picture takes, in training and decoding alike."""
+    save_translation(translate(base_dir, min_pixels=64 * 64, max_pixels=128 * 128), str(tmp_path))
+    processor = load_processor(str(tmp_path))
+    for side, tokens in ((32, 16), (64, 16), (500, 64)):
+        inputs = processor(text=["<|image_pad|>"], images=[Image.new("RGB", (side, side))], return_tensors="pt")
+        assert inputs["input_ids"].shape[1] == tokens
+    kept = translate(base_dir, max_pixels=128 * 128).processor.image_processor.size
+    assert kept["shortest_edge"] == load_processor(base_dir).image_processor.size["shortest_edge"]
+
+
+@pytest.mark.parametrize("pixels", [{"min_pixels": 0}, {"min_pixels": 200, "max_pixels": 100}])
+def test_pixels_that_can_not_be(base_dir, pixels):
+    with pytest.raises(ValueError, match="min_pixels must be positive and at most max_pixels, got"):
+        translate(base_dir, **pixels)
+
+
+def test_pixels_are_a_setting_of_qwen(tmp_path):
+    text_only(tmp_path / "base")
+    build_tokenizer(["a"]).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="settings of the Qwen-VL families; TextProcessor"):
+        translate(str(tmp_path / "base"), max_pixels=100)
 
 
 def test_every_eos_of_the_base_still_ends_an_answer(base_dir, tmp_path):
