@@ -11,7 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
-    BatchFeature,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,10 +23,9 @@ from transformers.utils import cached_file, is_torchvision_available, logging
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class, caps_scores
+from .modeling.processing_diffusionvl import without_video
 from .remote_code import is_remote_code, needs_remote_code
 from .text_processor import TextProcessor
-
-VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 
 
 def _brief(error: Exception) -> str:
@@ -154,38 +152,3 @@ def _load_tokenizer(path: str, remote: bool) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: has no tokenizer that transformers can read ({_brief(error)})") from error
-
-
-def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The same processor for text and images alone; what it saves, the whole one can load.
-
-    Videos, given to it, raise an ImportError that names the remedy.
-    """
-
-    def get_attributes(cls: Any) -> list[str]:
-        return [name for name in processor_class.get_attributes() if name != "video_processor"]
-
-    def from_args_and_dict(cls: Any, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> ProcessorMixin:
-        if "video_processor" in processor_class.get_attributes():  # `__init__` still wants one
-            args.insert(processor_class.get_attributes().index("video_processor"), None)
-        return processor_class.from_args_and_dict.__func__(cls, args, processor_dict, **kwargs)
-
-    def call(self: Any, *args: Any, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        if videos is not None:
-            raise ImportError(VIDEO_REMEDY)
-        return processor_class.__call__(self, *args, **kwargs)
-
-    def save_pretrained(self: Any, save_directory: str, **kwargs: Any) -> None:
-        processor_class.save_pretrained(self, save_directory, **kwargs)
-        # In this file of its own, the whole processor finds settings for its video part, too.
-        self.image_processor.save_pretrained(save_directory)
-
-    # ProcessorMixin loads the parts that `get_attributes` names, and writes the class's name into the checkpoint.
-    methods = {
-        "get_attributes": classmethod(get_attributes),
-        "from_args_and_dict": classmethod(from_args_and_dict),
-        "__call__": call,
-        "apply_chat_template": ProcessorMixin.apply_chat_template,  # SmolVLM's own asks the video part
-        "save_pretrained": save_pretrained,
-    }
-    return type(processor_class.__name__, (processor_class,), methods)

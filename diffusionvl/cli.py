@@ -8,7 +8,7 @@ from .command_line import Parser, fail
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `diffusionvl assemble | convert | translate | train | infer`."""
+    """Runs `diffusionvl assemble | convert | translate | export | train | infer`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     # train and infer have parsers of their own, which take all that follows.
@@ -23,9 +23,8 @@ def main(argv: list[str] | None = None) -> int:
         return infer(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if arguments.command == "assemble":
-        return _assemble(arguments)
-    return _convert(arguments) if arguments.command == "convert" else _translate(arguments)
+    own = {"assemble": _assemble, "convert": _convert, "translate": _translate, "export": _export}
+    return own[arguments.command](arguments)
 
 
 def build_parser() -> Parser:
@@ -61,6 +60,9 @@ def build_parser() -> Parser:
     translate.add_argument(
         "--trust-remote-code", action="store_true", help="run code from the base's repository, if it needs any"
     )
+    export = commands.add_parser("export", help="copy a block-diffusion checkpoint and add its code, for the hub")
+    export.add_argument("folder", help="folder of the checkpoint")
+    export.add_argument("out", help="new folder, which loads where this package is not installed")
     for name, text in (("train", "finetune by block diffusion or autoregression"), ("infer", "answer a question")):
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -127,6 +129,19 @@ def _translate(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         return fail("diffusionvl translate", error)
     print(f"{translation.message}\nwrote {arguments.out}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    """Exports a checkpoint with its code."""
+    from .export import export
+
+    try:
+        _make_folder(Path(arguments.out), new=True)
+        export(arguments.folder, arguments.out)
+    except (OSError, ValueError) as error:
+        return fail("diffusionvl export", error)
+    print(f"wrote {arguments.out}")
     return 0
 
 

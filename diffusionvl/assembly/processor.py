@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from ..checkpoint import without_video
+from ..modeling.processing_diffusionvl import without_video
 from .parts import is_siglip, patches
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
-from diffusionvl.checkpoint import VIDEO_REMEDY
 from diffusionvl.data.images import open_image
+from diffusionvl.modeling.processing_diffusionvl import VIDEO_REMEDY
 
 FORMS = ("messages", "reference")
 Message = dict[str, Any]

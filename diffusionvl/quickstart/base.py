@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from diffusionvl.checkpoint import without_video
 from diffusionvl.command_line import Parser
+from diffusionvl.modeling.processing_diffusionvl import without_video
 from diffusionvl.quickstart.easy_vqa import corpus
 
 SPECIAL_TOKENS = (

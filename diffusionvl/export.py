@@ -1,0 +1,100 @@
+"""A checkpoint with its code: a folder that transformers loads where this package is not installed."""
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import AutoModelForCausalLM
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from .checkpoint import load_config, load_processor
+from .modeling.configuration_diffusionvl import DiffusionVLConfig
+from .modeling.families import auto_class
+from .remote_code import is_remote_code
+from .translation import write_model_card
+
+CONFIG_CLASS = "configuration_diffusionvl.DiffusionVLConfig"
+MODEL_CLASS = "modeling_diffusionvl.DiffusionVLForConditionalGeneration"
+PROCESSOR_CLASS = "processing_diffusionvl.DiffusionVLProcessor"
+CARD = "README.md"
+
+
+def export(folder: str, out: str) -> None:
+    """Copies a block-diffusion checkpoint and adds the code of its model.
+
+    Weights are copied as the files that they are. With `trust_remote_code=True`, transformers' Auto classes load the
+    result in a process that does not have this package; with the package, it loads as any other checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        out: New folder; it must exist and be empty.
+
+    Raises:
+        ValueError: `folder` holds no block-diffusion checkpoint, or lacks files.
+    """
+    config = load_config(folder)
+    if not isinstance(config, DiffusionVLConfig):
+        raise ValueError(
+            f"{folder}: a {config.model_type!r} model needs no code; run `diffusionvl translate` on it first"
+        )
+    if is_remote_code(config.base_config):
+        raise ValueError(
+            f"{folder}: its base {config.base_config.model_type!r} has code of its own, which can not go along; give a "
+            "checkpoint whose base is in transformers"
+        )
+    names = weight_files(Path(folder))
+    load_processor(folder).save_pretrained(out)
+    for name in [*names, *(name for name in (GENERATION_CONFIG_NAME, CARD) if Path(folder, name).exists())]:
+        shutil.copyfile(Path(folder, name), Path(out, name))
+    for source in files("diffusionvl.modeling").iterdir():
+        if source.name.endswith(".py") and source.name != "__init__.py":
+            Path(out, source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    text_only = auto_class(config.base_config) is AutoModelForCausalLM
+    auto_model = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
+    shutil.copyfile(Path(folder, CONFIG_NAME), Path(out, CONFIG_NAME))
+    add_auto_map(Path(out, CONFIG_NAME), {"AutoConfig": CONFIG_CLASS, auto_model: MODEL_CLASS})
+    if not text_only:  # a text model has a tokenizer alone, which is stock
+        add_auto_map(Path(out, PROCESSOR_NAME), {"AutoProcessor": PROCESSOR_CLASS})
+    if not Path(out, CARD).exists():
+        write_model_card(out, config)
+    extend_model_card(Path(out, CARD), auto_model)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of a checkpoint's weight files, with their index if there are several.
+
+    Raises:
+        ValueError: There is none, or the index names one that is missing.
+    """
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists():
+        missing = sorted({*_read(index)["weight_map"].values()} - {*names})
+        if missing:
+            raise ValueError(f"{folder}: lacks {missing}, which {index.name} names; copy or save the checkpoint again")
+        names.append(index.name)
+    if not names:
+        raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
+    return names
+
+
+def add_auto_map(path: Path, classes: dict[str, str]) -> None:
+    """Writes into a JSON file which class of the folder's code stands behind which Auto class."""
+    settings = {**_read(path), "auto_map": classes}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def extend_model_card(path: Path, auto_model: str) -> None:
+    """Says at the end of a model card how the folder is loaded without this package, unless it does so already."""
+    environment = Environment(loader=PackageLoader("diffusionvl", "."), undefined=StrictUndefined, trim_blocks=True)
+    section = environment.get_template("export_card.md.jinja").render(auto_model=auto_model) + "\n"
+    card = path.read_text(encoding="utf-8")
+    if section not in card:
+        path.write_text(f"{card}\n{section}", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
