@@ -15,7 +15,8 @@ def states(rows, tokens, value):
 
 def write(cache, rows, kept, tokens, value):
     columns = torch.tensor(kept)[:, None] + torch.arange(tokens)
-    cache.aim(rows, columns, kept[0] if len(set(kept)) == 1 else None, max(kept) + tokens)
+    length = max(kept) + tokens
+    cache.aim(rows, columns, kept[0] if len(set(kept)) == 1 else None, length, length)
     found = [cache.update(*states(len(rows), tokens, value), layer) for layer in range(2)]
     assert all(torch.equal(keys, -values) for keys, values in found)
     return found[0][0]

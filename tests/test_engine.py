@@ -1,14 +1,18 @@
 """The engine: whatever comes and goes beside it, a request gets what it gets alone, and its slot is free behind it."""
 
+import copy
 import random
 from contextlib import contextmanager
 
 import pytest
 import torch
 from helpers import QUESTION, lively, prompts
+from transformers import DynamicCache
 
 from diffusionvl.modeling import batch_diffusionvl
+from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.engine_diffusionvl import Engine, QueueFullError
+from diffusionvl.modeling.families import placeholder_ids
 
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
 STATIC, DYNAMIC, BOUNDED = "low_confidence_static", "low_confidence_dynamic", "entropy_bounded"
@@ -27,6 +31,7 @@ def settings_of(rng):
         "remasking": rng.choice([STATIC, DYNAMIC, BOUNDED]),
         "confidence_threshold": rng.choice([0.2, 0.4]),
         "entropy_bound": rng.choice([0.5, 3.0]),
+        "sub_block_size": rng.choice([None, None, 2]),
         "eos_token_id": rng.sample(range(10, 400), 15),
         **rng.choice([{}, {}, {"temperature": 1.2}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}]),
     }
@@ -166,6 +171,7 @@ def test_a_stream_yields_each_token_once_and_in_order(translated_dir, some_reque
     engine = Engine(model, max_batch_size=4, max_length=128)
     inputs, settings, seed = some_requests[3]
     settings = {**settings, "max_new_tokens": 14, "denoising_steps": 3, "remasking": STATIC, "eos_token_id": None}
+    settings["sub_block_size"] = None
     others = [ask(engine, request) for request in some_requests[:2]]
     request = ask(engine, (inputs, settings, seed))
     chunks = [*engine.stream(request, drafts=True)]
@@ -238,7 +244,7 @@ def test_a_request_that_just_fits_is_taken(translated_dir, processor, block_orig
     while engine.busy:
         engine.step()
     assert {len(request.tokens) for request in requests} == {7}
-    assert engine.cache.capacity <= needed + 4
+    assert engine.cache.capacity <= needed + 8
 
 
 def test_requests_wait_up_to_a_number(translated_dir, processor):
@@ -312,6 +318,71 @@ def test_a_mask_is_left_out_where_nothing_is_hidden(translated_dir, processor, m
     for step, other in zip(output.history, plain.history, strict=True):
         torch.testing.assert_close(step.confidence, other.confidence, rtol=1e-4, atol=1e-6)
     assert not any(layer._forward_pre_hooks for layer in model.base.get_decoder().layers)
+
+
+def decode_by_sub_blocks_slowly(model, inputs, size, steps, new):
+    """A dual cache by hand: in a sub-block's later steps, the window's other keys and values are cut out of a cache."""
+    block, mask = model.config.block_size, model.config.mask_token_id
+    row, layers = inputs["input_ids"], range(len(model.base.get_decoder().layers))
+    prompt = row.shape[1]
+
+    def run(ids, first, cache):
+        span = torch.arange(first, first + ids.shape[1])
+        seen = torch.ones(1, 1, ids.shape[1], cache.get_seq_length() + ids.shape[1], dtype=torch.bool)
+        return model(ids, seen, span.expand(3, 1, -1), past_key_values=cache, use_cache=True).logits[0]
+
+    cache, blocks = DynamicCache(), model.block_ids(row, torch.ones_like(row))
+    tags = TokenTags(blocks, torch.zeros_like(row), torch.zeros_like(row))
+    model(row, dense_mask(tags), torch.arange(prompt).expand(3, 1, -1), past_key_values=cache, use_cache=True)
+    answer = []
+    while len(answer) < new:
+        begin = prompt + len(answer)
+        ids = torch.full((1, block), mask)
+        for sub_block in range(0, block, size):
+            for step in range(steps):
+                kept = copy.deepcopy(cache)
+                if step == 0:
+                    logits = run(ids, begin, kept)[sub_block : sub_block + size]
+                    window = kept
+                else:
+                    for layer in layers:
+                        for name in ("keys", "values"):
+                            states = getattr(window.layers[layer], name)
+                            place = begin + sub_block
+                            rest = torch.cat([states[:, :, :place], states[:, :, place + size :]], dim=2)
+                            setattr(kept.layers[layer], name, rest)
+                    logits = run(ids[:, sub_block : sub_block + size], begin + sub_block, kept)
+                logits[:, [mask, *placeholder_ids(model.base.config)]] = -torch.inf
+                sure, tokens = logits.softmax(-1).max(-1)
+                best = int(sure.masked_fill(ids[0, sub_block : sub_block + size] != mask, -1).argmax())
+                ids[0, sub_block + best] = tokens[best]
+        run(ids, begin, cache)
+        answer += ids[0].tolist()
+    return answer[:new]
+
+
+@pytest.mark.parametrize("fused_commit", [True, False])
+def test_sub_blocks_reuse_the_keys_and_values_of_the_others(translated_dir, processor, fused_commit):
+    model, inputs = lively(translated_dir, block_size=8), prompts(processor, (LONG,))
+    settings = {"max_new_tokens": 24, "eos_token_id": None, "fused_commit": fused_commit}
+    exact = model.generate(**inputs, **settings)
+    assert torch.equal(model.generate(**inputs, **settings, sub_block_size=8), exact)
+    widths = []
+    decoder = model.base.get_decoder()
+    handle = decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    found = model.generate(**inputs, **settings, sub_block_size=4)
+    handle.remove()
+    first = inputs["input_ids"].shape[1]
+    later = [4, 4, 4, 8, 4, 4, 4]
+    fused = [[first + 8, *later], [16, *later], [16, *later]]
+    apart = [[first, 8, *later], [8, 8, *later], [8, 8, *later]]
+    assert widths == [width for block in (fused if fused_commit else apart) for width in block]
+    with torch.no_grad():
+        expected = decode_by_sub_blocks_slowly(model, inputs, 4, 4, 24)
+    assert found[0, first:].tolist() == expected
+    assert not torch.equal(found, exact)
 
 
 def test_the_head_runs_on_masked_places_alone(translated_dir, processor):

@@ -17,6 +17,7 @@ BAD = [
     *(("temperature", value, "at least 0") for value in (-1, math.inf, "1", None, False, math.nan)),
     *(("top_k", value, "at least 0") for value in (-1, 5.0, "5", None, True, math.nan)),
     *(("top_p", value, "(0, 1]") for value in (0, -1, 1.1, "1", None, True, math.nan)),
+    *(("sub_block_size", value, "divides the block size") for value in (0, -1, 2.0, "4", True)),
     *(("entropy_bound", value, "at least 0") for value in (-0.1, math.inf, "1", None, True, math.nan)),
     *(("stop_strings", value, "text") for value in ("", 1, ["a", ""], [None], True)),
     *(("max_time", value, "seconds") for value in (-1, math.inf, "1", True, math.nan)),
@@ -42,6 +43,7 @@ def test_a_bad_value_is_told_with_its_name_and_range(name, value, allowed):
         {"max_new_tokens": 1, "denoising_steps": 1, "confidence_threshold": 0, "temperature": 0, "top_k": 0},
         {"denoising_steps": None, "confidence_threshold": 1, "temperature": 2, "top_k": 10**6, "top_p": 1},
         {"entropy_bound": 0, "stop_strings": ["a", "b"], "max_time": 0, "remasking": "entropy_bounded"},
+        {"sub_block_size": 1},
         {"stop_strings": "a", "max_time": 0.5},
         {"eos_token_id": [1, 2], "pad_token_id": 0, "remasking": "low_confidence_dynamic", "top_p": 1e-9},
     ],
@@ -83,6 +85,7 @@ def test_a_config_tells_unknown_settings_with_the_known_ones():
     ("settings", "said"),
     [
         ({"denoising_steps": 9}, ["denoising_steps=9", "1 to 8"]),
+        ({"sub_block_size": 3}, ["sub_block_size=3", "block size 8"]),
         ({"max_new_tokens": "8"}, ["max_new_tokens", "'8'"]),
         ({"generation_config": GenerationConfig()}, ["DiffusionVLGenerationConfig", "GenerationConfig"]),
         ({"generator": [torch.Generator()] * 3, "temperature": 1.0}, ["3 generators", "2 prompts"]),

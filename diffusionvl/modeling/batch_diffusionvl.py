@@ -53,8 +53,8 @@ class DecodingBatch:
         self.model, self.tokenizer, self.fused_commit = model, tokenizer, fused_commit
         self.requests: list[Request] = []
         self.canvases: list[Canvas] = []
-        # A row in its last window may be padded by a block for the sake of others.
-        self.cache = SlotCache(max_rows, max_length + model.config.block_size)
+        # A row in its last window may be padded, for the sake of others that have two blocks to run.
+        self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size)
         self._device = model.get_input_embeddings().weight.device
         self._layers = list(model.base.get_decoder().layers)
         self._sliding = any(window is not None for window in model.windows.values())
@@ -69,7 +69,7 @@ class DecodingBatch:
     def remove(self, row: int) -> None:
         """Removes a row and frees its slot; the last row takes its place."""
         last = len(self.requests) - 1
-        self.cache.free(row, last, self.canvases[last].kept)
+        self.cache.free(row, last, self.canvases[last].end)
         self.requests[row], self.canvases[row] = self.requests[last], self.canvases[last]
         self.requests.pop()
         self.canvases.pop()
@@ -97,13 +97,13 @@ class DecodingBatch:
             self._commit(rows, media or {})
             media = {}
         canvases = [self.canvases[row] for row in rows]
-        masked = [[] if self.requests[row].finished else self.canvases[row].masked for row in rows]
-        logits = self._forward(rows, [canvas.end for canvas in canvases], masked, media or {})
-        drawn = self._draw(rows, masked, logits)
+        wanted = [[] if self.requests[row].finished else self.canvases[row].wanted for row in rows]
+        logits = self._forward(rows, [canvas.span for canvas in canvases], wanted, media or {})
+        drawn = self._draw(rows, wanted, logits)
         found = torch.stack([values.float() for values in drawn]).tolist()  # the one wait for the device
         for row, canvas, tokens, confidences, written in zip(rows, canvases, *found, strict=True):
             if keep:
-                canvas.kept = canvas.window
+                canvas.kept, canvas.fresh = canvas.window, True
             if not self.requests[row].finished:
                 self._write(self.requests[row], canvas, tokens, confidences, written)
 
@@ -111,17 +111,18 @@ class DecodingBatch:
         """Writes the clean tokens before the rows' windows to the cache, by a forward of their own."""
         pending = [self.canvases[row].kept < self.canvases[row].window for row in rows]
         if any(pending):
-            self._forward(rows, [self.canvases[row].window for row in rows], [[] for _ in rows], media)
+            spans = [range(self.canvases[row].kept, self.canvases[row].window) for row in rows]
+            self._forward(rows, spans, [[] for _ in rows], media)
         for row, wrote in zip(rows, pending, strict=True):
             self.canvases[row].kept = self.canvases[row].window
             self.requests[row].forwards += wrote and not self.requests[row].finished
 
-    def _forward(self, rows: list[int], ends: list[int], wanted: list[list[int]], media: dict[str, Any]) -> Tensor:
-        """One forward over the rows' columns from those in the cache to their ends.
+    def _forward(self, rows: list[int], spans: list[range], wanted: list[list[int]], media: dict[str, Any]) -> Tensor:
+        """One forward.
 
         Args:
             rows: The n rows.
-            ends: First column behind each row's tokens.
+            spans: Columns of each row that run.
             wanted: Columns of each row that need logits.
             media: Image and video inputs of these columns.
 
@@ -129,12 +130,12 @@ class DecodingBatch:
             Logits [M, V] of the wanted columns, row by row.
         """
         canvases = [self.canvases[row] for row in rows]
-        inputs = pack(canvases, ends, self._device)
+        inputs = pack(canvases, spans, self._device)
         width = inputs.ids.shape[1]
-        self.cache.aim(rows, inputs.columns, inputs.start, inputs.length)
+        self.cache.aim(rows, inputs.columns, inputs.start, inputs.length, inputs.capacity)
         indices = [
-            place * width + column - canvas.kept
-            for place, (canvas, columns) in enumerate(zip(canvases, wanted, strict=True))
+            place * width + column - span.start
+            for place, (span, columns) in enumerate(zip(spans, wanted, strict=True))
             for column in columns
         ]
         keys = torch.arange(inputs.length, device=self._device)
@@ -196,43 +197,40 @@ class DecodingBatch:
             [request.generator for request in requests],
             [len(columns) for columns in masked],
         )
-        size = self.model.config.block_size
         marks = []
         for row, columns, request in zip(rows, masked, requests, strict=True):
-            window = self.canvases[row].window
-            marks.append([request.quota(size), *(column in columns for column in range(window, window + size))])
-        quota, places = torch.tensor(marks, device=self._device).split([1, size], dim=1)
+            canvas = self.canvases[row]
+            quota = 0 if request.finished else canvas.quota
+            marks.append([quota, *(column in columns for column in range(canvas.window, canvas.end))])
+        quotas, places = torch.tensor(marks, device=self._device).split([1, self.model.config.block_size], dim=1)
         places = places.bool()
         tokens = drawn.new_zeros(places.shape).masked_scatter(places, drawn)
         confidence = sure.new_zeros(places.shape).masked_scatter(places, sure)
-        keep = REMASKING[sampling.remasking](Draft(confidence, places, quota, logits), sampling)
+        keep = REMASKING[sampling.remasking](Draft(confidence, places, quotas, logits), sampling)
         return tokens, confidence, keep
 
     def _write(
         self, request: Request, canvas: Canvas, tokens: list[float], confidences: list[float], written: list[float]
     ) -> None:
         """Writes what one step [D] has kept, and moves on where the block is done."""
-        before = [*canvas.masked]
-        for column in before:
-            place = column - canvas.window
-            if written[place]:
-                canvas.write(column, int(tokens[place]))
-            if isnan(confidences[place]):
-                request.finish_reason = "not_a_number"
+        places = {column: column - canvas.window for column in canvas.wanted}
+        if any(isnan(confidences[place]) for place in places.values()):
+            request.finish_reason = "not_a_number"
+        canvas.write({column: int(tokens[place]) for column, place in places.items() if written[place]})
         request.forwards += 1
         request.step += 1
         if request.settings.output_history:
-            request.history.append(_denoising_step(request.block, canvas, before, confidences))
+            request.history.append(_denoising_step(request.block, canvas, [*places], confidences))
         if not canvas.masked and not request.finished:
             request.take(canvas.ids[max(canvas.window, request.prompt_length) : canvas.end], self.tokenizer)
             if not request.finished:
                 canvas.advance()
 
 
-def _denoising_step(block: int, canvas: Canvas, before: list[int], confidences: list[float]) -> DenoisingStep:
-    """What a step leaves, given the columns that were masked before it."""
+def _denoising_step(block: int, canvas: Canvas, drawn: list[int], confidences: list[float]) -> DenoisingStep:
+    """What a step leaves, given the columns that it drew tokens for."""
     columns = range(canvas.window, canvas.end)
-    sure = [confidences[place] if column in before else 1.0 for place, column in enumerate(columns)]
+    sure = [confidences[place] if column in drawn else 1.0 for place, column in enumerate(columns)]
     return DenoisingStep(
         block,
         tokens=torch.tensor([canvas.ids[canvas.window : canvas.end]]),

@@ -59,7 +59,7 @@ class SlotLayer(CacheLayerMixin):
         seen = []
         for slots, states in ((self.keys, key_states), (self.values, value_states)):
             if place.start is not None:
-                slots[place.rows, :, place.start : place.length] = states
+                slots[place.rows, :, place.start : place.start + states.shape[2]] = states
             elif place.slots is not None:
                 slots[place.slots[:, None], :, place.columns] = states.transpose(1, 2)
             # Where nothing is in the cache, the new ones are all there are.
@@ -112,7 +112,7 @@ class SlotCache(Cache):
         layers = [layer for layer in self.layers if layer.is_initialized]
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
 
-    def aim(self, rows: list[int], columns: Tensor, start: int | None, length: int) -> None:
+    def aim(self, rows: list[int], columns: Tensor, start: int | None, length: int, capacity: int) -> None:
         """Says where the next forward's tokens go, and makes room for them.
 
         Args:
@@ -120,8 +120,9 @@ class SlotCache(Cache):
             columns: Of each token in its slot [n, T].
             start: First column of every row, if they all have the same; else None.
             length: K: the forward sees columns 0 to K - 1.
+            capacity: Columns that a slot must have.
         """
-        self._reserve(max(rows) + 1, length)
+        self._reserve(max(rows) + 1, capacity)
         slots = torch.tensor(rows, device=columns.device) if start is None else None
         self._place = Place(as_index(rows), columns, start, slots, length)
 
@@ -142,7 +143,7 @@ class SlotCache(Cache):
         Args:
             slot: The row that leaves.
             last: The last row; may be the same.
-            length: Columns that the last row has in the cache.
+            length: Columns that the last row needs.
         """
         for layer in self.layers:
             if layer.is_initialized:

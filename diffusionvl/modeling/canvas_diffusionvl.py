@@ -7,11 +7,13 @@ Legend: A axes of a position, C columns, n rows of a forward, T tokens of a forw
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .remasking_diffusionvl import transfer_schedule
 
 
 @dataclass
@@ -33,7 +35,12 @@ class Canvas:
         block_size: D.
         mask_token_id: The id of a token still to be written.
         masked: Columns of the window that are still to be written, in order.
+        quotas: Tokens that each step of a sub-block must keep at least; their number is its steps.
+        sub_block_size: Tokens that are denoised together; D unless decoding is approximate.
+        sub_block: First column of the sub-block that is being denoised.
+        step: Steps that this sub-block has had.
         kept: Columns whose clean keys and values are in the cache.
+        fresh: Whether the cache has seen the whole window since this sub-block began.
     """
 
     ids: list[int]
@@ -43,7 +50,12 @@ class Canvas:
     block_size: int
     mask_token_id: int
     masked: list[int]
-    kept: int = field(default=0)
+    quotas: list[int]
+    sub_block_size: int
+    sub_block: int
+    step: int = 0
+    kept: int = 0
+    fresh: bool = False
 
     @classmethod
     def build(
@@ -53,8 +65,10 @@ class Canvas:
         block_ids: Tensor,
         own_blocks: bool,
         block_size: int,
-        max_new_tokens: int,
         mask_token_id: int,
+        max_new_tokens: int,
+        denoising_steps: int,
+        sub_block_size: int,
     ) -> "Canvas":
         """Lays out a prompt.
 
@@ -64,8 +78,10 @@ class Canvas:
             block_ids: Block of each prompt token [P].
             own_blocks: Whether the answer starts its own block; else it goes on in the prompt's last, unfinished one.
             block_size: D.
-            max_new_tokens: Room for the answer.
             mask_token_id: The id of a token still to be written.
+            max_new_tokens: Room for the answer.
+            denoising_steps: S, steps a block; a sub-block has its share of them.
+            sub_block_size: A divisor of D.
         """
         prompt = len(input_ids)
         window = prompt if own_blocks else prompt - prompt % block_size
@@ -81,22 +97,53 @@ class Canvas:
             block_size=block_size,
             mask_token_id=mask_token_id,
             masked=[*range(prompt, window + block_size)],
-        )
+            quotas=transfer_schedule(sub_block_size, -(-denoising_steps * sub_block_size // block_size)),
+            sub_block_size=sub_block_size,
+            sub_block=window,
+        )._skip_to_masked()
 
     @property
     def end(self) -> int:
         """First column behind the window."""
         return self.window + self.block_size
 
-    def write(self, column: int, token: int) -> None:
-        """Writes a masked column."""
-        self.ids[column] = token
-        self.masked.remove(column)
+    @property
+    def span(self) -> range:
+        """Columns that the next step runs: the sub-block, or all that the cache has not seen as it is now."""
+        if self.fresh:
+            return range(self.sub_block, self.sub_block + self.sub_block_size)
+        return range(self.kept, self.end)
+
+    @property
+    def wanted(self) -> list[int]:
+        """Columns that the next step draws tokens for: the masked ones of the sub-block."""
+        return [column for column in self.masked if column < self.sub_block + self.sub_block_size]
+
+    @property
+    def quota(self) -> int:
+        """Tokens that the next step must keep at least."""
+        return self.quotas[self.step]
+
+    def write(self, tokens: dict[int, int]) -> None:
+        """Writes what a step has kept, by column, and moves on in the window."""
+        for column, token in tokens.items():
+            self.ids[column] = token
+            self.masked.remove(column)
+        self.step += 1
+        self._skip_to_masked()
 
     def advance(self) -> None:
         """Moves the window on to the next block."""
-        self.window = self.end
+        self.window = self.sub_block = self.end
         self.masked = [*range(self.window, self.end)]
+        self.step, self.fresh = 0, False
+
+    def _skip_to_masked(self) -> "Canvas":
+        """Moves on to the first sub-block that is not all written, if there is one."""
+        while self.masked and not self.wanted:
+            self.sub_block += self.sub_block_size
+            self.step, self.fresh = 0, False
+        return self
 
 
 def columns_needed(inside: int, max_new_tokens: int, block_size: int) -> int:
@@ -105,15 +152,16 @@ def columns_needed(inside: int, max_new_tokens: int, block_size: int) -> int:
 
 
 class Packed(NamedTuple):
-    """Rows of a forward, each from the columns that are in the cache to an end of its own, padded on the right.
+    """Rows of a forward, each with columns of its own, padded on the right.
 
     Attributes:
         ids: [n, T].
         positions: [A, n, T].
         columns: Where each token goes in its slot [n, T].
         limits: A token sees the columns left of its limit; at least 1, so that nobody is left without a key [n, T].
-        length: K, the columns that the forward spans.
-        start: First column of every row, if they all have the same; else None.
+        length: K: nobody sees a column behind it.
+        capacity: Columns that a slot must have.
+        start: First column of every row, if all have the same and columns follow one another; else None.
         open: Whether all tokens see all columns, so that no mask is needed.
     """
 
@@ -122,27 +170,37 @@ class Packed(NamedTuple):
     columns: Tensor
     limits: Tensor
     length: int
+    capacity: int
     start: int | None
     open: bool
 
 
-def pack(canvases: Sequence[Canvas], ends: Sequence[int], device: torch.device) -> Packed:
-    """Puts the columns from those in the cache to `ends` together, by one transfer to the device."""
-    starts = [canvas.kept for canvas in canvases]
-    width = max(end - start for start, end in zip(starts, ends, strict=True))
+def pack(canvases: Sequence[Canvas], spans: Sequence[range], device: torch.device) -> Packed:
+    """Puts a span of columns of each row together, by one transfer to the device.
+
+    Padding goes behind a row's window, where it spoils nothing that the row may see.
+    """
+    width = max(map(len, spans))
     axes = len(canvases[0].position)
     fields: list[list[list[int]]] = [[] for _ in range(3 + axes)]
-    for canvas, start, end in zip(canvases, starts, ends, strict=True):
-        padding = width - (end - start)
-        fields[0].append(canvas.ids[start:end] + [canvas.mask_token_id] * padding)
-        fields[1].append([*range(start, start + width)])
-        fields[2].append(canvas.limit[start:end] + [max(end, 1)] * padding)
+    for canvas, span in zip(canvases, spans, strict=True):
+        padding = width - len(span)
+        fields[0].append(canvas.ids[span.start : span.stop] + [canvas.mask_token_id] * padding)
+        fields[1].append([*span, *range(canvas.end, canvas.end + padding)])
+        fields[2].append(canvas.limit[span.start : span.stop] + [max(span.stop, 1)] * padding)
         for axis in range(axes):
-            fields[3 + axis].append(canvas.position[axis][start:end] + [0] * padding)
+            fields[3 + axis].append(canvas.position[axis][span.start : span.stop] + [0] * padding)
     packed = torch.tensor(fields).to(device)
-    length = max(starts) + width
-    lowest = min(min(limits) for limits in fields[2])
-    same = min(starts) == max(starts)
+    length = max(map(max, fields[2]))
+    first = fields[1][0][0]
+    in_order = all(columns == [*range(first, first + width)] for columns in fields[1])
     return Packed(
-        packed[0], packed[3:], packed[1], packed[2], length, starts[0] if same else None, open=lowest == length
+        packed[0],
+        packed[3:],
+        packed[1],
+        packed[2],
+        length,
+        capacity=1 + max(map(max, fields[1])),
+        start=first if in_order else None,
+        open=min(map(min, fields[2])) == length,
     )

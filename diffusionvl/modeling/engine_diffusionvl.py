@@ -69,7 +69,7 @@ class Engine:
         model: A `DiffusionVLForConditionalGeneration`.
         max_batch_size: Most rows that are decoded together.
         max_length: Most tokens of a row, prompt and answer, the last block filled up. The cache never holds more than
-            `max_batch_size` rows of `max_length + D` tokens.
+            `max_batch_size` rows of `max_length + 2 D` tokens.
         max_waiting: Most requests that wait for a slot.
         prefill_tokens: Prompts are read together up to so many tokens with padding; one prompt may be longer.
         tokenizer: Needed for stop strings.
@@ -178,7 +178,7 @@ class Engine:
         )
         generators = generator if isinstance(generator, Sequence) else [generator] * len(ids)
         deadline = float("inf") if settings.max_time is None else self.clock() + settings.max_time
-        requests, canvases = [], []
+        requests, canvases, block_size = [], [], model.config.block_size
         for row, own in enumerate(generators):
             chosen = real[row]
             requests.append(Request(settings, int(chosen.sum()), own, deadline))
@@ -189,9 +189,11 @@ class Engine:
                     positions[:, row, chosen],
                     blocks[row, chosen],
                     own_blocks=model.config.block_origin == "response",
-                    block_size=model.config.block_size,
-                    max_new_tokens=settings.max_new_tokens,
+                    block_size=block_size,
                     mask_token_id=model.config.mask_token_id,
+                    max_new_tokens=settings.max_new_tokens,
+                    denoising_steps=settings.denoising_steps or block_size,
+                    sub_block_size=settings.sub_block_size or block_size,
                 )
             )
         if len(requests) > self.max_batch_size:

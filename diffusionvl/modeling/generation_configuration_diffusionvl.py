@@ -15,6 +15,9 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         denoising_steps: S, steps a block of D tokens, 1 to D; D if left out.
         remasking: A policy of `remasking_diffusionvl`: `low_confidence_static`, `low_confidence_dynamic` or
             `entropy_bounded`.
+        sub_block_size: Tokens of a block that are denoised together, a divisor of D; the block size if left out.
+            Approximate if smaller: within a block, the other sub-blocks' keys and values are those that they had when
+            this sub-block began (Fast-dLLM v2's dual cache).
         confidence_threshold: Probability above which dynamic remasking keeps a token.
         entropy_bound: Nats of entropy that entropy-bounded remasking spends in a step.
         temperature: 0 takes the most probable token.
@@ -34,6 +37,7 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         self.max_new_tokens: int = kwargs.pop("max_new_tokens", 256)
         self.denoising_steps: int | None = kwargs.pop("denoising_steps", None)
         self.remasking: str = kwargs.pop("remasking", "low_confidence_static")
+        self.sub_block_size: int | None = kwargs.pop("sub_block_size", None)
         self.confidence_threshold: float = kwargs.pop("confidence_threshold", 0.85)
         self.entropy_bound: float = kwargs.pop("entropy_bound", 0.1)
         self.temperature: float = kwargs.pop("temperature", 0.0)
@@ -91,6 +95,11 @@ class DiffusionVLGenerationConfig(GenerationConfig):
                 "denoising_steps",
                 self.denoising_steps is None or _is_integer(self.denoising_steps, 1),
                 "an integer of at least 1, or None for the block size",
+            ),
+            (
+                "sub_block_size",
+                self.sub_block_size is None or _is_integer(self.sub_block_size, 1),
+                "an integer of at least 1 that divides the block size, or None for the block size",
             ),
             ("remasking", self.remasking in [*REMASKING], f"one of {[*REMASKING]}"),
             ("confidence_threshold", _is_number(self.confidence_threshold, 1.0), "a number in [0, 1]"),

@@ -47,6 +47,10 @@ def resolve_settings(
         settings.denoising_steps = block_size
     if settings.denoising_steps > block_size:
         raise ValueError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {block_size}")
+    if settings.sub_block_size is None:
+        settings.sub_block_size = block_size
+    if block_size % settings.sub_block_size:
+        raise ValueError(f"sub_block_size={settings.sub_block_size} does not divide the block size {block_size}")
     return settings, {name: kwargs[name] for name in MEDIA_INPUTS if kwargs.get(name) is not None}
 
 

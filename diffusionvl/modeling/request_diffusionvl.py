@@ -7,7 +7,6 @@ import torch
 
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_output_diffusionvl import DenoisingStep
-from .remasking_diffusionvl import transfer_schedule
 from .sampling_diffusionvl import Sampling
 
 FinishReason = Literal["eos", "stop_string", "length", "time", "abort", "not_a_number"]
@@ -50,11 +49,6 @@ class Request:
     def finished(self) -> bool:
         """Whether the answer has ended."""
         return self.finish_reason is not None
-
-    def quota(self, block_size: int) -> int:
-        """Tokens that the next step must keep at least."""
-        steps = self.settings.denoising_steps or block_size
-        return 0 if self.finished else transfer_schedule(block_size, steps)[self.step]
 
     def take(self, block: list[int], tokenizer: Any) -> None:
         """Appends a finished block, up to the end of the answer if it is in it.
