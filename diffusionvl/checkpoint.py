@@ -1,5 +1,7 @@
 """Loads the parts of a checkpoint; its processor without torchvision where only still images are needed."""
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import cached_file, is_torchvision_available, logging
+from transformers.utils import ADAPTER_CONFIG_NAME, cached_file, is_torchvision_available, logging
 
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class, caps_scores
@@ -37,11 +39,14 @@ def load_config(path: str) -> PreTrainedConfig:
     """Loads the config of an AR or a block-diffusion checkpoint.
 
     Args:
-        path: Checkpoint folder or hub id.
+        path: Checkpoint folder or hub id; that of an adapter's base if it is an adapter's folder.
 
     Raises:
         ValueError: There is no such checkpoint, or it needs code that is not in transformers.
     """
+    base = adapter_base(path)
+    if base is not None:
+        return load_config(base)
     try:
         if needs_remote_code(path):
             raise ValueError(
@@ -57,20 +62,55 @@ def load_config(path: str) -> PreTrainedConfig:
         raise ValueError(f"{path}: {what} no checkpoint that transformers can read ({_brief(error)})") from error
 
 
-def load_model(path: str, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
-    """Loads the model of an AR or a block-diffusion checkpoint.
+def adapter_base(path: str) -> str | None:
+    """The checkpoint that a folder's LoRA adapter belongs to; None for a folder that holds none, and for a hub id.
+
+    Raises:
+        ValueError: The adapter's config is broken.
+    """
+    config = Path(path, ADAPTER_CONFIG_NAME)
+    if not config.is_file():
+        return None
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{config}: names no base_model_name_or_path ({_brief(error)}); mend or copy it again"
+        ) from error
+
+
+def load_model(path: str, dtype: str | torch.dtype = "auto", **settings: Any) -> PreTrainedModel:
+    """Loads the model of an AR or a block-diffusion checkpoint; a LoRA adapter is merged into its base.
 
     Args:
-        path: Checkpoint folder or hub id.
+        path: Checkpoint folder or hub id, or the folder of an adapter.
         dtype: Type of the weights; the checkpoint's own by default.
+        **settings: As in `from_pretrained`.
 
     Raises:
         ValueError: There is no such checkpoint, or its weights are broken, missing or of another shape.
     """
-    config = load_config(path)
-    # A block-diffusion model sees to it itself.
-    eager = not isinstance(config, DiffusionVLConfig) and caps_scores(config)
-    return load_weights(auto_class(config), path, dtype, **({"attn_implementation": "eager"} if eager else {}))
+    base = adapter_base(path)
+    if base is None:
+        config = load_config(path)
+        if not isinstance(config, DiffusionVLConfig) and caps_scores(
+            config
+        ):  # a block-diffusion model sees to it itself
+            settings["attn_implementation"] = "eager"
+        return load_weights(auto_class(config), path, dtype, **settings)
+    from peft import PeftModel  # of the extra `train`
+
+    try:
+        model = load_model(base, dtype)
+    except ValueError as error:
+        raise ValueError(f"{path}: its base can not be loaded; mend base_model_name_or_path: {error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # transformers 5.23, to PEFT
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, path).merge_and_unload().requires_grad_(True)  # as any other model
+        except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+            raise ValueError(f"{path}: its adapter does not fit {base} ({_brief(error)})") from error
 
 
 def load_weights(model_class: Any, path: str, dtype: str | torch.dtype = "auto", **settings: Any) -> PreTrainedModel:

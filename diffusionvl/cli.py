@@ -1,26 +1,28 @@
 """The `diffusionvl` command."""
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 from .command_line import Parser, fail
 
+# Commands that are modules with parsers of their own.
+OWN_PARSERS = {
+    "train": "finetune by block diffusion or autoregression",
+    "merge": "merge a LoRA adapter into its base",
+    "infer": "answer a question",
+    "doctor": "tell versions, devices, kernels and what is missing for what",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `diffusionvl assemble | convert | translate | export | train | infer`."""
+    """Runs `diffusionvl assemble | convert | translate | export | train | merge | infer | doctor`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    # train and infer have parsers of their own, which take all that follows.
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "train":
-        from .train import main as train
-
-        return train(rest)
-    if arguments.command == "infer":
-        from .infer import main as infer
-
-        return infer(rest)
+    if arguments.command in OWN_PARSERS:  # takes all that follows
+        return importlib.import_module(f".{arguments.command}", __package__).main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     own = {"assemble": _assemble, "convert": _convert, "translate": _translate, "export": _export}
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The parser of the command; `train` and `infer` are known to it by their names alone."""
+    """The parser of the command; `OWN_PARSERS` are known to it by their names alone."""
     parser = Parser(prog="diffusionvl", description="Block-diffusion vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     assemble = commands.add_parser("assemble", help="join a language model and a vision tower into an AR checkpoint")
@@ -63,7 +65,7 @@ def build_parser() -> Parser:
     export = commands.add_parser("export", help="copy a block-diffusion checkpoint and add its code, for the hub")
     export.add_argument("folder", help="folder of the checkpoint")
     export.add_argument("out", help="new folder, which loads where this package is not installed")
-    for name, text in (("train", "finetune by block diffusion or autoregression"), ("infer", "answer a question")):
+    for name, text in OWN_PARSERS.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
 

@@ -44,7 +44,13 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     if model_args.trust_remote_code:
         trust_remote_code(model_args.model)
     processor = load_processor(model_args.model)
-    model = load_model(model_args.model, model_args.dtype)
+    if model_args.lora_r is None:
+        model = load_model(model_args.model, model_args.dtype)
+    else:
+        from .training.lora import add_adapter, quantization_settings  # needs PEFT
+
+        model = load_model(model_args.model, model_args.dtype, **quantization_settings(model_args))
+        model = add_adapter(model, model_args, args)
     train = build_rows(data.train_records, data, args, processor, model.config)
     evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
     return BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
@@ -88,10 +94,14 @@ def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusio
     try:
         model = build_meta_model(load_config(model_args.model), model_args.dtype)
         check_objective(model.config, args.objective)
+        if model_args.lora_r is not None:
+            from .training.lora import add_adapter
+
+            model = add_adapter(model, model_args, args)
         if args.train_modules is not None:
             freeze_others(model, args.train_modules)
         rows = build_rows(data.train_records, data, args, load_processor(model_args.model), model.config)
-        print(plan(model, rows, args, data.max_length))
+        print(plan(model, rows, args, data.max_length, model_args.quantization is not None))
     except (OSError, ValueError, RuntimeError) as error:
         return _fail(error)
     return 0

@@ -5,6 +5,7 @@ import torch
 from helpers import build_picture
 from PIL import Image, ImageFile
 from tiny_towers import save_clip, save_siglip
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
 from diffusionvl.checkpoint import load_processor
@@ -64,3 +65,4 @@ def _fresh():
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # importing lmms-eval sets it
     logging.set_verbosity_warning()
     logging.enable_progress_bar()
+    unset_hf_deepspeed_config()

@@ -77,6 +77,19 @@ def assert_loads(folder):
 
 
 @pytest.mark.slow
+def test_an_adapter_trains_under_zero2_as_in_one_process(recipe, tmp_path):  # noqa: F811
+    for name, engine, world_size in (("alone", "ddp", 1), ("zero2", "zero2", 2)):
+        argv = [*arguments(recipe, tmp_path / name, engine), "--lora_r", "4"]
+        assert processes.run(processes.train, argv, world_size=world_size) == [0] * world_size
+    assert losses(tmp_path / "zero2") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    expected = load_file(tmp_path / "alone/adapter_model.safetensors")
+    found = load_file(tmp_path / "zero2/adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_one_process_that_is_told_stops_all(recipe, alone, tmp_path):  # noqa: F811
     run(recipe, tmp_path, "ddp", term=("on_step_begin", 2), expected=143)
     assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-3")

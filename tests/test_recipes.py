@@ -1,13 +1,18 @@
 """The recipes of the paper's models hold the reference's hyperparameters (its training scripts; paper, section 4)."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from diffusionvl.cli import build_parser
 from diffusionvl.modeling.families import MODULES
+from diffusionvl.train import main
 from diffusionvl.training.arguments import parse_arguments
 
+ANSWER = {"from": "gpt", "value": "no"}
 # In every stage; besides, AdamW and rows of at most 8192 tokens.
 SHARED = {
     "num_train_epochs": 1,
@@ -73,4 +78,18 @@ def test_the_ar_baseline_is_the_translation_with_another_objective(pytestconfig)
         for recipe in ("qwen2_5_7b_siglip2_translate", "llava_qwen_ar")
     )
     differ = {name for name, value in baseline.items() if diffusion[name] != value and not name.startswith("_")}
-    assert differ - {"distributed_state", "accelerator_config"} == {"model", "output_dir", "objective"}
+    built = {"distributed_state", "accelerator_config", "deepspeed_plugin", "hf_deepspeed_config"}
+    assert differ - built == {"model", "output_dir", "objective"}
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_dry_runs(path, base_dir, translated_dir, pictures, tmp_path, capsys):
+    """On a tiny model and a record of one's own; 8 GPUs."""
+    record = {"image": pictures[0], "conversations": [{"from": "human", "value": "<image>is it?"}, ANSWER]}
+    (tmp_path / "records.json").write_text(json.dumps([record]), encoding="utf-8")
+    objective = yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]
+    model = base_dir if objective == "ar" else translated_dir
+    argv = ["--model", model, "--train_records", str(tmp_path / "records.json"), "--image_root", "/"]
+    assert main([str(path), *argv, "--dry_run", "--dry_run_processes", "8"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{section}" in f"\n{out}" for section in ("model", "batch", "steps", "memory"))

@@ -100,6 +100,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = True
+    _tied_weights_keys: dict[str, str] = {}  # of its own; PEFT adds the base's where it finds this
     _supports_flash_attn = False
 
     def __init__(self, config: DiffusionVLConfig, base: PreTrainedModel | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
+from transformers.utils import is_peft_available
 
 from ..command_line import Parser
 from ..data.conversation import SUPERVISIONS
@@ -21,6 +22,7 @@ from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
 
 OBJECTIVES = ("block_diffusion", "ar")
+QUANTIZATIONS = ("4bit",)
 STAGES = ("ar", "align", "translate")
 DTYPES = ("float32", "bfloat16", "auto")
 LEAST = {
@@ -51,9 +53,28 @@ class ModelArguments:
     )
     dtype: str = field(default="float32", metadata={"help": f"type of the weights, one of {DTYPES}"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run code from the model's folder or repository"})
+    lora_r: int | None = field(default=None, metadata={"help": "rank of LoRA matrices; without it all is trained"})
+    lora_alpha: int | None = field(default=None, metadata={"help": "their scale is lora_alpha / lora_r; 2 by default"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of them"})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "names of the linear layers that get them, such as q_proj; all by default"}
+    )
+    quantization: str | None = field(default=None, metadata={"help": "4bit: QLoRA, by bitsandbytes on an NVIDIA GPU"})
 
     def __post_init__(self) -> None:
         _check("dtype", self.dtype, DTYPES)
+        if self.lora_r is not None and self.lora_r < 1:
+            raise ValueError(f"lora_r must be at least 1, got {self.lora_r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
+        if self.quantization is not None:
+            _check("quantization", self.quantization, QUANTIZATIONS)
+        others = ("lora_alpha", "lora_dropout", "lora_target_modules", "quantization")
+        given = [name for name in others if getattr(self, name)]
+        if self.lora_r is not None and not is_peft_available():
+            raise ValueError("lora_r needs PEFT; install it with `pip install 'diffusionvl[train]'`")
+        if self.lora_r is None and given:
+            raise ValueError(f"{given[0]} does nothing without lora_r; give lora_r, such as 16")
 
 
 @dataclass

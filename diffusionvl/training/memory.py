@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..modeling.families import module_of
 from .arguments import BlockDiffusionConfig
 
+QUANTIZED_BYTES = 0.52  # half a byte, and the scales of NF4 with double quantisation
 OPTIMIZER_STATES = 2  # of AdamW: the mean of the gradient and of its square
 
 
@@ -55,7 +56,14 @@ def engine_of(args: BlockDiffusionConfig) -> Engine:
     return Engine("DDP", 0, 0, False)
 
 
-def estimate(model: PreTrainedModel, args: BlockDiffusionConfig, tokens: int, losses: int, patches: int) -> list[Item]:
+def estimate(
+    model: PreTrainedModel,
+    args: BlockDiffusionConfig,
+    tokens: int,
+    losses: int,
+    patches: int,
+    quantized: bool = False,
+) -> list[Item]:
     """The memory of a training step.
 
     Args:
@@ -64,6 +72,7 @@ def estimate(model: PreTrainedModel, args: BlockDiffusionConfig, tokens: int, lo
         tokens: B x T of a batch, padding included.
         losses: M of a batch.
         patches: Image patches of a batch.
+        quantized: Whether the language model's frozen linear layers are loaded in four bits.
 
     Returns:
         The lines of the estimate; their sum is the peak. Fragments, NCCL's and CUDA's own buffers come on top, a
@@ -74,14 +83,15 @@ def estimate(model: PreTrainedModel, args: BlockDiffusionConfig, tokens: int, lo
     width = 2 if half and engine.master else model.dtype.itemsize
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    spread = {name: processes if engine.zero >= stage else 1 for name, stage in (("weights", 3), ("rest", 2))}
+    packed = _quantized(model) if quantized else 0
+    over_weights, over_rest = (processes if engine.zero >= stage else 1 for stage in (3, 2))
     on_gpu = 0 if engine.offload else 1
     states = OPTIMIZER_STATES * max(engine.master, width) + engine.master
-    share = {name: f" / {number}" if number > 1 else "" for name, number in spread.items()}
     items = [
-        Item("weights", on_gpu * width * total / spread["weights"], f"{width} P{share['weights']}"),
-        Item("gradients", width * trained / spread["rest"], f"{width} P_t{share['rest']}"),
-        Item("optimizer", on_gpu * states * trained / spread["rest"], f"{states} P_t{share['rest']}"),
+        Item("weights", on_gpu * width * (total - packed) / over_weights, f"{width} P{_over(over_weights)}"),
+        Item("weights in 4 bits", QUANTIZED_BYTES * packed, f"{QUANTIZED_BYTES} of each"),
+        Item("gradients", width * trained / over_rest, f"{width} P_t{_over(over_rest)}"),
+        Item("optimizer", on_gpu * states * trained / over_rest, f"{states} P_t{_over(over_rest)}"),
     ]
     language, vision = Part.of(model, "language_model"), Part.of(model, "vision_tower")
     if engine.zero == 3:
@@ -102,6 +112,23 @@ def estimate(model: PreTrainedModel, args: BlockDiffusionConfig, tokens: int, lo
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     items.append(Item("logits", (8 + act) * losses * vocabulary, f"{8 + act} M V"))
     return items
+
+
+def _over(number: int) -> str:
+    return f" / {number}" if number > 1 else ""
+
+
+def _quantized(model: PreTrainedModel) -> int:
+    """Parameters that QLoRA loads in four bits."""
+    head = model.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and module_of(name) == "language_model"
+        and not module.weight.requires_grad
+    )
 
 
 class Part(NamedTuple):

@@ -26,7 +26,13 @@ def build_meta_model(config: PreTrainedConfig, dtype: str | torch.dtype) -> PreT
         return auto_class(config).from_config(config, **settings)
 
 
-def plan(model: PreTrainedModel, rows: Any, args: BlockDiffusionConfig, max_length: int | None = None) -> str:
+def plan(
+    model: PreTrainedModel,
+    rows: Any,
+    args: BlockDiffusionConfig,
+    max_length: int | None = None,
+    quantized: bool = False,
+) -> str:
     """The plan of a run, as text.
 
     Args:
@@ -34,6 +40,7 @@ def plan(model: PreTrainedModel, rows: Any, args: BlockDiffusionConfig, max_leng
         rows: The training data set.
         args: Settings; `dry_run_processes` says on how many GPUs.
         max_length: The longest clean stream, if there is a limit.
+        quantized: Whether the language model is loaded in four bits.
 
     Raises:
         DataError: The first records can not be used.
@@ -43,7 +50,12 @@ def plan(model: PreTrainedModel, rows: Any, args: BlockDiffusionConfig, max_leng
     if len(rows) == 0:
         raise ValueError("train_records hold no record")
     batch = rows.collate([rows[index % len(rows)] for index in range(size)])
-    sections = (_model(model), _batch(batch, size), _steps(len(rows), args), _memory(model, batch, args, max_length))
+    sections = (
+        _model(model),
+        _batch(batch, size),
+        _steps(len(rows), args),
+        _memory(model, batch, args, max_length, quantized),
+    )
     return "\n".join(
         f"{name:8}{lines[0]}" + "".join(f"\n        {line}" for line in lines[1:]) for name, lines in sections
     )
@@ -89,7 +101,7 @@ def _steps(rows: int, args: BlockDiffusionConfig) -> tuple[str, list[str]]:
 
 
 def _memory(
-    model: PreTrainedModel, batch: dict[str, Any], args: BlockDiffusionConfig, max_length: int | None
+    model: PreTrainedModel, batch: dict[str, Any], args: BlockDiffusionConfig, max_length: int | None, quantized: bool
 ) -> tuple[str, list[str]]:
     patches = 0
     if "pixel_values" in batch:  # rows of patches or images as a whole: the tower's first convolution takes patches
@@ -97,7 +109,7 @@ def _memory(
         patches = batch["pixel_values"].numel() // (first.in_channels * math.prod(first.kernel_size))
     losses = int((batch["labels"] != IGNORED).sum())  # at t = 1; half of them on average
     tokens = batch["input_ids"].numel()
-    items = estimate(model, args, tokens, losses, patches)
+    items = estimate(model, args, tokens, losses, patches, quantized)
     lines = [
         f"{_total(items)} a GPU with {engine_of(args).name}, an estimate for this batch; P parameters, P_t trained, "
         "M supervised tokens, V vocabulary"
@@ -105,7 +117,7 @@ def _memory(
     lines += [f"{item.name}: {_size(item.bytes)} = {item.formula}" for item in items if item.bytes]
     if max_length is not None:
         rows = len(batch["labels"]) * max_length
-        longest = estimate(model, args, 2 * rows, rows, patches)
+        longest = estimate(model, args, 2 * rows, rows, patches, quantized)
         lines.append(
             f"{_total(longest)} for rows of {max_length:,} clean tokens and as many noisy ones, all supervised"
         )

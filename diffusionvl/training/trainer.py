@@ -16,7 +16,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
-from ..checkpoint import load_model
+from ..checkpoint import adapter_base, load_model
 from ..data.records import DataError
 from ..modeling.block_masks import PADDING
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -228,7 +228,8 @@ class BlockDiffusionTrainer(Trainer):
         Checkpoints hold the hub's names of a base's weights. transformers' own method compares them with the model's
         names as they are, and goes on with the weights that it did not find.
         """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have checkpoints of their own
+        is_adapter = adapter_base(resume_from_checkpoint) is not None
+        if is_adapter or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have checkpoints of their own
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         model = self.model if model is None else model
