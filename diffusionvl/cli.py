@@ -47,9 +47,15 @@ def build_parser() -> Parser:
     assemble.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of weights")
     assemble.add_argument("--seed", type=int, default=0, help="seed of the new projector (0)")
     convert = commands.add_parser("convert", help="read another program's checkpoint into Hugging Face's layout")
-    convert.add_argument("layout", choices=["llada"], help="whose checkpoint it is: LLaDA's, as a Llama")
+    convert.add_argument(
+        "layout",
+        choices=["llada", "hustvl"],
+        help="whose checkpoint it is: LLaDA's, as a Llama; or the DiffusionVL reference's, as it is",
+    )
     convert.add_argument("folder", help="folder of the checkpoint")
     convert.add_argument("out", help="new folder for the converted checkpoint")
+    convert.add_argument("--to-reference", action="store_true", help="hustvl: write ours in the reference's layout")
+    convert.add_argument("--mask-token-id", type=int, help="hustvl: the mask token's id; the reference's own (151671)")
     translate = commands.add_parser("translate", help="turn an AR checkpoint into a block-diffusion one")
     translate.add_argument("base", help="AR checkpoint: a folder or a hub id")
     translate.add_argument("--out", required=True, help="folder for the block-diffusion checkpoint")
@@ -87,15 +93,24 @@ def _assemble(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     """Converts and saves a checkpoint."""
-    from .integrations.llada import convert_llada, save_conversion
+    from .integrations import hustvl, llada
 
+    mask = {} if arguments.mask_token_id is None else {"mask_token_id": arguments.mask_token_id}
     try:
+        if arguments.layout == "llada" and (mask or arguments.to_reference):
+            raise ValueError("--to-reference and --mask-token-id are settings of hustvl; leave them out for llada")
         _make_folder(Path(arguments.out), new=True)
-        conversion = convert_llada(arguments.folder)
-        save_conversion(conversion, arguments.out)
+        if arguments.to_reference:
+            hustvl.convert_to_reference(arguments.folder, arguments.out, **mask)
+        elif arguments.layout == "hustvl":
+            hustvl.save_conversion(hustvl.convert_hustvl(arguments.folder, **mask), arguments.out)
+        else:
+            conversion = llada.convert_llada(arguments.folder)
+            llada.save_conversion(conversion, arguments.out)
+            print(f"{conversion.model.num_parameters() / 1e6:.1f} M parameters")
     except (OSError, ValueError) as error:
         return fail("diffusionvl convert", error)
-    print(f"{conversion.model.num_parameters() / 1e6:.1f} M parameters\nwrote {arguments.out}")
+    print(f"wrote {arguments.out}")
     return 0
 
 

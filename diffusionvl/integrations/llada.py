@@ -9,17 +9,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import (
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+from .weights import load_renamed, read_weights, rename_weights
 
 PREFIX = "model.transformer."
 OUTER_NAMES = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
@@ -70,7 +68,7 @@ class Conversion(NamedTuple):
         tokenizer: Its tokenizer.
     """
 
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -86,8 +84,8 @@ def convert_llada(folder: str) -> Conversion:
     settings = read_settings(Path(folder))
     tokenizer = convert_tokenizer(folder, settings["mask_token_id"])
     config = convert_config(settings, tokenizer)
-    weights = convert_weights(read_weights(Path(folder)), config, folder)
-    model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype)
+    weights = rename_weights(read_weights(Path(folder)), llama_names(config), config, folder, "Llama")
+    model = load_renamed(config, weights)
     ends = {tokenizer.eos_token_id, settings.get("eos_token_id", tokenizer.eos_token_id)}
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=sorted(ends), pad_token_id=config.pad_token_id
@@ -143,27 +141,6 @@ def convert_config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
     )
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Reads every `.safetensors` file of a folder.
-
-    Raises:
-        ValueError: There is none, or one is broken.
-    """
-    weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        weights |= _load_shard(path)
-    if not weights:
-        raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
-    return weights
-
-
-def _load_shard(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is broken ({error}); copy it again") from error
-
-
 def llama_names(config: LlamaConfig) -> dict[str, str]:
     """A Llama's name of each of LLaDA's weights."""
     names = {f"{PREFIX}{ours}.weight": f"{theirs}.weight" for ours, theirs in OUTER_NAMES.items()}
@@ -173,26 +150,6 @@ def llama_names(config: LlamaConfig) -> dict[str, str]:
         for ours, theirs in BLOCK_NAMES.items():
             names[f"{PREFIX}blocks.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
     return names
-
-
-def convert_weights(weights: dict[str, Tensor], config: LlamaConfig, folder: str) -> dict[str, Tensor]:
-    """LLaDA's weights by a Llama's names.
-
-    Raises:
-        ValueError: One is missing, left over or of another shape than the config says.
-    """
-    names = llama_names(config)
-    for what, some in (("lacks weights", names.keys() - weights), ("has weights of no Llama", weights.keys() - names)):
-        if some:
-            raise ValueError(f"{folder}: {what}, such as {sorted(some)[:3]} ({len(some)} in all); copy it from the hub")
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in LlamaForCausalLM(config).state_dict().items()}
-    for name, renamed in names.items():
-        if weights[name].shape != shapes[renamed]:
-            found, expected = [*weights[name].shape], [*shapes[renamed]]
-            raise ValueError(f"{folder}: {name!r} has shape {found}, its config.json wants {expected}; mend the config")
-    config.dtype = weights[f"{PREFIX}wte.weight"].dtype
-    return {renamed: weights[name] for name, renamed in names.items()}
 
 
 def convert_tokenizer(folder: str, mask_token_id: int) -> PreTrainedTokenizerBase:
