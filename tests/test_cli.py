@@ -53,9 +53,9 @@ def test_translate_train_infer(base_dir, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--help"], ["assemble", "convert", "translate", "train", "infer"]),
+        (["--help"], ["assemble", "convert", "translate", "export", "train", "infer"]),
         (["assemble", "--help"], ["--lm", "--vision", "--image-grid", "--projector", "--dtype", "--seed"]),
-        (["convert", "--help"], ["{llada}"]),
+        (["convert", "--help"], ["{llada,hustvl}", "--to-reference"]),
         (["translate", "--help"], ["--out", "--block-size", "--position-mode", "--block-origin"]),
         (["train", "--help"], ["diffusionvl train [recipe.yaml]", "--objective"]),
         (["infer", "--help"], ["--image", "--denoising-steps"]),
