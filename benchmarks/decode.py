@@ -56,7 +56,7 @@ class Measured:
     task: str
     contender: str
     batch: int
-    quality: float = 0.0
+    quality: float | None = None
     tokens: int = 0
     forwards: float = 0.0
     seconds: float = 0.0
@@ -116,23 +116,25 @@ def compare(
     task: str,
     contenders: dict[str, Callable[[Batch], Answers]],
     batches: list[Batch],
-    judge: Callable[[int, list[int]], float],
+    judge: Callable[[list[Measured]], None],
     repeats: int,
+    warm_up: bool,
 ) -> list[Measured]:
-    """Lets contenders decode the same batches in turn; the first batch is decoded once more, before, to warm up.
+    """Lets contenders decode the same batches in turn.
 
     Args:
         task: Its name.
         contenders: By name.
         batches: Prompts.
-        judge: Quality of the answer to a prompt, by its number.
+        judge: Writes the quality of each.
         repeats: How often each batch is decoded; its time is the median.
+        warm_up: Whether to decode the first batch once more, before.
     """
     size = len(batches[0].alone)
     results = [Measured(task, name, size) for name in contenders]
     for number, batch in enumerate(batches):
         for result, decode in zip(results, contenders.values(), strict=True):
-            if number == 0:
+            if warm_up and number == 0:
                 decode(batch)
             runs = [peak_memory(partial(decode, batch)) for _ in range(repeats)]
             result.seconds += statistics.median(answers.seconds for answers, _ in runs)
@@ -142,13 +144,14 @@ def compare(
             result.tokens += sum(map(len, answers.tokens))
             result.forwards += answers.forwards
             result.ids += answers.tokens
+    judge(results)
     for result in results:
-        result.quality = statistics.mean(judge(number, ids) for number, ids in enumerate(result.ids))
+        quality = "" if result.quality is None else f"  quality {result.quality:.3f}"
         print(
-            f"{result.task:22s} {result.contender:18s} batch {result.batch:2d}  "
+            f"{result.task:16s} {result.contender:21s} batch {result.batch:2d}  "
             f"{result.tokens_per_second:8.1f} tokens/s  {result.forwards / result.tokens:6.3f} forwards/token  first "
             f"{1e3 * result.first_block_seconds:8.1f} ms  "
-            f"peak {result.peak_mib:6.0f} MiB  quality {result.quality:.3f}",
+            f"peak {result.peak_mib:6.0f} MiB{quality}",
             flush=True,
         )
     return results
@@ -170,14 +173,19 @@ def trained_task(arguments: argparse.Namespace, batch: int) -> list[Measured]:
         "full": lambda batch: decode_fully(model, batch.together, **{**own, "ends": []}, measured=64),
         "reference, static": lambda batch: decode_like_the_reference(model, batch.alone, **own),
         "reference, dynamic": lambda batch: decode_like_the_reference(model, batch.alone, **own, **dynamic),
+        "ours, separate commit": lambda batch: decode_by_generate(model, batch, **own, fused_commit=False),
         "ours, static": lambda batch: decode_by_generate(model, batch, **own),
         "ours, dynamic": lambda batch: decode_by_generate(model, batch, **own, **dynamic),
     }
 
-    def exact(number: int, ids: list[int]) -> float:
-        return float(processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer(records[number]))
+    def judge(results: list[Measured]) -> None:
+        for result in results:
+            texts = processor.tokenizer.batch_decode(result.ids, skip_special_tokens=True)
+            result.quality = statistics.mean(
+                text.strip() == answer(one) for text, one in zip(texts, records, strict=True)
+            )
 
-    return compare("easy-VQA, long", contenders, batches, exact, arguments.repeats)
+    return compare("easy-VQA, long", contenders, batches, judge, arguments.repeats, warm_up=True)
 
 
 def build_random(block_size: int) -> DiffusionVLForConditionalGeneration:
@@ -200,7 +208,7 @@ def build_random(block_size: int) -> DiffusionVLForConditionalGeneration:
 
 
 def random_task(arguments: argparse.Namespace, batch: int, tokens: int) -> list[Measured]:
-    """Answers of a fixed length by random weights; quality is the share of tokens that agree with the reference."""
+    """Answers of a fixed length by random weights; quality is the share of tokens that agree with the reference's."""
     model = build_random(arguments.block_size)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 49151, (batch, arguments.prompt_tokens), generator=generator)
@@ -211,14 +219,21 @@ def random_task(arguments: argparse.Namespace, batch: int, tokens: int) -> list[
         "AR": lambda batch: decode_by_generate(model.base, batch, **own),
         "full": lambda batch: decode_fully(model, batch.together, measured=4, **own),
         "reference, static": lambda batch: decode_like_the_reference(model, batch.alone, **own),
+        "ours, separate commit": lambda batch: decode_by_generate(model, batch, **own, fused_commit=False),
         "ours, static": lambda batch: decode_by_generate(model, batch, **own),
     }
-    expected = decode_like_the_reference(model, rows, **own).tokens
 
-    def agreement(number: int, found: list[int]) -> float:
-        return statistics.mean(one == other for one, other in zip(found, expected[number], strict=True))
+    def judge(results: list[Measured]) -> None:
+        expected = next(result for result in results if result.contender.startswith("reference"))
+        for result in results:
+            if result.contender.startswith("ours"):
+                pairs = [
+                    pair for rows in zip(result.ids, expected.ids, strict=True) for pair in zip(*rows, strict=True)
+                ]
+                result.quality = statistics.mean(one == other for one, other in pairs)
 
-    return compare(f"135M random, {tokens} tokens", contenders, [Batch(together, rows)], agreement, arguments.repeats)
+    batches = [Batch(together, rows)]
+    return compare(f"135M, {tokens} tokens", contenders, batches, judge, arguments.repeats_random, warm_up=False)
 
 
 def draw(results: list[Measured], path: Path) -> None:
@@ -272,7 +287,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[64, 256], help="lengths that the random model writes")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="of the random model's prompts")
     parser.add_argument("--block-size", type=int, default=8, help="of the random model")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="of easy-VQA")
+    parser.add_argument("--repeats-random", type=int, default=1, help="of the random model")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--chart", type=Path, help="draw them here")
     arguments = parser.parse_args()
