@@ -205,8 +205,10 @@ def test_a_stream_that_is_closed_aborts_its_request(translated_dir, some_request
     assert_empty(engine)
     assert [chunk.tokens for chunk in engine.stream(request)] == [first.tokens]
     other = Engine(model, max_length=128)
+    foreign = ask(other, some_requests[0])
     with pytest.raises(ValueError, match="another engine"):
-        next(engine.stream(ask(other, some_requests[0])))
+        next(engine.stream(foreign))
+    assert not foreign.finished
 
 
 @pytest.mark.parametrize(
@@ -383,6 +385,16 @@ def test_sub_blocks_reuse_the_keys_and_values_of_the_others(translated_dir, proc
         expected = decode_by_sub_blocks_slowly(model, inputs, 4, 4, 24)
     assert found[0, first:].tolist() == expected
     assert not torch.equal(found, exact)
+
+
+def test_sub_blocks_of_a_block_that_holds_the_prompt(translated_dir, processor):
+    """Nothing is in the cache but the window itself."""
+    model = lively(translated_dir, block_origin="absolute", block_size=32)
+    batch = prompts(processor, ("hi",), ("why?",), (LONG,))
+    settings = {"max_new_tokens": 20, "denoising_steps": 16, "sub_block_size": 8, "eos_token_id": None}
+    together = model.generate(**batch, **settings)[:, -20:]
+    for answer, question in zip(together.tolist(), ("hi", "why?", LONG), strict=True):
+        assert answer == alone(model, (prompts(processor, (question,)), settings, 0))[0]
 
 
 def test_the_head_runs_on_masked_places_alone(translated_dir, processor):

@@ -17,7 +17,7 @@ class Place(NamedTuple):
 
     Attributes:
         rows: Slots of the n rows.
-        columns: Column of each token in its slot [n, T], on the cache's device.
+        columns: Column of each token in its slot [n, T].
         start: First column of every row, if they all have the same; else None.
         slots: The rows as a tensor [n], if they start at different columns.
         length: K: the forward sees columns 0 to K - 1 of its slots.
@@ -58,12 +58,14 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         seen = []
         for slots, states in ((self.keys, key_states), (self.values, value_states)):
+            width = states.shape[2]
             if place.start is not None:
-                slots[place.rows, :, place.start : place.start + states.shape[2]] = states
+                slots[place.rows, :, place.start : place.start + width] = states
             elif place.slots is not None:
-                slots[place.slots[:, None], :, place.columns] = states.transpose(1, 2)
-            # Where nothing is in the cache, the new ones are all there are.
-            seen.append(states if place.start == 0 else slots[place.rows, :, : place.length])
+                rows, columns = place.slots[:, None].to(slots.device), place.columns.to(slots.device)
+                slots[rows, :, columns] = states.transpose(1, 2)
+            whole = place.start == 0 and place.length == width  # the new ones are all there are
+            seen.append(states if whole else slots[place.rows, :, : place.length])
         return seen[0], seen[1]
 
     def grow(self, slots: int, capacity: int) -> None:

@@ -171,11 +171,8 @@ class Engine:
         if settings.stop_strings and self.tokenizer is None:
             raise ValueError("stop_strings need a tokenizer; give one to the engine, or to generate()")
         positions = model.position_ids(input_ids, attention_mask, media).cpu()
-        blocks, ids, real = (
-            model.block_ids(input_ids, attention_mask).cpu(),
-            input_ids.cpu(),
-            attention_mask.bool().cpu(),
-        )
+        blocks = model.block_ids(input_ids, attention_mask).cpu()
+        ids, real = input_ids.cpu(), attention_mask.bool().cpu()
         generators = generator if isinstance(generator, Sequence) else [generator] * len(ids)
         deadline = float("inf") if settings.max_time is None else self.clock() + settings.max_time
         requests, canvases, block_size = [], [], model.config.block_size
@@ -238,6 +235,8 @@ class Engine:
             request: What `add_request` returned.
             drafts: Yield the block after every denoising step, too.
         """
+        if not request.finished and request not in [*self.running, *self.waiting]:
+            raise ValueError("this request was added to another engine; stream it from there")
         sent = shown = 0
         try:
             while True:
@@ -251,8 +250,6 @@ class Engine:
                     shown = request.forwards
                     yield Chunk(self.draft(request), draft=True)
                     continue
-                if not self.busy:
-                    raise ValueError("this request was added to another engine; stream it from there")
                 self.step()
         finally:
             self.abort(request)
