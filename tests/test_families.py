@@ -25,6 +25,18 @@ from diffusionvl.translation import save_translation, translate
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
 
 
+def test_the_page_lists_every_family(request):
+    """`docs/models.md` and the tests speak of the same families; a variant, behind a colon, shares its family's row."""
+    page = (request.config.rootpath / "docs/models.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.endswith(" |")]
+    listed = {row[0]: (row[1].strip("`"), row[2]) for row in rows if len(row) == 4 and row[1].startswith("`")}
+    tested = {}
+    for name, (build, images) in FAMILIES.items():
+        base, _ = build()
+        tested.setdefault(name.partition(":")[0], (base.config.model_type, "images, text" if images else "text"))
+    assert listed == tested
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory, pictures):
     """A family's folders, its translation (blocks of 4) and its processor, and questions that it can read."""
@@ -124,6 +136,19 @@ def test_images_in_a_noisy_block_are_as_in_its_place(family, monkeypatch):
         ).logits
         found = family.model(ids, **tags, **media).logits[:, noisy]
     assert_same(found, expected)
+
+
+def test_one_token_ends_a_response_everywhere(family):
+    """Gemma's `<end_of_turn>` is not its end of sequence; decoding stops at both."""
+    tokenizer, config = family.processor.tokenizer, family.model.config
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>" if tokenizer.eos_token == "<eos>" else "<|im_end|>")
+    assert config.end_of_turn_ids == [end]
+    assert set(family.model.generation_config.eos_token_ids) == {end, tokenizer.eos_token_id}
+    batch = collated(family.model, family.processor, family.records)
+    for labels in batch["labels"]:
+        supervised = labels[labels != IGNORED]
+        assert supervised[-1] == end
+        assert tokenizer.eos_token_id == end or tokenizer.eos_token_id not in supervised
 
 
 def decode_slowly(model, inputs, new):

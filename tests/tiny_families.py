@@ -40,8 +40,21 @@ IMAGE_TEMPLATE = """\
 """
 
 
-def build_tokenizer(template: str, image: str = "<image>", **special: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with ChatML's tokens; `special` are tokens by the names that a processor knows them by."""
+def build_tokenizer(
+    template: str, image: str = "<image>", eos: str = "<|im_end|>", **special: str
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with ChatML's tokens, or Gemma's where its end of sequence is `<eos>`.
+
+    Args:
+        template: Chat template; `IMAGE` stands for an image.
+        image: What the template writes for an image.
+        eos: The end of sequence.
+        **special: Tokens by the names that a processor knows them by.
+    """
+    turn = {"start_of_turn": "<|im_start|>", "end_of_turn": "<|im_end|>"}
+    if eos == "<eos>":
+        turn = {"start_of_turn": "<start_of_turn>", "end_of_turn": "<end_of_turn>"}
+        template = template.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,9 +63,9 @@ def build_tokenizer(template: str, image: str = "<image>", **special: str) -> Pr
     tokenizer.train_from_iterator([WORDS, "system\nuser\nassistant\n"], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
+        eos_token=eos,
         pad_token="<|endoftext|>",
-        extra_special_tokens={"start_token": "<|im_start|>", "image_token": "<image>", **special},
+        extra_special_tokens={**turn, "image_token": "<image>", **special},
         chat_template=template.replace("IMAGE", repr(image)),
         clean_up_tokenization_spaces=False,
     )
@@ -90,9 +103,9 @@ def vision_config(**changes) -> dict:
     }
 
 
-def build_text_model(name: str, **changes) -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_text_model(name: str, eos: str = "<|im_end|>", **changes) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A text model of transformers by the name of its classes, such as `Llama`."""
-    tokenizer = build_tokenizer(TEXT_TEMPLATE)
+    tokenizer = build_tokenizer(TEXT_TEMPLATE, eos=eos)
     config_class = getattr(transformers, f"{name}ForCausalLM").config_class
     config = config_class(**text_config(tokenizer, **changes))
     return getattr(transformers, f"{name}ForCausalLM")(config), TextProcessor(tokenizer)
@@ -214,7 +227,7 @@ def build_idefics(name: str, **images) -> tuple[PreTrainedModel, ProcessorMixin]
 def build_gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Gemma 3: the tokens of a picture see one another; most layers have a sliding window."""
     tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    tokenizer = build_tokenizer(IMAGE_TEMPLATE, "<start_of_image>", **tokens)
+    tokenizer = build_tokenizer(IMAGE_TEMPLATE, "<start_of_image>", "<eos>", **tokens)
     text = text_config(tokenizer, head_dim=8, sliding_window=6, sliding_window_pattern=2)
     config = transformers.Gemma3Config(
         vision_config=transformers.SiglipVisionConfig(**vision_config(patch_size=4, vision_use_head=False)),
@@ -252,19 +265,21 @@ QWEN3_VISION = {
 FAMILIES = {
     "Llama": Family(lambda: build_text_model("Llama")),
     "Qwen2": Family(lambda: build_text_model("Qwen2")),
-    "Qwen2 (sliding window)": Family(
+    "Qwen2: sliding window": Family(
         lambda: build_text_model("Qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1)
     ),
     "Qwen3": Family(lambda: build_text_model("Qwen3", head_dim=8)),
     "Mistral": Family(lambda: build_text_model("Mistral", sliding_window=6)),
-    "Gemma 2": Family(lambda: build_text_model("Gemma2", head_dim=8, sliding_window=6, attn_logit_softcapping=0.5)),
-    "Gemma 3 (text)": Family(
-        lambda: build_text_model("Gemma3", head_dim=8, sliding_window=6, sliding_window_pattern=2)
+    "Gemma 2": Family(
+        lambda: build_text_model("Gemma2", "<eos>", head_dim=8, sliding_window=6, attn_logit_softcapping=0.5)
+    ),
+    "Gemma 3 text": Family(
+        lambda: build_text_model("Gemma3", "<eos>", head_dim=8, sliding_window=6, sliding_window_pattern=2)
     ),
     "Phi-3": Family(lambda: build_text_model("Phi3", sliding_window=6)),
     "OLMo 2": Family(lambda: build_text_model("Olmo2")),
     "SmolLM3": Family(lambda: build_text_model("SmolLM3", no_rope_layer_interval=2)),
-    "SmolLM3 (sliding window)": Family(
+    "SmolLM3: sliding window": Family(
         lambda: build_text_model("SmolLM3", no_rope_layer_interval=2, use_sliding_window=True, sliding_window=6)
     ),
     "Qwen2-VL": Family(lambda: build_qwen("Qwen2VL", {"embed_dim": 32, "hidden_size": 32}), images=True),
@@ -281,8 +296,8 @@ FAMILIES = {
         images=True,
     ),
     "LLaVA": Family(lambda: build_llava("clip"), images=True),
-    "LLaVA (SigLIP)": Family(lambda: build_llava("siglip"), images=True),
-    "LLaVA (Gemma 2)": Family(
+    "LLaVA: SigLIP": Family(lambda: build_llava("siglip"), images=True),
+    "LLaVA: Gemma 2": Family(
         lambda: build_llava("siglip", "Gemma2", head_dim=8, sliding_window=6, attn_logit_softcapping=0.5), images=True
     ),
     "LLaVA-OneVision": Family(build_llava_onevision, images=True),
