@@ -117,7 +117,8 @@ def make_film(
                 ids[column], revealed[column] = token, (index, step.block, confidence)
     columns = sorted(ids)
     texts = token_texts([ids[column] for column in columns], tokenizer)
-    ends = [n for n, column in enumerate(columns) if ids[column] in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = [n for n, column in enumerate(columns) if ids[column] in special]  # of a turn, of a text, or padding
     length = answer_length if answer_length is not None else ends[0] + 1 if ends else len(columns)
     tokens = []
     for number, (column, text) in enumerate(zip(columns, texts, strict=True)):

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from .checkpoint import load_config, load_model, load_processor
 from .data.chat_template import end_of_turn, response_header_ids
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
-from .modeling.families import placeholder_ids
+from .modeling.families import auto_class, placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .suitability import check_config, check_model
 from .text_processor import TextProcessor
@@ -179,4 +179,6 @@ def write_model_card(out: str, config: DiffusionVLConfig, finetuned: bool = Fals
     """Writes `README.md` of a checkpoint folder."""
     environment = Environment(loader=PackageLoader("diffusionvl", "."), undefined=StrictUndefined, trim_blocks=True)
     card = environment.get_template("model_card.md.jinja")
-    Path(out, "README.md").write_text(card.render(config=config, finetuned=finetuned) + "\n", encoding="utf-8")
+    images = auto_class(config.base_config) is AutoModelForImageTextToText
+    text = card.render(config=config, finetuned=finetuned, images=images)
+    Path(out, "README.md").write_text(text + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import sys
 import pytest
 from helpers import QUESTION
 from safetensors.torch import load_file
+from tiny_families import save_base
 from transformers import AutoConfig
 
 from diffusionvl import cli
@@ -48,6 +49,41 @@ def test_translate_train_infer(base_dir, pictures, tmp_path, capsys):
     assert code == 0
     report = json.loads(out)
     assert (report["tokens"], report["settings"]["block_size"]) == (6, 4)
+
+
+@pytest.mark.parametrize(("name", "count"), [("Gemma 2", 0), ("LLaVA-OneVision", 2)])
+def test_the_commands_on_other_families(name, count, pictures, tmp_path, capsys):
+    """A text model, whose checkpoint has a tokenizer alone; and one whose pictures are cut into tiles."""
+    save_base(name, str(tmp_path / "base"))
+    assert run(capsys, "translate", str(tmp_path / "base"), "--out", str(tmp_path / "init"))[0] == 0
+    tag = "image-text-to-text" if count else "text-generation"
+    assert f"pipeline_tag: {tag}\n" in (tmp_path / "init" / "README.md").read_text(encoding="utf-8")
+    question = {"role": "user", "content": [{"type": "image"}] * count + [{"type": "text", "text": QUESTION}]}
+    record = {"images": pictures[:count], "messages": [question, {"role": "assistant", "content": "red"}]}
+    (tmp_path / "records.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    settings = ("--max_steps", "1", "--save_strategy", "no", "--disable_tqdm", "yes")
+    for model, out, more in (("base", "ar", ("--objective", "ar")), ("init", "model", ())):
+        paths = ("--model", str(tmp_path / model), "--output_dir", str(tmp_path / out))
+        assert (
+            run(capsys, "train", *paths, "--train_records", str(tmp_path / "records.jsonl"), *settings, *more)[0] == 0
+        )
+    assert run(capsys, "translate", str(tmp_path / "ar"), "--out", str(tmp_path / "again"))[0] == 0
+    images = [word for picture in pictures[:count] for word in ("--image", picture)]
+    infer = ("infer", "--model", str(tmp_path / "model"), *images, "--prompt", QUESTION, "--device", "cpu", "--json")
+    code, out, _ = run(capsys, *infer, "--max-new-tokens", "6", "--film", str(tmp_path / "film.html"))
+    assert code == 0
+    assert json.loads(out)["tokens"] <= 6
+    assert (tmp_path / "film.html").exists()
+
+
+def test_a_picture_for_a_text_model_is_one_line(pictures, tmp_path, capsys):
+    save_base("Llama", str(tmp_path / "base"))
+    assert run(capsys, "translate", str(tmp_path / "base"), "--out", str(tmp_path / "model"))[0] == 0
+    code, out, err = run(
+        capsys, "infer", "--model", str(tmp_path / "model"), "--image", pictures[0], "--prompt", "why?"
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "reads text alone" in err
 
 
 @pytest.mark.parametrize(

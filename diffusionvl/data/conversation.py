@@ -219,7 +219,7 @@ class ConversationEncoder:
         except ValueError as error:  # such as an image that is far longer than wide
             raise self._refused(images, name, error) from error
         media = {key: value for key, value in inputs.items() if key not in TOKEN_INPUTS}
-        return inputs["input_ids"][0], media
+        return inputs["input_ids"][0].long(), media
 
     def _image_tokens(self, input_ids: Tensor, images: list[Picture], name: str) -> Tensor:
         """As many image tokens as the processor would add to a text; where they stand does not matter to its length."""

@@ -168,6 +168,7 @@ class Engine:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         check_prompts(model, input_ids, attention_mask, media, generator)
+        input_ids = input_ids.long()  # some processors give ids of 32 bits
         if settings.stop_strings and self.tokenizer is None:
             raise ValueError("stop_strings need a tokenizer; give one to the engine, or to generate()")
         positions = model.position_ids(input_ids, attention_mask, media).cpu()

@@ -132,6 +132,7 @@ def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: T
     Returns:
         Integer positions [A, B, L].
     """
+    input_ids = input_ids.long()  # some processors give 32 bits, which the rope index can not take
     types = media_types(base.config, input_ids)
     if position_axes(base.config) == 1 or not bool(types.any()):
         return sequential_positions(attention_mask, position_axes(base.config))

@@ -64,6 +64,8 @@ def check_prompts(
     """
     if input_ids.ndim != 2 or 0 in input_ids.shape:
         raise ValueError(f"prompts must have the shape [B, P] with a token at least, got {[*input_ids.shape]}")
+    if input_ids.is_floating_point():
+        raise ValueError(f"prompts must be token ids, got {input_ids.dtype}")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask has shape {[*attention_mask.shape]}, the prompts have {[*input_ids.shape]}")
     if not bool(attention_mask[:, -1].all()) or bool((attention_mask.long().diff(dim=1) < 0).any()):

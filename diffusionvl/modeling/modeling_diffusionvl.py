@@ -236,7 +236,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
 
     def block_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Block of each clean token [B, L], by `config.block_origin`; 0 in the padding."""
-        blocks = torch.zeros_like(input_ids)
+        blocks = torch.zeros_like(input_ids, dtype=torch.long)
         for row, (ids, real) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
             blocks[row, real] = row_blocks(self.config, ids[real])
         return blocks
