@@ -93,9 +93,11 @@ def load_model(path: str, dtype: str | torch.dtype = "auto", **settings: Any) ->
     base = adapter_base(path)
     if base is None:
         config = load_config(path)
-        if not isinstance(config, DiffusionVLConfig) and caps_scores(
-            config
-        ):  # a block-diffusion model sees to it itself
+        if isinstance(config, DiffusionVLConfig):
+            model = load_weights(auto_class(config), path, dtype, **settings)
+            vars(model.config).pop("auto_map", None)  # of an export; what is saved from here goes without its code
+            return model
+        if caps_scores(config):  # a block-diffusion model sees to it itself
             settings["attn_implementation"] = "eager"
         return load_weights(auto_class(config), path, dtype, **settings)
     from peft import PeftModel  # of the extra `train`

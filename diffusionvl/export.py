@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from .checkpoint import load_config, load_processor
+from .checkpoint import adapter_base, load_config, load_processor
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class
 from .remote_code import is_remote_code
@@ -35,6 +35,8 @@ def export(folder: str, out: str) -> None:
     Raises:
         ValueError: `folder` holds no block-diffusion checkpoint, or lacks files.
     """
+    if adapter_base(folder) is not None:
+        raise ValueError(f"{folder}: holds an adapter; run `diffusionvl merge` on it first")
     config = load_config(folder)
     if not isinstance(config, DiffusionVLConfig):
         raise ValueError(

@@ -13,6 +13,7 @@ from test_cli import run
 from tiny_families import save_base
 from transformers import AutoModelForCausalLM
 
+from diffusionvl import checkpoint
 from diffusionvl.checkpoint import load_processor
 from diffusionvl.translation import save_translation, translate
 
@@ -91,7 +92,9 @@ def test_the_model_card_says_how_to_load_it(checkpoints, tmp_path, capsys):
 
 
 def test_what_can_not_be_exported(base_dir, checkpoints, tmp_path, capsys):
-    broken, empty = tmp_path / "broken", tmp_path / "empty"
+    broken, empty, adapter = tmp_path / "broken", tmp_path / "empty", tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base_dir}))
     shutil.copytree(checkpoints / "image", broken)
     min(broken.glob("*.safetensors")).unlink()
     shutil.copytree(checkpoints / "text", empty)
@@ -99,6 +102,7 @@ def test_what_can_not_be_exported(base_dir, checkpoints, tmp_path, capsys):
     for folder, reason in (
         (base_dir, "a 'qwen2_5_vl' model needs no code; run `diffusionvl translate`"),
         (tmp_path, "holds no checkpoint"),
+        (adapter, "holds an adapter; run `diffusionvl merge`"),
         (broken, "lacks ['model-00001-of-"),
         (empty, "holds no .safetensors file"),
     ):
@@ -108,6 +112,15 @@ def test_what_can_not_be_exported(base_dir, checkpoints, tmp_path, capsys):
     code, _, err = run(capsys, "export", str(checkpoints / "text"), str(checkpoints / "image"))
     assert code == 2
     assert "is there already" in err
+
+
+def test_what_is_saved_from_an_export_names_no_code(checkpoints, tmp_path, capsys):
+    run(capsys, "export", str(checkpoints / "image"), str(tmp_path / "export"))
+    checkpoint.load_model(str(tmp_path / "export")).save_pretrained(tmp_path / "saved")
+    load_processor(str(tmp_path / "export")).save_pretrained(tmp_path / "saved")
+    for name in ("config.json", "processor_config.json"):
+        assert "auto_map" in json.loads((tmp_path / "export" / name).read_text())
+        assert "auto_map" not in json.loads((tmp_path / "saved" / name).read_text())
 
 
 def test_a_checkpoint_needs_no_export(checkpoints):

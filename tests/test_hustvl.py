@@ -287,6 +287,8 @@ def test_it_is_set_as_the_reference_is(references, tmp_path, capsys, name):
         ("enable_bd3lm", None, r"lacks \['enable_bd3lm'\]"),
         ("enable_bd3lm", False, "enable_bd3lm is False"),
         ("mm_projector_type", "linear", "mm_projector_type is 'linear'"),
+        ("text_config", "qwen", "text_config is 'qwen', no config"),
+        ("max_pixels", 5, "min_pixels 3136 and max_pixels 5 are no numbers"),
         ("vision_config", None, r"lacks \['vision_config'\]"),
         ("tie_word_embeddings", True, r"weights of no DiffusionVL, such as \['lm_head.weight'\]"),
         ("text_config", {**TEXT, "num_hidden_layers": 4}, "lacks weights, such as .*model.layers.3.*12 in all"),

@@ -42,7 +42,7 @@ from .hustvl_config import (
 from .weights import empty_model, load_renamed, read_weights, rename_weights
 
 MASK_TOKEN_ID = 151671  # a constant of the reference's code: a row of the embeddings that no token uses
-KINDS = {"qwen2_5_vl": "Qwen/Qwen2.5-VL", "llava_onevision": "Qwen/Qwen2.5-7B-Instruct"}  # by model type, for the card
+MODEL_TYPES = ("qwen2_5_vl", "llava_onevision")
 # Beginnings of a stock model's names and of the reference's; the first that fits is taken.
 QWEN_NAMES = {
     "model.visual.merger.": "model.mm_projector.merger.",
@@ -98,7 +98,7 @@ def convert_hustvl(folder: str, mask_token_id: int = MASK_TOKEN_ID) -> Conversio
         position_mode="sequential",
         block_origin="absolute",
         response_header_ids=response_header_ids(processor),
-        base_model_name_or_path=KINDS[base_config.model_type],
+        base_model_name_or_path=_ar_base(base_config),
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
         pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
         dtype=base_config.dtype,
@@ -146,10 +146,10 @@ def check_like_reference(config: PreTrainedConfig, folder: str, mask_token_id: i
     Raises:
         ValueError: It does not.
     """
-    if not isinstance(config, DiffusionVLConfig) or config.base_config.model_type not in KINDS:
+    if not isinstance(config, DiffusionVLConfig) or config.base_config.model_type not in MODEL_TYPES:
         base = config.base_config if isinstance(config, DiffusionVLConfig) else config
         raise ValueError(
-            f"{folder}: the reference has block-diffusion models of {[*KINDS]}, this is a {base.model_type!r} "
+            f"{folder}: the reference has block-diffusion models of {MODEL_TYPES}, this is a {base.model_type!r} "
             f"model of type {config.model_type!r}"
         )
     wanted = {"position_mode": "sequential", "block_origin": "absolute", "mask_token_id": mask_token_id}
@@ -220,3 +220,10 @@ def build_processor(
         video_token=VIDEO_TOKEN,
         **template,
     )
+
+
+def _ar_base(base_config: PreTrainedConfig) -> str:
+    """The AR model that a release was made from, for the model card; of Qwen2.5-VL, the 3B one has tied embeddings."""
+    if base_config.model_type == "llava_onevision":
+        return "Qwen/Qwen2.5-7B-Instruct"
+    return f"Qwen/Qwen2.5-VL-{'3B' if base_config.tie_word_embeddings else '7B'}-Instruct"

@@ -90,6 +90,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: can not be read ({error}); give the folder of a DiffusionVL checkpoint") from error
     required = [name for name in REQUIRED if not isinstance(settings, dict) or settings.get(name) is None]
+    for name in ("text_config", "vision_config"):
+        if not required and not isinstance(settings.get(name) or {}, dict):
+            raise ValueError(f"{path}: {name} is {settings[name]!r}, no config; copy it from the hub again")
     text = {} if required else settings.get("text_config") or settings
     missing = required or [name for name in TEXT_REQUIRED if text.get(name) is None]
     if missing:
@@ -102,6 +105,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: mm_projector_type is {settings['mm_projector_type']!r}, not {MERGER!r} or {MLP!r}")
     if settings["mm_projector_type"] == MERGER and not settings.get("vision_config"):
         raise ValueError(f"{path}: lacks ['vision_config']; copy it from the hub again")
+    least, most = (settings.get(name) or usual for name, usual in PIXELS.items())
+    if not isinstance(least, int) or not isinstance(most, int) or not 0 < least <= most:
+        raise ValueError(f"{path}: min_pixels {least!r} and max_pixels {most!r} are no numbers of pixels; mend them")
     return settings
 
 
