@@ -4,12 +4,14 @@ import json
 import math
 import shutil
 
+import processes
 import pytest
 import torch
 import transformers
 from helpers import QUESTION, build_picture, prompts
 from PIL import Image
 from test_cli import run
+from test_resume import losses
 from tiny_families import TEXT_TEMPLATE, WORDS, text_config
 from tiny_towers import PATCH, SIDE
 from torch.nn import functional
@@ -433,15 +435,19 @@ def train(capsys, records, model, out, *settings):
     return {module_of(name) for name, value in after.items() if not torch.equal(value, before[name])}
 
 
+def write_records(path, pictures):
+    """A picture in a turn, a picture of another shape, two, and none."""
+    with path.open("w") as file:
+        for paths in (pictures[:1], pictures[1:2], pictures[1:], []):
+            turns = [turn([*[IMAGE] * len(paths), TEXT]), turn("red", "assistant")]
+            file.write(json.dumps({"images": paths, "messages": turns}) + "\n")
+    return path
+
+
 @pytest.mark.parametrize(("tower", "grid"), [("siglip", "anyres"), ("clip", "single")])
 def test_align_translate_train_infer(build, pictures, tmp_path, capsys, tower, grid):
-    """The whole journey by commands: pictures of several shapes in one batch, several in one turn, and none."""
-    content = [[IMAGE], [IMAGE], [IMAGE, IMAGE], []]
-    records = tmp_path / "records.jsonl"
-    with records.open("w") as file:
-        for paths, images in zip((pictures[:1], pictures[1:2], pictures[1:], []), content, strict=True):
-            turns = [turn([*images, TEXT]), turn("red", "assistant")]
-            file.write(json.dumps({"images": paths, "messages": turns}) + "\n")
+    """The whole journey by commands."""
+    records = write_records(tmp_path / "records.jsonl", pictures)
     base, aligned = build(tower, grid), tmp_path / "aligned"
     assert train(capsys, records, base, aligned, "--objective", "ar", "--train_modules", "projector") == {"projector"}
     assert train(capsys, records, aligned, tmp_path / "ar", "--objective", "ar") == set(MODULES)
@@ -463,3 +469,27 @@ def test_a_batch_of_unlike_pictures_decodes_as_each_alone(build, pictures, tmp_p
     together = model.generate(**prompts(processor, *asked), max_new_tokens=6)[:, -6:]
     for row, question in zip(together, asked, strict=True):
         assert torch.equal(model.generate(**prompts(processor, question), max_new_tokens=6)[0, -6:], row)
+
+
+def test_two_processes_train_as_one(build, pictures, tmp_path):
+    """Nothing reads the last norm of the tower, and one of the processes has a batch without a picture."""
+    records = write_records(tmp_path / "records.jsonl", pictures)
+    argv = [
+        "--model",
+        build("siglip", "anyres"),
+        "--train_records",
+        str(records),
+        "--objective",
+        "ar",
+        "--max_steps",
+        "3",
+    ]
+    argv += ["--global_batch_size", "2", "--per_device_train_batch_size", "1", "--gradient_checkpointing", "yes"]
+    argv += ["--save_strategy", "no", "--logging_steps", "1", "--warmup_steps", "0", "--learning_rate", "1e-2"]
+    found = []
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        assert processes.run(processes.train, [*argv, "--output_dir", str(out)], world_size=size) == [0] * size
+        found.append(losses(out))
+    assert len(found[0]) == 3
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
