@@ -13,7 +13,7 @@ from typing import Any
 from diffusionvl.command_line import Parser, fail, table
 from diffusionvl.evaluate import run as running
 from diffusionvl.evaluate.decoding import AR
-from diffusionvl.evaluate.results import RunRecord, read_records
+from diffusionvl.evaluate.results import COSTS, RunRecord, read_records
 
 HEADER = (
     "model",
@@ -105,6 +105,7 @@ def numbers(record: RunRecord, records: Sequence[RunRecord]) -> dict[str, Any]:
         "paper_tokens_per_second": record.metrics["paper_tokens_per_second"],
         "times_ar": speed / ar[0].metrics["tokens_per_second"] if ar else None,
         "times_full_diffusion": speed / full[0].metrics["tokens_per_second"] if full else None,
+        "costs": {name: record.metrics[name] for name in COSTS if name in record.metrics},
         "samples": record.samples,
         "setup": record.setup,
     }

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,11 @@ class DiffusionVLChat(lmms):
         )
         self._told: set[str] = set()
 
+    @property
+    def chat_template(self) -> str:
+        """Asked for by lmms-eval where it is to write prompts itself, which would be written twice."""
+        raise ValueError("the checkpoint's chat template is always applied; leave --apply_chat_template out")
+
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers questions, in batches of one task and one way of decoding."""
         asked = self._asked(requests)
@@ -148,8 +153,7 @@ class DiffusionVLChat(lmms):
                 if previous is not None:
                     rounds[index] = list(previous)
                 if messages is not None:
-                    question = Question(one.question.task, one.question.number, partial(_same, messages))
-                    following[index] = _Asked(question, one.settings, one.length)
+                    following[index] = replace(one, question=replace(one.question, messages=partial(_same, messages)))
             running = following
         return rounds
 
