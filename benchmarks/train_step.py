@@ -83,7 +83,7 @@ def build_batch(layout: str, response: int, side: int, block_size: int) -> dict[
     labels[: image_tokens + PROMPT] = IGNORED
     positions = sequential_positions(torch.ones(1, length), 3)[:, 0]
     row = build_row(ids, labels, block_grid(length, block_size), positions, block_size, END, layout)
-    batch = collate([row], PAD, [IMAGE])
+    batch = collate([[row]], PAD, [IMAGE])
     batch["pixel_values"] = torch.randn(side * side, 3 * 2 * 14 * 14, generator=generator)
     batch["image_grid_thw"] = torch.tensor([[1, side, side]])
     return batch

@@ -13,14 +13,16 @@ from .checkpoint import load_config, load_model, load_processor
 from .command_line import fail
 from .data.conversation import ConversationEncoder
 from .data.records import DataError, read_records
+from .modeling.attention_diffusionvl import TILE, attend_over_tiles
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .remote_code import trust_remote_code
-from .training import BlockDiffusionTrainer, RowDataset
+from .training import BlockDiffusionTrainer, PackedRowDataset, RowDataset, measure_rows
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
 from .training.callbacks import SaveAndStopOnSigterm
+from .training.checks import check_objective
+from .training.parameters import freeze_others
 from .training.plan import build_meta_model, plan
 from .training.run_folder import is_finished, locked, resume_from
-from .training.trainer import check_objective, freeze_others
 from .translation import write_model_card
 
 STOPPED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
@@ -35,7 +37,23 @@ def build_rows(
 ) -> RowDataset:
     """Reads records; they become rows when they are asked for."""
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
-    return RowDataset(read_records(files, data.image_root, args.seed), encoder, config)
+    records = read_records(files, data.image_root, args.seed, check=not data.max_bad_samples)
+    return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=data.max_bad_samples)
+
+
+def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) -> RowDataset | PackedRowDataset:
+    """Rows as they are trained on: packed if the recipe says so."""
+    if not data.packing:
+        return rows
+    sizes = measure_rows(rows, args.dataloader_num_workers, args.process_index, args.world_size)
+    packs = PackedRowDataset(rows, sizes, data.pack_tokens, data.pack_images)
+    if packs.long and args.process_index == 0:
+        print(
+            f"diffusionvl train: {packs.long} of {len(rows)} records are longer than pack_tokens={data.pack_tokens} "
+            f"and stand alone; the longest has {sizes[:, 0].max()} tokens",
+            file=sys.stderr,
+        )
+    return packs
 
 
 def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:
@@ -51,7 +69,11 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
 
         model = load_model(model_args.model, model_args.dtype, **quantization_settings(model_args))
         model = add_adapter(model, model_args, args)
-    train = build_rows(data.train_records, data, args, processor, model.config)
+    rows = build_rows(data.train_records, data, args, processor, model.config)
+    if model_args.attention == "flex" or (model_args.attention == "auto" and args.device.type == "cuda"):
+        attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
+        rows.pad_to_multiple_of = data.pack_tokens if data.packing else TILE  # one length is compiled once
+    train = packed(rows, data, args)
     evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
     return BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
 
@@ -101,7 +123,7 @@ def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusio
         if args.train_modules is not None:
             freeze_others(model, args.train_modules)
         rows = build_rows(data.train_records, data, args, load_processor(model_args.model), model.config)
-        print(plan(model, rows, args, data.max_length, model_args.quantization is not None))
+        print(plan(model, packed(rows, data, args), args, data.max_length, model_args.quantization is not None))
     except (OSError, ValueError, RuntimeError) as error:
         return _fail(error)
     return 0

@@ -8,7 +8,6 @@ from diffusionvl.modeling.block_masks import (
     CLEAN,
     PADDING,
     TokenTags,
-    as_attention_mask,
     block_grid,
     block_starts,
     dense_mask,
@@ -139,13 +138,3 @@ def test_block_starts():
     assert block_starts(ids, header, eos) == [4, 7, 10, 12]
     assert block_starts([7, 8, 7, 8, 3], header, eos) == [2]  # a header inside a response opens nothing
     assert block_starts(ids, [], eos) == []
-
-
-def test_eager_gets_numbers_and_flash_is_refused():
-    mask = dense_mask(random_tags())
-    eager = as_attention_mask(mask, "eager", torch.float32)
-    assert torch.equal(eager == 0, mask)
-    assert eager[~mask].max() == torch.finfo(torch.float32).min
-    assert as_attention_mask(mask, "sdpa", torch.float32) is mask
-    with pytest.raises(ValueError, match=r"flash_attention_2.*sdpa"):
-        as_attention_mask(mask, "flash_attention_2", torch.float32)

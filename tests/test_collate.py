@@ -32,13 +32,13 @@ def dataset_of(folder, processor, records, max_length=None, **changes):
 
 def test_a_batch_written_out():
     rows = [hand_row([7, 3, 1], [0, 1, 1], 4), hand_row([2, 1], [0, 1], 9)]
-    batch = collate(rows, PAD, [PICTURE])
+    batch = collate([[row] for row in rows], PAD, [PICTURE])
     expected = {
         "input_ids": [[7, 3, 1, PAD, 3, 1], [2, 1, 2, 1, PAD, PAD]],
         "labels": [[IGNORED] * 4 + [3, 1], [IGNORED] * 3 + [1] + [IGNORED] * 2],
         "block_ids": [[0] * 6, [0] * 6],
         "stream_ids": [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]],
-        "document_ids": [[0] * 6, [0, 0, 0, 0, -1, -1]],
+        "document_ids": [[0] * 6, [1, 1, 1, 1, -1, -1]],
         "position_ids": [[[5, 6, 7, 5, 6, 7], [5, 6, 5, 6, 0, 0]]] * 3,
         "media_twins": [[3], [0]],
         "rows": [4, 9],
@@ -49,29 +49,82 @@ def test_a_batch_written_out():
 
 def test_twins_are_indices_into_the_flattened_batch():
     rows = [hand_row([2, 1], [0, 1], 0), hand_row([2, 7, 8, 7, 1], [0, 0, 0, 0, 1], 1)]
-    batch = collate(rows, PAD, [PICTURE, FILM])
+    batch = collate([[row] for row in rows], PAD, [PICTURE, FILM])
     assert batch["media_twins"].tolist() == [[16, 17, 18], [11, 12, 13]]
     assert batch["input_ids"].flatten()[batch["media_twins"]].tolist() == [[PAD] * 3, [7, 8, 7]]
-    assert collate(rows, PAD, [FILM])["media_twins"].tolist() == [[17], [12]]
-    assert collate(rows, PAD, [])["media_twins"].shape == (2, 0)
+    assert collate([[row] for row in rows], PAD, [FILM])["media_twins"].tolist() == [[17], [12]]
+    assert collate([[row] for row in rows], PAD, [])["media_twins"].shape == (2, 0)
+
+
+def test_a_pack_written_out():
+    image = torch.ones(1, 2)
+    rows = [hand_row([2, 1], [0, 1], 9), hand_row([7, 3, 7, 1], [0, 0, 0, 1], 4, pixel_values=image)]
+    batch = collate([rows, [hand_row([5, 1], [0, 1], 0)]], PAD, [PICTURE], pad_to_multiple_of=7)
+    expected = {
+        "input_ids": [[2, 1, 2, 1, 7, 3, 7, 1, PAD, 3, PAD, 1, PAD, PAD], [5, 1, 5, 1, *[PAD] * 10]],
+        "document_ids": [[0] * 4 + [1] * 8 + [-1] * 2, [2] * 4 + [-1] * 10],
+        "position_ids": [[[5, 6, 5, 6, *[5, 6, 7, 8] * 2, 0, 0], [5, 6, 5, 6, *[0] * 10]]] * 3,
+        "media_twins": [[8, 10], [4, 6]],
+        "rows": [9, 4, 0],
+        "pixel_values": image.tolist(),
+    }
+    assert {name: batch[name].tolist() for name in expected} == expected
+
+
+@pytest.mark.parametrize("packs", [[[0, 1, 2]], [[2, 0], [1]], [[1], [2, 0]]])
+def test_a_document_is_the_same_in_every_pack(translated_dir, processor, pictures, packs):
+    dataset = dataset_of(translated_dir, processor, some_records(pictures), block_origin="absolute", block_size=36)
+    items = [dataset[index] for index in range(3)]
+    batch = dataset.collate([[items[index] for index in pack] for pack in packs])
+    order = [index for pack in packs for index in pack]
+    assert batch["rows"].tolist() == order
+    assert torch.equal(batch["pixel_values"], torch.cat([items[n].row.media["pixel_values"] for n in order if n < 2]))
+    width = batch["input_ids"].shape[1]
+    for number, index in enumerate(order):
+        alone = dataset.collate([items[index]])
+        own, real = batch["document_ids"] == number, alone["document_ids"] == 0
+        for name in ("input_ids", "labels", "block_ids", "stream_ids"):
+            assert torch.equal(batch[name][own], alone[name][real])
+        assert torch.equal(batch["position_ids"][:, own], alone["position_ids"][:, real])
+        begin = int(own.flatten().nonzero()[0, 0])
+        assert own.flatten()[begin : begin + int(own.sum())].all()
+        noisy, clean = batch["media_twins"]
+        mine = (noisy >= begin) & (noisy < begin + int(own.sum()))
+        assert torch.equal(batch["media_twins"][:, mine] - begin, alone["media_twins"])
+        assert torch.equal(noisy // width, clean // width)
+
+
+def test_a_batch_of_text_holds_a_smallest_image_in_its_padding(translated_dir, processor, pictures):
+    dataset = dataset_of(translated_dir, processor, [*some_records(pictures)[2:], conversation(("q", "a"))])
+    items = [dataset[0], dataset[1]]
+    for packs in ([[items[0]], [items[1]]], [items]):
+        batch = dataset.collate(packs)
+        image = batch["input_ids"] == processor.image_token_id
+        assert image.sum() == batch["image_grid_thw"].prod() // 4 == 4
+        assert (batch["document_ids"][image] == -1).all()
+        assert (batch["stream_ids"][image] == 0).all()
+        assert (batch["labels"][image] == IGNORED).all()
+        assert batch["rows"].tolist() == [0, 1]
+        assert batch["media_twins"].numel() == 0
+        real = batch["document_ids"] != -1
+        assert int(real.sum()) == sum(len(item.row) for item in items)
 
 
 def test_rows_are_left_as_they_are():
     row = hand_row([7, 3, 1], [0, 1, 1], 0)
     before = row.input_ids.clone()
-    collate([row, hand_row([7] * 5 + [1], [0] * 5 + [1], 1)], PAD, [PICTURE])
+    collate([[row], [hand_row([7] * 5 + [1], [0] * 5 + [1], 1)]], PAD, [PICTURE])
     assert torch.equal(row.input_ids, before)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (2, 1, 0), (0, 2), (2,)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (2, 1, 0), (0, 2)])
 def test_media_follow_the_order_of_rows(translated_dir, processor, pictures, order):
     """The last record has text alone, the others images."""
     dataset = dataset_of(translated_dir, processor, some_records(pictures))
     items = [dataset[index] for index in order]
     batch = dataset.collate(items)
     assert batch["rows"].tolist() == list(order)
-    assert batch.keys() & set(MEDIA) == (set() if order == (2,) else set(MEDIA))
-    for name in batch.keys() & set(MEDIA):
+    for name in MEDIA:
         assert torch.equal(batch[name], torch.cat([row.media[name] for row, _ in items if row.media]))
     tokens = {0: 16 + 8, 1: 8 + 4, 2: 0}
     placeholders = (batch["input_ids"] == processor.image_token_id).sum(-1)
@@ -146,6 +199,6 @@ def test_dropped_and_truncated_rows_are_counted(translated_dir, processor, pictu
 def test_a_batch_that_truncation_empties_carries_no_loss(translated_dir, processor, pictures):
     dataset = dataset_of(translated_dir, processor, [conversation(("q", "a", pictures[0]))], max_length=20)
     batch = dataset.collate([dataset[0]])
-    assert batch["input_ids"].shape == (1, 1)
+    assert (batch["document_ids"] != -1).sum() == 1
     assert (batch["labels"] == IGNORED).all()
     assert (int(batch["truncated"]), int(batch["dropped"])) == (1, 1)

@@ -217,3 +217,81 @@ def test_rows_without_supervision_have_no_noise(order):
 def test_an_unknown_order_is_refused():
     with pytest.raises(ValueError, match=r"noise_order must be one of .*'permuted'.*, got 'random'"):
         corrupt(*batch_of(SHORT), MASK, 0, 0, [0], "random")
+
+
+def in_one_row(*documents):
+    """The tokens, supervision, blocks and documents of rows, put behind one another into one."""
+    parts = [batch_of(document) for document in documents]
+    x_0, supervised, blocks = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    lengths = torch.tensor([part[0].shape[1] for part in parts])
+    return x_0, supervised, blocks, torch.arange(len(documents)).repeat_interleave(lengths)[None]
+
+
+@pytest.mark.parametrize("order", ["permuted", "sequence"])
+def test_a_documents_noise_is_the_same_in_a_pack(order):
+    documents = {5: LONG, 7: PARTIAL, 9: SHORT}
+    for chosen in permutations(documents):
+        x_0, supervised, blocks, ids = in_one_row(*(documents[index] for index in chosen))
+        noisy = corrupt(x_0, supervised, blocks, MASK, 0, 0, list(chosen), order, ids)
+        for number, index in enumerate(chosen):
+            own = supervised & (ids == number)
+            expected = noise(*batch_of(documents[index]), [index], order=order)[index]
+            assert (noisy.t[own].tolist(), noisy.masked[own].tolist()) == expected
+
+
+def of_views(count, complementary=False, step=0, blocks=LONG):
+    """t and masked tokens of each view of one document, [views, T] each."""
+    x_0, supervised, block_ids = (tensor.repeat(1, count) for tensor in batch_of(blocks))
+    streams = torch.arange(1, count + 1).repeat_interleave(x_0.shape[1] // count)[None]
+    noisy = corrupt(x_0, supervised, block_ids, MASK, 0, step, [3], "permuted", None, streams, complementary)
+    return noisy.t.view(count, -1), noisy.masked.view(count, -1)
+
+
+def test_views_draw_one_after_another():
+    t, masked = of_views(3)
+    alone = of_views(1)
+    assert torch.equal(t[:1], alone[0])
+    assert torch.equal(masked[:1], alone[1])
+    for other in (1, 2):
+        assert not torch.equal(t[other], t[0])
+        levels = t[other].unique()
+        assert ((levels - T_MIN) / (1 - T_MIN) * 5).floor().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_pair_of_complements_masks_every_token_once():
+    for step in range(200):
+        t, masked = of_views(4, complementary=True, step=step)
+        assert torch.equal(masked[::2], ~masked[1::2])
+        torch.testing.assert_close(t[::2] + t[1::2], torch.ones(2, 20))
+        assert t.min() >= T_MIN - 1e-6
+        assert not torch.equal(masked[0], masked[2])
+
+
+def test_a_complement_is_weighted_as_a_view_of_its_own():
+    """Over all masks of three tokens, whatever a token costs beside the ones that are masked with it.
+
+    The chance of a mask at t is that of its complement at 1 - t, so the complement's mean, weighted by 1 / (1 - t), is
+    the mean of a view at 1 - t.
+    """
+    masks = torch.tensor(list(product([False, True], repeat=3)))
+    costs = torch.rand(8, 3)  # of each token, by the mask
+    complements = [(masks == ~mask).all(-1).nonzero()[0, 0] for mask in masks]
+
+    def mean(level, of_mask):
+        chances = torch.where(masks, level, 1 - level).prod(-1)
+        return sum(chance * value for chance, value in zip(chances, of_mask, strict=True))
+
+    own = [(costs[index] * mask).sum() for index, mask in enumerate(masks)]
+    for t in (0.1, 0.5, 0.8):
+        second = mean(t, [own[index] * weight(torch.tensor(1 - t)) for index in complements])
+        torch.testing.assert_close(second, mean(1 - t, [cost * weight(torch.tensor(1 - t)) for cost in own]))
+
+
+def test_the_weights_of_complements_add_up_to_the_supervised_tokens():
+    sums = []
+    for step in range(1500):
+        t, masked = of_views(2, complementary=True, step=step, blocks=[(8, 0)] * 5)
+        sums.append((weight(t) * masked).sum(-1))
+    found = torch.stack(sums).mean(0)
+    # As for one view: E[1 / t] - 1 = 5.9 for a token.
+    assert (found - 40).abs().max() < 4.5 * (5.9 * 40 / 1500) ** 0.5

@@ -71,12 +71,45 @@ def test_blocks_of_one_token_are_the_base(family, monkeypatch):
 
 def loss_of(model, batch, chosen):
     """Cross-entropy of the chosen supervised tokens, which are masked: [N] booleans over the supervised ones."""
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "rows", "truncated", "dropped")}
+    inputs = {
+        name: value
+        for name, value in batch.items()
+        if name not in ("labels", "rows", "truncated", "dropped", "bad_samples")
+    }
     labels = batch["labels"].flatten()
     indices = (labels != IGNORED).nonzero()[:, 0][chosen]
     ids = batch["input_ids"].flatten().index_fill(0, indices, model.config.mask_token_id).view_as(batch["input_ids"])
     logits = model(**{**inputs, "input_ids": ids}, token_indices=indices).logits
     return torch.nn.functional.cross_entropy(logits, labels[indices])
+
+
+def test_a_batch_of_text_uses_the_vision_tower_and_stays_what_it_is(family, monkeypatch):
+    """Every process of a run waits for the gradients of every parameter that another one has."""
+    if not family.images:
+        pytest.skip("reads text alone")
+    texts = [record for record in family.records if not record.images]
+    results = []
+    for filled in (True, False):
+        if not filled:
+            monkeypatch.setattr(RowDataset, "_smallest_image", lambda rows: None)
+        batch = collated(family.model, family.processor, texts)
+        family.model.zero_grad()
+        chosen = torch.ones(int((batch["labels"] != IGNORED).sum()), dtype=torch.bool)
+        loss = loss_of(family.model, batch, chosen)
+        loss.backward()
+        results.append((loss, gradients(family.model)))
+    (loss, found), (expected_loss, expected) = results
+    assert_same(loss, expected_loss)
+    batch = collated(family.model, family.processor, [record for record in family.records if record.images])
+    family.model.zero_grad()
+    loss_of(family.model, batch, torch.ones(int((batch["labels"] != IGNORED).sum()), dtype=torch.bool)).backward()
+    assert gradients(family.model).keys() == found.keys()
+    assert found.keys() > expected.keys()
+    for name, gradient in found.items():
+        if name in expected:
+            assert_same(gradient, expected[name])
+        else:
+            assert not gradient.any()
 
 
 @pytest.mark.parametrize("supervision", ["assistant", "structural"])

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from helpers import build_picture
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from diffusionvl.data.images import FORMATS, image_size, open_image
 from diffusionvl.data.records import DataError
@@ -18,8 +18,10 @@ def test_a_missing_image_names_its_path_and_the_remedy(tmp_path):
         assert error.value.kind == "missing image"
 
 
+@pytest.mark.parametrize("tolerant", [False, True])
 @pytest.mark.parametrize("kind", ["text", "empty", "half", "bad chunk", "folder"])
-def test_an_image_that_can_not_be_read_is_refused(tmp_path, kind):
+def test_an_image_that_can_not_be_read_is_refused(tmp_path, monkeypatch, kind, tolerant):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # lmms-eval sets it for the whole process
     path = tmp_path / "bad.png"
     if kind == "folder":
         path.mkdir()
@@ -36,6 +38,7 @@ def test_an_image_that_can_not_be_read_is_refused(tmp_path, kind):
     if kind != "folder":
         with pytest.raises(DataError, match=r"test: image stored in the record can not be read: .*; replace it"):
             open_image(path.read_bytes(), "test")
+    assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @pytest.mark.parametrize("limit", [3000, 1000])

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from diffusionvl.checkpoint import load_model
 from diffusionvl.integrations.llada import convert_llada
-from diffusionvl.modeling.block_masks import as_attention_mask
+from diffusionvl.modeling.attention_diffusionvl import as_attention_mask
 from diffusionvl.quickstart.base import build_tokenizer
 from diffusionvl.translation import translate
 

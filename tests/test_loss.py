@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusionvl.objective.loss import IGNORED, cross_entropy, loss_count, token_weights
+from diffusionvl.objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
 
 LENGTHS = (9, 1, 0, 4)  # supervised tokens of each row
 
@@ -20,22 +20,23 @@ def a_batch():
 
 
 def looped_loss(labels, losses, masked, t, normalizer):
-    """The reference's loss (1 / B) sum_b (1 / N_b) sum_i CE_i / t_i, or the mean over all supervised tokens."""
-    rows, tokens, total = 0.0, 0, 0.0
+    """The reference's loss (1 / B) sum_b (1 / N_b) sum_i CE_i / t_i over rows with a loss, or the mean of tokens."""
+    rows, full, tokens, total = 0.0, 0, 0, 0.0
     for row in range(len(labels)):
         count = sum(1 for label in labels[row].tolist() if label != IGNORED)
         own = sum(float(losses[row, i] / t[row, i]) for i in range(labels.shape[1]) if masked[row, i])
         rows += own / max(count, 1)
+        full += count > 0
         tokens += count
         total += own
-    return rows / len(labels) if normalizer == "per_sample" else total / tokens
+    return rows / full if normalizer == "per_sample" else total / tokens
 
 
 @pytest.mark.parametrize("normalizer", ["per_sample", "tokens"])
 def test_the_loss_is_the_loop(normalizer):
     labels, losses, masked, t = a_batch()
     weights = token_weights(labels, normalizer) / t
-    found = (losses * weights)[masked].sum() / loss_count(labels, normalizer)
+    found = (losses * weights)[masked].sum() / loss_counts(labels, normalizer).sum()
     assert found.item() == pytest.approx(looped_loss(labels, losses, masked, t, normalizer), rel=1e-5)
 
 
@@ -44,7 +45,7 @@ def test_the_loss_is_the_loop(normalizer):
 def test_batches_may_be_cut(normalizer, cut):
     labels = a_batch()[0]
     parts = labels.split([cut, len(labels) - cut])
-    assert sum(loss_count(part, normalizer) for part in parts) == loss_count(labels, normalizer)
+    assert torch.equal(torch.cat([loss_counts(part, normalizer) for part in parts]), loss_counts(labels, normalizer))
     weights = torch.cat([token_weights(part, normalizer) for part in parts])
     assert torch.equal(weights, token_weights(labels, normalizer))
 
@@ -62,9 +63,9 @@ def test_no_supervision_is_a_loss_of_zero():
     labels = torch.full((2, 5), IGNORED)
     for normalizer in ("per_sample", "tokens"):
         assert (token_weights(labels, normalizer) == 0).all()
-    assert loss_count(labels, "per_sample") == 2
+        assert loss_counts(labels, normalizer).tolist() == [0, 0]
     nothing = torch.zeros(0, 7, requires_grad=True)
-    loss = cross_entropy(nothing, torch.zeros(0, dtype=torch.long)).sum() / loss_count(labels, "per_sample")
+    loss = cross_entropy(nothing, torch.zeros(0, dtype=torch.long)).sum()
     assert loss.item() == 0
     loss.backward()
     assert nothing.grad.shape == (0, 7)
@@ -84,3 +85,14 @@ def test_cross_entropy_is_computed_in_fp32(dtype):
 def test_an_unknown_normalizer_is_refused():
     with pytest.raises(ValueError, match=r"normalizer must be one of .*'tokens'.*, got 'mean'"):
         token_weights(torch.zeros(1, 1), "mean")
+
+
+@pytest.mark.parametrize("normalizer", ["per_sample", "tokens"])
+def test_documents_of_one_row_weigh_as_rows_of_their_own(normalizer):
+    labels = a_batch()[0]
+    packed = torch.cat([labels.flatten(), torch.full((7,), IGNORED)])[None]
+    documents = torch.cat([torch.arange(4).repeat_interleave(12), torch.full((7,), -1)])[None]
+    weights = token_weights(packed, normalizer, documents)
+    assert torch.equal(weights[0, :48].view(4, 12), token_weights(labels, normalizer))
+    assert (weights[0, 48:] == 0).all()
+    assert torch.equal(loss_counts(packed, normalizer, documents), loss_counts(labels, normalizer))

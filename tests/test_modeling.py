@@ -18,7 +18,7 @@ def loss_of(model, batch, chosen):
     """Cross-entropy of the chosen supervised tokens, which are masked: [N] booleans over the supervised ones."""
     batch = dict(batch)
     labels = batch.pop("labels").flatten()
-    for name in ("rows", "truncated", "dropped"):
+    for name in ("rows", "truncated", "dropped", "bad_samples"):
         batch.pop(name)
     indices = (labels != IGNORED).nonzero()[:, 0][chosen]
     ids = batch["input_ids"].flatten().index_fill(0, indices, model.config.mask_token_id)

@@ -20,7 +20,7 @@ from diffusionvl.data.streams import build_row
 from diffusionvl.modeling.block_masks import block_grid
 from diffusionvl.modeling.families import placeholder_ids, position_axes, sequential_positions
 from diffusionvl.objective.corruption import mask_tokens
-from diffusionvl.objective.loss import IGNORED, cross_entropy, loss_count, token_weights
+from diffusionvl.objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
 from diffusionvl.objective.noise_schedule import reference_t, weight
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ def build_batch(model, golden, layout):
         grid = block_grid(len(ids), block_size)
         # The golden labels end at block edges or in padding, so nothing is filled up.
         rows.append(build_row(ids, labels, grid, positions, block_size, fill_id=-1, layout=layout))
-    batch = collate(rows, PAD_ID, placeholder_ids(model.base.config))
+    batch = collate([[row] for row in rows], PAD_ID, placeholder_ids(model.base.config))
     return batch | {name: golden[name] for name in ("pixel_values", "image_grid_thw")}
 
 
@@ -94,7 +94,7 @@ def test_loss_and_gradients(name, layout):
     assert_same(logits, golden["logits_at_masked"])
     targets = labels.flatten()[indices]
     weights = token_weights(labels, "per_sample").flatten()[indices] * weight(golden["t"][golden["masked"]])
-    loss = (cross_entropy(logits, targets) * weights).sum() / loss_count(labels, "per_sample")
+    loss = (cross_entropy(logits, targets) * weights).sum() / loss_counts(labels, "per_sample").sum()
     assert_same(loss, golden["loss"])
     loss.backward()
     layers = model.base.get_decoder().layers

@@ -12,12 +12,12 @@ from diffusionvl.modeling.block_masks import block_grid
 END = 1  # the end-of-turn id of rows that are written out by hand
 
 
-def hand_row(input_ids, labels, block_size, starts=(), layout="response_only"):
+def hand_row(input_ids, labels, block_size, starts=(), layout="response_only", views=1):
     """A row of given tokens; a label is 1 for a supervised token and 0 for another."""
     ids, supervised = torch.tensor(input_ids), torch.tensor(labels).bool()
     grid = block_grid(len(ids), block_size, list(starts))
     positions = torch.arange(10, 10 + len(ids)).expand(3, -1)
-    return build_row(ids, ids.masked_fill(~supervised, IGNORED), grid, positions, block_size, END, layout)
+    return build_row(ids, ids.masked_fill(~supervised, IGNORED), grid, positions, block_size, END, layout, views)
 
 
 def rows_of(folder, processor, records, layout=None, supervision="assistant", max_length=None, **changes):
@@ -210,6 +210,16 @@ def test_the_clean_layout_supervises_in_place():
     assert row.input_ids.tolist() == [50, 60, END]
     assert row.labels.tolist() == [IGNORED, 60, END]
     assert row.stream_ids.tolist() == [0, 0, 0]
+
+
+def test_views_are_copies_one_behind_the_other():
+    ids, labels = [50, 51, 60, 61, END], [0, 0, 1, 1, 1]
+    one, three = hand_row(ids, labels, 2), hand_row(ids, labels, 2, views=3)
+    noisy = slice(5, len(one))
+    for name in ("input_ids", "labels", "block_ids", "position_ids", "twins"):
+        own = getattr(one, name)
+        assert torch.equal(getattr(three, name), torch.cat([own, *[own[..., noisy]] * 2], dim=-1))
+    assert three.stream_ids.tolist() == [0] * 5 + [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_an_unknown_layout_is_refused():

@@ -165,6 +165,42 @@ def test_an_image_that_is_missing_in_the_middle_of_a_run(recipe, tmp_path, capfd
     assert "Traceback" not in message
 
 
+def test_a_run_over_packed_rows(recipe, tmp_path, capfd):
+    path = recipe(packing=True, pack_tokens=70, pack_images=2, max_steps=-1, num_train_epochs=3)
+    capfd.readouterr()
+    assert main([path]) == 0
+    assert "stand alone" not in capfd.readouterr().err
+    steps = [line for line in log_of(tmp_path / "out") if "loss" in line]
+    assert len(steps) == 3  # two rows of two records each
+    assert main([recipe(packing=True, pack_tokens=30, output_dir=str(tmp_path / "more"))]) == 0
+    assert "3 of 4 records are longer than pack_tokens=30 and stand alone" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("packing", [False, True])
+def test_bad_samples_may_be_left_out_and_counted(recipe, tmp_path, capfd, packing, workers):
+    path = recipe(
+        per_device_train_batch_size=1 if not packing else 4,
+        num_train_epochs=1,
+        max_steps=-1,
+        dataloader_num_workers=workers,
+        packing=packing,
+        pack_tokens=60,
+    )
+    lines = (tmp_path / "records.jsonl").read_text().splitlines()
+    gone = str(tmp_path / "gone.png")
+    lines += ['{"messages": [', json.dumps(record("is it?", "no", gone))]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines))
+    assert "records.jsonl:5: broken JSON" in refused(capfd, path)
+    assert main([path, "--max_bad_samples", "1"]) == 2
+    assert "max_bad_samples=1" in capfd.readouterr().err
+    assert main([path, "--max_bad_samples", "2"]) == 0
+    err = capfd.readouterr().err
+    assert "records.jsonl:5: broken JSON" in err
+    assert gone in err
+    assert log_of(tmp_path / "out")[-1]["bad_samples"] == 2
+
+
 def run_to(recipe, steps, **settings):
     """A run that saves every step, or goes on with one."""
     settings = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant", **settings}

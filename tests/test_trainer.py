@@ -34,7 +34,7 @@ def records(pictures):
 def build(base_dir, translated_dir, tmp_path):
     """A function that makes a trainer; `eval_records`, `max_length` and settings as keywords."""
 
-    def build(records, objective="block_diffusion", eval_records=None, max_length=None, **settings):
+    def build(records, objective="block_diffusion", eval_records=None, max_length=None, views=1, **settings):
         folder = translated_dir if objective == "block_diffusion" else base_dir
         model, processor = load_any_model(folder, torch.float32), load_processor(folder)
         encoder = ConversationEncoder(processor, max_length=max_length)
@@ -52,7 +52,7 @@ def build(base_dir, translated_dir, tmp_path):
         return BlockDiffusionTrainer(
             model,
             BlockDiffusionConfig(**{**defaults, **settings}, objective=objective),
-            train_dataset=RowDataset(records, encoder, model.config),
+            train_dataset=RowDataset(records, encoder, model.config, views=views),
             eval_dataset=RowDataset(eval_records, encoder, model.config) if eval_records else None,
             processing_class=processor,
         )
@@ -86,18 +86,18 @@ def test_the_diffusion_loss_is_a_loop_over_tokens(build, records, normalizer):
     trainer.model.train()
     sums, supervised = [], []
     for index in range(4):
-        row, _ = trainer.train_dataset[index]
-        batch = trainer.train_dataset.collate([(row, False)])
+        item = trainer.train_dataset[index]
+        batch = trainer.train_dataset.collate([item])
         carries = batch["labels"] != IGNORED
         noisy = corruption.corrupt(
             batch["input_ids"], carries, batch["block_ids"], trainer.model.config.mask_token_id, 42, 0, [index]
         )
         names = ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
-        inputs = {name: batch[name] for name in names} | row.media
+        inputs = {name: batch[name] for name in (*names, "pixel_values", "image_grid_thw")}
         with torch.no_grad():
             logits = trainer.model(input_ids=noisy.x_t, **inputs).logits[0]
         terms = []
-        for place, label in enumerate(row.labels.tolist()):
+        for place, label in enumerate(item.row.labels.tolist()):
             if noisy.masked[0, place]:
                 surprise = logits[place].exp().sum().log() - logits[place, label]
                 terms.append(surprise / noisy.t[0, place])
@@ -143,6 +143,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows(build, records, kind):
         name for name, gradient in gradients(trainer.model).items() if is_vision_parameter(name) and gradient.any()
     ]
     assert bool(tower) == (kind != "text only")
+    assert {name for name, _ in trainer.model.named_parameters()} == gradients(trainer.model).keys()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(build, records, objective, tmp_p
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert_identical(weights(resumed), weights(whole))
     assert logged(resumed, "loss") == logged(whole, "loss")
+
+
+def test_a_run_with_rows_grouped_by_length_is_resumed(build, records, tmp_path):
+    settings = {
+        "train_sampling_strategy": "group_by_length",
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "lr_scheduler_type": "constant",
+    }
+    whole = build(records, **settings)
+    whole.train()
+    resumed = build(records, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert_identical(weights(resumed), weights(whole))
 
 
 def test_the_best_model_comes_back_at_the_end(build, records):
@@ -299,6 +315,24 @@ def test_evaluation_has_one_noise_and_leaves_training_alone(build, records):
         assert logged(watched, name) == logged(alone, name)
 
 
+@pytest.mark.parametrize("normalizer", ["per_sample", "tokens"])
+@pytest.mark.parametrize("objective", ["block_diffusion", "ar"])
+def test_the_evaluation_loss_does_not_depend_on_the_batch_size(build, records, objective, normalizer):
+    """Rows of one and of three answers weigh the same, or as their tokens do, in whichever batch they stand."""
+    trainer = build(records, objective, eval_records=records, normalizer=normalizer)
+    trainer.model.eval()
+    whole = trainer.compute_loss(trainer.model, batch_of(trainer)).item()
+    for size in (8, 3, 1):
+        trainer.args.per_device_eval_batch_size = size
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-5)
+    packed = [[trainer.eval_dataset[index] for index in pack] for pack in ([0, 5, 2], [7], [1, 3, 4, 6])]
+    trainer._evaluation.clear()
+    with torch.no_grad():
+        for pack in packed:
+            trainer.compute_loss(trainer.model, trainer.eval_dataset.collate([pack]))
+    assert trainer._evaluation.loss(1) == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.parametrize("objective", ["block_diffusion", "ar"])
 def test_the_log_counts_tokens_without_padding(build, records, objective, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
@@ -375,7 +409,7 @@ def test_an_emptied_batch_changes_nothing_in_an_accumulated_one(build, pictures,
 
 
 def test_a_batch_without_masked_tokens_has_a_loss_of_zero_with_a_graph(build, records, monkeypatch):
-    monkeypatch.setattr(corruption, "stratified_t", lambda blocks, generator: torch.full((blocks,), T_MIN))
+    monkeypatch.setattr(corruption, "stratified_t", lambda blocks, *_: torch.full((blocks,), T_MIN))
     trainer = build(records[3:5])
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch_of(trainer))

@@ -1,6 +1,6 @@
 """From rows to a padded batch.
 
-Legend: A axes of a position, B rows, T tokens of the longest row.
+Legend: A axes of a position, B rows of the batch, K documents, T tokens of the longest row.
 """
 
 from typing import Any
@@ -13,26 +13,45 @@ from .streams import IGNORED, Row
 PADDING = -1
 
 
-def collate(rows: list[Row], pad_id: int, placeholder_ids: list[int]) -> dict[str, Any]:
-    """Pads rows on the right into a batch for the model and the objective.
+def collate(
+    packs: list[list[Row]],
+    pad_id: int,
+    placeholder_ids: list[int],
+    filler: Row | None = None,
+    pad_to_multiple_of: int = 1,
+) -> dict[str, Any]:
+    """Joins the documents of each pack into one row, and pads rows on the right into a batch.
 
     A noisy copy of an image placeholder must not ask the base for an image of its own: it holds the padding id and is
     listed in `media_twins`, by which the model gives it its clean twin's features.
 
     Args:
-        rows: B rows.
+        packs: The documents of each of B rows; one each without packing.
         pad_id: Padding id.
         placeholder_ids: Ids that stand for image and video features.
+        filler: A smallest image, which stands in the padding of a batch without any: its features reach no token that
+            is not padding, but every process of a run then uses the vision tower's parameters in every step, and none
+            waits for their gradients in vain.
+        pad_to_multiple_of: T is a multiple of this.
 
     Returns:
-        `input_ids`, `labels`, `block_ids`, `stream_ids`, `document_ids` (-1 for padding) [B, T], `position_ids`
-        [A, B, T], `media_twins` [2, n] (noisy placeholders and their clean twins, as indices into the flattened
-        batch), `rows` [B] (indices into the data set), and the media inputs, concatenated.
+        `input_ids`, `labels`, `block_ids`, `stream_ids`, `document_ids` (0 to K - 1 over the batch, -1 for padding)
+        [B, T], `position_ids` [A, B, T], `media_twins` [2, n] (noisy placeholders and their clean twins, as indices
+        into the flattened batch), `rows` [K] (the documents' indices in the data set), and the media inputs,
+        concatenated in the order of the documents.
     """
-    width = max(len(row) for row in rows)
+    documents = [row for pack in packs for row in pack]
+    indices = torch.tensor([row.index for row in documents])
+    numbers = iter(range(len(documents)))
+    document_ids = [torch.cat([torch.full((len(row),), next(numbers)) for row in pack]) for pack in packs]
+    if filler is not None and not any(row.media for row in documents):
+        packs = [[*packs[0], filler], *packs[1:]]
+        document_ids[0] = _pad_last(document_ids[0], len(document_ids[0]) + len(filler), PADDING)
+        documents.append(filler)
+    rows = [join(pack) for pack in packs]
+    width = -(-max(len(row) for row in rows) // pad_to_multiple_of) * pad_to_multiple_of
     input_ids = _pad([row.input_ids for row in rows], width, pad_id)
     stream_ids = _pad([row.stream_ids for row in rows], width, 0)
-    lengths = torch.tensor([len(row) for row in rows])
     placeholder = torch.isin(input_ids, torch.tensor(placeholder_ids, dtype=torch.long)) & (stream_ids > 0)
     noisy = placeholder.flatten().nonzero()[:, 0]
     twins = _pad([row.twins for row in rows], width, 0) + torch.arange(len(rows))[:, None] * width
@@ -41,13 +60,26 @@ def collate(rows: list[Row], pad_id: int, placeholder_ids: list[int]) -> dict[st
         "labels": _pad([row.labels for row in rows], width, IGNORED),
         "block_ids": _pad([row.block_ids for row in rows], width, 0),
         "stream_ids": stream_ids,
-        "document_ids": torch.where(torch.arange(width) < lengths[:, None], 0, PADDING),
+        "document_ids": _pad(document_ids, width, PADDING),
         "position_ids": torch.stack([_pad_last(row.position_ids, width, 0) for row in rows], dim=1),
         "media_twins": torch.stack([noisy, twins.flatten()[noisy]]),
-        "rows": torch.tensor([row.index for row in rows]),
+        "rows": indices,
     }
-    names = dict.fromkeys(name for row in rows for name in row.media)
-    return batch | {name: concatenate([row.media[name] for row in rows if name in row.media]) for name in names}
+    names = dict.fromkeys(name for row in documents for name in row.media)
+    return batch | {name: concatenate([row.media[name] for row in documents if name in row.media]) for name in names}
+
+
+def join(rows: list[Row]) -> Row:
+    """Rows, one behind the other, as one."""
+    begins = torch.tensor([0, *(len(row) for row in rows[:-1])]).cumsum(0).tolist()
+    return Row(
+        input_ids=torch.cat([row.input_ids for row in rows]),
+        labels=torch.cat([row.labels for row in rows]),
+        block_ids=torch.cat([row.block_ids for row in rows]),
+        stream_ids=torch.cat([row.stream_ids for row in rows]),
+        position_ids=torch.cat([row.position_ids for row in rows], dim=1),
+        twins=torch.cat([row.twins + begin for row, begin in zip(rows, begins, strict=True)]),
+    )
 
 
 def concatenate(tensors: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from PIL import Image
 from torch import Tensor
 
 from .chat_template import end_of_turn, response_header_ids
@@ -18,6 +19,7 @@ from .layouts import DataError, Picture, Record
 from .streams import IGNORED
 
 SUPERVISIONS = ("assistant", "structural")
+SMALLEST = (28, 28)  # pixels: Qwen-VL takes none with a smaller side
 CONVERSATION = "conversation"  # the kind of error of turns that can not be told apart
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of images
 
@@ -200,10 +202,10 @@ class ConversationEncoder:
         media: dict[str, Any] = {}
         if images and render:
             input_ids, media = self._render_images(text, images, name)
+        elif images:
+            input_ids = self._count_images(text, images, name)
         else:
             input_ids = self._tokenize(text)
-        if images and not render:
-            input_ids = torch.cat([self._image_tokens(input_ids, images, name), input_ids])
         labels = torch.full_like(input_ids, IGNORED)
         if self.supervision == "structural":
             structural = torch.isin(input_ids, self.structural_ids)
@@ -221,16 +223,28 @@ class ConversationEncoder:
         media = {key: value for key, value in inputs.items() if key not in TOKEN_INPUTS}
         return inputs["input_ids"][0].long(), media
 
-    def _image_tokens(self, input_ids: Tensor, images: list[Picture], name: str) -> Tensor:
-        """As many image tokens as the processor would add to a text; where they stand does not matter to its length."""
+    def _count_images(self, text: str, images: list[Picture], name: str) -> Tensor:
+        """Tokens of a text with images, of which only the size is read."""
         sizes = [image_size(image, name) for image in images]
         try:
-            counts = self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+            counts = torch.tensor(self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens)
         except ValueError as error:
             raise self._refused(images, name, error) from error
+        input_ids = self._tokenize(text)
         token_id = self.tokenizer.convert_tokens_to_ids(self.placeholders[0])
-        added = sum(counts) - int((input_ids == token_id).sum())
-        return torch.full((max(added, 0),), token_id)
+        places = input_ids == token_id
+        if int(places.sum()) == len(images):
+            repeats = torch.ones_like(input_ids)
+            repeats[places] = counts
+            return input_ids.repeat_interleave(repeats)
+        # Some processors write marks of their own around tiles: where a token stands does not matter to the length.
+        return torch.cat([torch.full((int(counts.sum()),), token_id), input_ids[~places]])
+
+    def smallest_image(self) -> tuple[Tensor, dict[str, Any]]:
+        """Tokens and inputs of a turn with an image of `SMALLEST` pixels, as small as the processor leaves it."""
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ""}]}]
+        text = self._render(messages, "smallest image")
+        return self._render_images(text, [Image.new("RGB", SMALLEST)], "smallest image")
 
     def _refused(self, images: list[Picture], name: str, error: Exception) -> DataError:
         named = ", ".join(map(name_of, images))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from .layouts import DataError, Picture
 
@@ -53,6 +53,8 @@ def name_of(image: Picture) -> str:
 def _opened(image: Picture, name: str) -> Iterator[Image.Image]:
     """Opens a picture file and tells what goes wrong inside in one line."""
     what = f"image {name_of(image)}"
+    # Another library may have told Pillow to fill up half a picture with grey (lmms-eval does).
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -70,6 +72,8 @@ def _opened(image: Picture, name: str) -> Iterator[Image.Image]:
         ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: {what} is too large: {error}; scale it down", "bad image") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 ORIENTATION = 0x0112  # the EXIF tag

@@ -1,6 +1,6 @@
 """From one conversation to one row: a clean stream, then a noisy copy of the blocks that carry loss.
 
-Legend: A axes of a position, L clean tokens, R noisy tokens, T = L + R, D block size.
+Legend: A axes of a position, L clean tokens, R tokens of a noisy copy, T tokens of the row, D block size.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Row:
         input_ids: Tokens [T]; in the noisy stream still the clean ones, which the objective corrupts.
         labels: The token itself where it carries loss, else -100 [T]. With two streams only noisy tokens do.
         block_ids: Block of each token [T].
-        stream_ids: 0 for clean, 1 for noisy [T].
+        stream_ids: 0 for clean, 1, 2, ... for noisy copies [T].
         position_ids: [A, T]; a noisy token has the position of its clean twin.
         twins: Index of each token's clean twin in the row [T]; a clean token is its own.
         media: Image and video inputs of the clean stream.
@@ -51,8 +51,9 @@ def build_row(
     block_size: int,
     fill_id: int,
     layout: str = "response_only",
+    views: int = 1,
 ) -> Row:
-    """Puts a noisy copy of the supervised blocks behind a clean stream.
+    """Puts noisy copies of the supervised blocks behind a clean stream.
 
     A response whose end of turn stands inside a block is filled to the block's edge with supervised end-of-turn
     tokens, as decoding writes whole blocks; one that was truncated is not. The fill stands in the noisy stream only:
@@ -72,9 +73,10 @@ def build_row(
         fill_id: The end-of-turn id.
         layout: `response_only`: copy the supervised blocks. `two_stream`: copy all, the reference's layout and the
             oracle of the other. `clean`: copy nothing, for the AR objective.
+        views: K, how many noisy copies there are, one behind the other.
 
     Returns:
-        The row, T = L + R tokens.
+        The row, T = L + K R tokens.
 
     Raises:
         ValueError: `layout` is unknown.
@@ -92,12 +94,12 @@ def build_row(
     source, fill = _with_fill(copied, ends, labels, block_ids, block_size)
     noisy_labels = torch.where(fill > 0, fill_id, labels[source])
     return Row(
-        input_ids=torch.cat([input_ids, torch.where(fill > 0, fill_id, input_ids[source])]),
-        labels=torch.cat([torch.full_like(labels, IGNORED), noisy_labels]),
-        block_ids=torch.cat([block_ids, block_ids[source]]),
-        stream_ids=torch.cat([torch.zeros_like(input_ids), torch.ones_like(source)]),
-        position_ids=torch.cat([position_ids, position_ids[:, source] + fill], dim=1),
-        twins=torch.cat([twins, source]),
+        input_ids=torch.cat([input_ids, *[torch.where(fill > 0, fill_id, input_ids[source])] * views]),
+        labels=torch.cat([torch.full_like(labels, IGNORED), *[noisy_labels] * views]),
+        block_ids=torch.cat([block_ids, *[block_ids[source]] * views]),
+        stream_ids=torch.cat([torch.zeros_like(input_ids), *(torch.full_like(source, k + 1) for k in range(views))]),
+        position_ids=torch.cat([position_ids, *[position_ids[:, source] + fill] * views], dim=1),
+        twins=torch.cat([twins, *[source] * views]),
     )
 
 

@@ -4,7 +4,7 @@ Legend: B batch, T tokens of a row, Q queries, K keys, L clean tokens, D block s
 """
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,18 +78,23 @@ def dense_mask(query: TokenTags, key: TokenTags | None = None) -> Tensor:
     return may_attend(rows, columns)
 
 
-def flex_mask(tags: TokenTags) -> BlockMask:
+def flex_mask(tags: TokenTags, positions: Tensor | None = None, window: int | None = None) -> BlockMask:
     """The predicate as a FlexAttention `BlockMask` over [B, T] tokens, which skips the tiles nobody sees.
 
     Args:
         tags: Tags of the row [B, T]; T need not be a multiple of FlexAttention's tile.
+        positions: Positions [B, T], for layers with a window.
+        window: As of `within_window`.
     """
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return may_attend(TokenTags(*(tag[b, q] for tag in tags)), TokenTags(*(tag[b, k] for tag in tags)))
+        seen = may_attend(TokenTags(*(tag[b, q] for tag in tags)), TokenTags(*(tag[b, k] for tag in tags)))
+        return seen if positions is None or window is None else seen & (positions[b, q] - positions[b, k] < window)
 
     batch, length = tags.block.shape
-    return create_block_mask(mask_mod, batch, None, length, length, device=str(tags.block.device))
+    device = tags.block.device
+    # Compiled, it never holds T x T booleans; on a CPU, where it serves tests, compiling takes longer than that.
+    return create_block_mask(mask_mod, batch, None, length, length, device=str(device), _compile=device.type == "cuda")
 
 
 def block_starts(input_ids: list[int], header_ids: list[int], eos_ids: list[int]) -> list[int]:
@@ -182,16 +187,3 @@ def within_window(mask: Tensor, query: Tensor, key: Tensor, window: int | None) 
         window: Tokens, the query included; None for all.
     """
     return mask if window is None else mask & ((query[:, :, None] - key[:, None, :]) < window)[:, None]
-
-
-def as_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Any:
-    """Brings a boolean mask [B, 1, Q, K] into the form an attention implementation of transformers reads.
-
-    Raises:
-        ValueError: The implementation can not read a dense mask.
-    """
-    if implementation == "sdpa":
-        return mask
-    if implementation == "eager":  # eager adds its mask; a boolean one would silently be added as 0 and 1
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    raise ValueError(f"attn_implementation={implementation!r} can not read a block-diffusion mask; use 'sdpa'")

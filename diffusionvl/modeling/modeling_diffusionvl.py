@@ -14,14 +14,8 @@ from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .block_masks import (
-    CLEAN,
-    PADDING,
-    TokenTags,
-    as_attention_mask,
-    dense_mask,
-    within_window,
-)
+from .attention_diffusionvl import layer_masks
+from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
 from .families import (
     TOKEN_TYPE_INPUTS,
@@ -195,14 +189,16 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             tags = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
             if position_ids is None:
                 position_ids = self.position_ids(input_ids, tags.document != PADDING, media)
-            attention_mask = dense_mask(tags)
+            seen: TokenTags | Tensor = tags
         elif position_ids is None:
             raise ValueError("a 4-D attention_mask needs explicit position_ids")
+        else:
+            seen = attention_mask
         assert position_ids is not None
         key_positions = position_ids[0] if key_positions is None else key_positions
         inputs = dict(
             input_ids=input_ids,
-            attention_mask=self._layer_masks(attention_mask, position_ids[0], key_positions),
+            attention_mask=layer_masks(self.base, self.windows, seen, position_ids[0], key_positions),
             position_ids=position_ids[0] if position_ids.shape[0] == 1 else position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -218,15 +214,6 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             output = self.base(**inputs)
         output.logits = output.logits[0]
         return output
-
-    def _layer_masks(self, mask: Tensor, query: Tensor, key: Tensor) -> Any:
-        """A boolean mask [B, 1, Q, K] as the base reads it: one for all layers, or one for each type of layer."""
-        implementation = self.base.config.get_text_config(decoder=True)._attn_implementation
-        masks = {
-            kind: as_attention_mask(within_window(mask, query, key, window), implementation, self.dtype)
-            for kind, window in self.windows.items()
-        }
-        return masks if len(masks) > 1 else masks.popitem()[1]
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
         """Positions [A, B, L] of clean rows [B, L], by `config.position_mode`."""

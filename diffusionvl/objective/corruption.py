@@ -1,6 +1,6 @@
 """Corruption: from clean tokens x_0 to noisy tokens x_t, with one noise level a block.
 
-Legend: B rows, T tokens of a row, N blocks of a row.
+Legend: B rows, T tokens of a row, N blocks of a document.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .noise_schedule import NOISE_ORDERS, reference_t, stratified_t
+from .noise_schedule import NOISE_ORDERS, T_MIN, reference_t, stratified_t
 
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # constants of the splitmix64 generator
 
@@ -61,20 +61,32 @@ def corrupt(
     step: int,
     rows: list[int],
     noise_order: str = "permuted",
+    document_ids: Tensor | None = None,
+    stream_ids: Tensor | None = None,
+    complementary: bool = False,
 ) -> Corrupted:
-    """Corrupts a batch of rows, each by randomness of its own (seed, step, row).
+    """Corrupts a batch of documents, each by randomness of its own (seed, step, row).
+
+    A document may have several noisy copies (views), which draw one after another. With `complementary`, views come in
+    pairs: the second masks exactly the tokens that the first leaves, at the level 1 - t, so that each token is learned
+    once in a pair. Where the first masks with probability t, that is probability 1 - t of being masked for the second:
+    weighted by 1 / t and 1 / (1 - t), both are the estimate that they would be alone. Levels of pairs stay in
+    [T_MIN, 1 - T_MIN], since 1 - t is a level, too.
 
     Args:
         x_0: Tokens [B, T].
         supervised: Which tokens carry loss [B, T].
-        block_ids: Block of each token [B, T], 0 to N - 1 inside its row.
+        block_ids: Block of each token [B, T], 0 to N - 1 inside its document.
         mask_token_id: The id that replaces a masked token.
         seed: Seed of the run.
         step: Optimizer step.
-        rows: Index of each row in the data set.
-        noise_order: `permuted`: strata over the row's supervised blocks, in random order. `reference`: the
+        rows: Index of each document in the data set.
+        noise_order: `permuted`: strata over the document's supervised blocks, in random order. `reference`: the
             reference's order, over all blocks of the batch; a row's noise then depends on its batch. `sequence`:
-            one level for all blocks of a row, as LLaDA has it (the paper's table 6 compares it).
+            one level for all blocks of a document, as LLaDA has it (the paper's table 6 compares it).
+        document_ids: Document of each token [B, T], an index into `rows`; every row is one if left out.
+        stream_ids: View of each supervised token [B, T]; all are of one if left out.
+        complementary: Whether views are pairs of complements.
 
     Returns:
         The corrupted batch, on `x_0`'s device.
@@ -85,20 +97,40 @@ def corrupt(
     if noise_order not in NOISE_ORDERS:
         raise ValueError(f"noise_order must be one of {NOISE_ORDERS}, got {noise_order!r}")
     generators = [row_generator(seed, step, row) for row in rows]
-    t, u = torch.zeros(x_0.shape), torch.ones(x_0.shape)
-    supervised_cpu, blocks = supervised.cpu(), block_ids.cpu()
+    blocks = block_ids.flatten().cpu()
+    t, u = torch.zeros(x_0.numel()), torch.ones(x_0.numel())
+    reference = torch.empty(0)
     if noise_order == "reference":
         width = int(blocks.max()) + 1
-        t = reference_t(torch.stack([torch.rand(width, generator=own) for own in generators])).gather(1, blocks)
-    for row, own in enumerate(generators):
-        carries = supervised_cpu[row]
-        if noise_order == "permuted":
-            _, order = blocks[row, carries].unique(return_inverse=True)
-            levels = stratified_t(int(order.max()) + 1 if order.numel() else 0, own)
-            t[row, carries] = levels[order]
-        elif noise_order == "sequence":
-            t[row, carries] = stratified_t(1, own)
-        # Drawn for the supervised tokens alone, so that neither padding nor the layout of the row changes them.
-        u[row, carries] = torch.rand(int(carries.sum()), generator=own)
-    device = x_0.device
-    return mask_tokens(x_0, supervised, t.to(device), u.to(device), mask_token_id)
+        reference = reference_t(torch.stack([torch.rand(width, generator=own) for own in generators]))
+    t_max = 1 - T_MIN if complementary else 1.0
+    for document, views in _views(supervised, document_ids, stream_ids).items():
+        own = generators[document]
+        for number, view in enumerate(views):
+            if complementary and number % 2:
+                first = views[number - 1]
+                t[view] = 1 - t[first]
+                u[view] = torch.where(u[first] <= t[first], 2.0, 0.0)  # never masked, always masked
+                continue
+            distinct, order = blocks[view].unique(return_inverse=True)
+            if noise_order == "permuted":
+                t[view] = stratified_t(len(distinct), own, t_max)[order]
+            elif noise_order == "sequence":
+                t[view] = stratified_t(1, own, t_max)
+            else:
+                t[view] = reference[document, blocks[view]]
+            # Drawn for the supervised tokens alone, so that neither padding nor the layout of the row changes them.
+            u[view] = torch.rand(len(view), generator=own)
+    t, u = t.view_as(x_0).to(x_0.device), u.view_as(x_0).to(x_0.device)
+    return mask_tokens(x_0, supervised, t, u, mask_token_id)
+
+
+def _views(supervised: Tensor, document_ids: Tensor | None, stream_ids: Tensor | None) -> dict[int, list[Tensor]]:
+    """The supervised tokens of each document's views, as indices into the flattened batch, on the CPU."""
+    index = supervised.flatten().cpu().nonzero()[:, 0]
+    documents = index // supervised.shape[1] if document_ids is None else document_ids.flatten().cpu()[index]
+    streams = torch.zeros_like(index) if stream_ids is None else stream_ids.flatten().cpu()[index]
+    found: dict[int, list[Tensor]] = {}
+    for document, stream in torch.stack([documents, streams]).unique(dim=1).T.tolist():
+        found.setdefault(document, []).append(index[(documents == document) & (streams == stream)])
+    return found

@@ -1,6 +1,6 @@
 """The training loss, as a sum to be divided by a count, so that batches can be cut in any way.
 
-Legend: B rows, T tokens of a row, M masked tokens, V vocabulary.
+Legend: B rows, T tokens of a row, K documents of a batch, M masked tokens, V vocabulary.
 """
 
 import torch
@@ -15,11 +15,27 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def token_weights(labels: Tensor, normalizer: str) -> Tensor:
-    """Weight of each token so that the loss is their weighted sum over `loss_count`. [B, T] -> [B, T].
+def rows_as_documents(labels: Tensor) -> Tensor:
+    """Document of each token where every row is one. [B, T] -> [B, T]."""
+    return torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
 
-    `per_sample` (the reference): 1 / N_b, N_b the supervised tokens of row b (at least 1), so that every row counts
-    the same. `tokens`: 1, so that every supervised token counts the same.
+
+def supervised_counts(labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """Supervised tokens of each document, over all its noisy copies. [B, T] -> [K]."""
+    documents = rows_as_documents(labels) if document_ids is None else document_ids
+    return documents[labels != IGNORED].bincount(minlength=int(documents.max()) + 1)
+
+
+def token_weights(labels: Tensor, normalizer: str, document_ids: Tensor | None = None) -> Tensor:
+    """Weight of each token so that the loss is their weighted sum over `loss_counts`. [B, T] -> [B, T].
+
+    `per_sample` (the reference): 1 / N_k, N_k the supervised tokens of document k, so that every document counts the
+    same. `tokens`: 1, so that every supervised token counts the same.
+
+    Args:
+        labels: -100 where a token carries no loss.
+        normalizer: One of `NORMALIZERS`.
+        document_ids: 0 to K - 1 over the whole batch, -1 for padding; every row is a document if left out.
 
     Raises:
         ValueError: `normalizer` is unknown.
@@ -29,11 +45,15 @@ def token_weights(labels: Tensor, normalizer: str) -> Tensor:
     supervised = labels != IGNORED
     if normalizer == "tokens":
         return supervised.float()
-    return supervised / supervised.sum(-1, keepdim=True).clamp(min=1)
+    documents = rows_as_documents(labels) if document_ids is None else document_ids
+    counts = supervised_counts(labels, documents).clamp(min=1)
+    return supervised / counts[documents.clamp(min=0)]
 
 
-def loss_count(labels: Tensor, normalizer: str) -> Tensor:
-    """What the weighted sum is divided by: the number of rows, or of supervised tokens."""
-    if normalizer == "tokens":
-        return (labels != IGNORED).sum()
-    return torch.tensor(labels.shape[0], device=labels.device)
+def loss_counts(labels: Tensor, normalizer: str, document_ids: Tensor | None = None) -> Tensor:
+    """What each document adds to the count that the weighted sum is divided by. [B, T] -> [K].
+
+    1 for every document that carries loss, or its supervised tokens.
+    """
+    counts = supervised_counts(labels, document_ids)
+    return counts if normalizer == "tokens" else (counts > 0).long()

@@ -20,7 +20,7 @@ def weight(t: Tensor) -> Tensor:
     return 1 / t
 
 
-def stratified_t(blocks: int, generator: torch.Generator | None = None) -> Tensor:
+def stratified_t(blocks: int, generator: torch.Generator | None = None, t_max: float = 1.0) -> Tensor:
     """Noise levels of a row's supervised blocks: one from each of S equal strata of (0, 1], in random order.
 
     The strata keep the variance of a row low. The order is random, so that each block's t is uniform by itself.
@@ -28,13 +28,14 @@ def stratified_t(blocks: int, generator: torch.Generator | None = None) -> Tenso
     Args:
         blocks: S.
         generator: Source of randomness.
+        t_max: Largest noise level.
 
     Returns:
-        t in [T_MIN, 1], [S], fp32.
+        t in [T_MIN, t_max], [S], fp32.
     """
     u = torch.rand(blocks, generator=generator)
     strata = torch.randperm(blocks, generator=generator)
-    return _rescale((u + strata) / max(blocks, 1))
+    return _rescale((u + strata) / max(blocks, 1), t_max)
 
 
 def reference_t(u: Tensor) -> Tensor:
@@ -54,6 +55,6 @@ def reference_t(u: Tensor) -> Tensor:
     return _rescale((u / total + offset) % 1)
 
 
-def _rescale(uniform: Tensor) -> Tensor:
-    """Maps [0, 1) to [T_MIN, 1)."""
-    return uniform * (1 - T_MIN) + T_MIN
+def _rescale(uniform: Tensor, t_max: float = 1.0) -> Tensor:
+    """Maps [0, 1) to [T_MIN, t_max)."""
+    return uniform * (t_max - T_MIN) + T_MIN

@@ -37,6 +37,7 @@ LEAST = {
     "dataloader_num_workers": 0,
     "dry_run_processes": 1,
 }
+ATTENTIONS = ("auto", "sdpa", "flex")
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -53,6 +54,10 @@ class ModelArguments:
     )
     dtype: str = field(default="float32", metadata={"help": f"type of the weights, one of {DTYPES}"})
     trust_remote_code: bool = field(default=False, metadata={"help": "run code from the model's folder or repository"})
+    attention: str = field(
+        default="auto",
+        metadata={"help": f"of the language model, one of {ATTENTIONS}; auto is flex on a GPU and sdpa on a CPU"},
+    )
     lora_r: int | None = field(default=None, metadata={"help": "rank of LoRA matrices; without it all is trained"})
     lora_alpha: int | None = field(default=None, metadata={"help": "their scale is lora_alpha / lora_r; 2 by default"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of them"})
@@ -63,6 +68,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check("dtype", self.dtype, DTYPES)
+        _check("attention", self.attention, ATTENTIONS)
         if self.lora_r is not None and self.lora_r < 1:
             raise ValueError(f"lora_r must be at least 1, got {self.lora_r}")
         if not 0 <= self.lora_dropout < 1:
@@ -89,11 +95,22 @@ class DataArguments:
     )
     max_length: int | None = field(default=None, metadata={"help": "longest clean stream in tokens; longer is cut"})
     supervision: str = field(default="assistant", metadata={"help": f"which tokens carry loss, of {SUPERVISIONS}"})
+    packing: bool = field(default=False, metadata={"help": "put several records into a row"})
+    pack_tokens: int = field(default=8192, metadata={"help": "packing: tokens of a row, clean and noisy ones"})
+    pack_images: int = field(default=16, metadata={"help": "packing: images of a row"})
+    noisy_views: int = field(default=1, metadata={"help": "noisy copies of the responses behind one clean stream"})
+    max_bad_samples: int = field(
+        default=0, metadata={"help": "records that may be left out because they can not be used; an error by default"}
+    )
 
     def __post_init__(self) -> None:
         _check("supervision", self.supervision, SUPERVISIONS)
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        for name in ("max_length", "pack_tokens", "pack_images", "noisy_views"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_bad_samples < 0:
+            raise ValueError(f"max_bad_samples must be at least 0, got {self.max_bad_samples}")
 
 
 @dataclass
@@ -106,6 +123,9 @@ class BlockDiffusionConfig(TrainingArguments):
     )
     noise_order: str = field(
         default="permuted", metadata={"help": f"how noise levels lie over a row's blocks, one of {NOISE_ORDERS}"}
+    )
+    complementary: bool = field(
+        default=False, metadata={"help": "of two noisy views, the second masks what the first leaves (noisy_views: 2)"}
     )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}

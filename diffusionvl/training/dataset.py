@@ -1,25 +1,53 @@
 """Rows of a data set, made when they are asked for."""
 
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from ..data.collate import collate
-from ..data.conversation import ConversationEncoder
+from ..data.conversation import ConversationEncoder, Encoded
+from ..data.layouts import DataError
 from ..data.records import Record, Records
 from ..data.streams import IGNORED, Row, build_row
+from ..modeling.block_masks import keep_whole
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import (
     auto_class,
+    media_types,
     native_positions,
     placeholder_ids,
     position_axes,
+    reads_images_whole,
     row_blocks,
     sequential_positions,
 )
+
+
+class Item(NamedTuple):
+    """What became of a record.
+
+    Attributes:
+        row: Its row, or None if truncation left nothing to learn from, or if the record can not be used.
+        truncated: Whether it was truncated.
+    """
+
+    row: Row | None
+    truncated: bool
+
+    @property
+    def bad(self) -> bool:
+        """Whether the record can not be used."""
+        return self.row is None and not self.truncated
+
+
+def tell_left_out(error: DataError) -> None:
+    """Says on stderr which record is left out, and why."""
+    print(f"diffusionvl train: left out, as max_bad_samples allows: {error}", file=sys.stderr)
 
 
 class RowDataset(Dataset):
@@ -30,6 +58,9 @@ class RowDataset(Dataset):
         encoder: Turns a record into tokens.
         config: Config of the model: a `DiffusionVLConfig`, or an AR model's for the AR objective.
         layout: A layout of `build_row`; by default `response_only` for a `DiffusionVLConfig` and `clean` for AR.
+        views: Noisy copies of the supervised blocks in a row.
+        max_bad_samples: How many records may be left out because they can not be used. At 0 such a record is an error;
+            otherwise it is told on stderr and counted, and the trainer stops when there are more.
 
     Raises:
         ValueError: Encoder and model disagree about the token that closes a turn.
@@ -41,6 +72,8 @@ class RowDataset(Dataset):
         encoder: ConversationEncoder,
         config: PreTrainedConfig,
         layout: str | None = None,
+        views: int = 1,
+        max_bad_samples: int = 0,
     ) -> None:
         self.records = records
         self.encoder = encoder
@@ -53,49 +86,107 @@ class RowDataset(Dataset):
                 f"the chat template closes a turn with {encoder.end_of_turn!r} (id {encoder.end_of_turn_id}), but the "
                 f"model's eos_token_id is {config.eos_token_id}; translate its base again, with this template"
             )
+        self.views = views
+        self.max_bad_samples = max_bad_samples
+        self.pad_to_multiple_of = 1  # the width of a batch is a multiple of this
         self._meta_base: PreTrainedModel | None = None
+        self._filler: Row | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[Row | None, bool]:
-        """The row, or None if truncation left nothing to learn from; and whether it was truncated."""
-        record = self.records[index]
-        encoded = self.encoder.encode(record)
+    def __getitem__(self, index: int) -> Item:
+        try:
+            record = self.records[index]
+            encoded = self.encoder.encode(record)
+        except DataError as error:
+            if not self.max_bad_samples:
+                raise
+            tell_left_out(error)
+            return Item(None, truncated=False)
         if encoded is None:
-            return None, True
+            return Item(None, truncated=True)
+        row = self._row(encoded, self._positions(encoded.input_ids, encoded.media))
+        row.media, row.index, row.name = encoded.media, index, record.name
+        return Item(row, encoded.truncated)
+
+    def measure(self, index: int) -> tuple[int, int]:
+        """Tokens and images of a row, without its pixels; (0, 0) if truncation leaves nothing to learn from.
+
+        Raises:
+            DataError: The record can not be used.
+        """
+        encoded = self.encoder.encode(self.records[index], render=False)
+        if encoded is None:
+            return 0, 0
+        return len(self._row(encoded, torch.empty(0, len(encoded.input_ids), dtype=torch.long))), encoded.images
+
+    def collate(self, items: list[Item | list[Item]]) -> dict[str, Any]:
+        """Pads rows into a batch, without the records that became none; these are counted in the batch.
+
+        If none is left, the batch is a row of one token that carries no loss: all processes take the same steps.
+
+        Args:
+            items: For each row of the batch, what became of its record, or of its records if they are packed.
+        """
+        packs = [item if isinstance(item, list) else [item] for item in items]
+        rows = [[item.row for item in pack if item.row is not None] for pack in packs]
+        rows = [pack for pack in rows if pack] or [[self._empty_row()]]
+        batch = collate(
+            rows,
+            self.encoder.tokenizer.pad_token_id,
+            placeholder_ids(self.base_config),
+            self._smallest_image(),
+            self.pad_to_multiple_of,
+        )
+        every = [item for pack in packs for item in pack]
+        counts = {
+            "truncated": sum(item.truncated for item in every),
+            "dropped": sum(item.truncated and item.row is None for item in every),
+            "bad_samples": sum(item.bad for item in every),
+        }
+        return batch | {name: torch.tensor(count) for name, count in counts.items()}
+
+    def _row(self, encoded: Encoded, positions: Tensor) -> Row:
+        """The row of an encoded record."""
         ids = encoded.input_ids
-        row = build_row(
+        return build_row(
             ids,
             encoded.labels,
-            row_blocks(self.config, ids) if self.diffusion else torch.arange(len(ids)),
-            self._positions(ids, encoded.media),
+            self._blocks(ids),
+            positions,
             self.config.block_size if self.diffusion else 1,
             self.encoder.end_of_turn_id,
             self.layout,
+            self.views,
         )
-        row.media, row.index, row.name = encoded.media, index, record.name
-        return row, encoded.truncated
 
-    def collate(self, items: list[tuple[Row | None, bool]]) -> dict[str, Any]:
-        """Pads rows into a batch, leaving out the ones that truncation emptied; both are counted in the batch.
+    def _blocks(self, input_ids: Tensor) -> Tensor:
+        """Block of each clean token [L]; for AR, of one token each, but for images that are read whole."""
+        if self.diffusion:
+            return row_blocks(self.config, input_ids)
+        blocks = torch.arange(len(input_ids))
+        if reads_images_whole(self.base_config):
+            return keep_whole(blocks, media_types(self.base_config, input_ids) > 0)
+        return blocks
 
-        If none is left, the batch is a row of one token that carries no loss: all processes take the same steps.
-        """
-        rows = [row for row, _ in items if row is not None]
-        pad_id = self.encoder.tokenizer.pad_token_id
-        batch = collate(rows or [self._empty_row(pad_id)], pad_id, placeholder_ids(self.base_config))
-        batch["truncated"] = torch.tensor(sum(truncated for _, truncated in items))
-        batch["dropped"] = torch.tensor(len(items) - len(rows))
-        return batch
-
-    def _empty_row(self, pad_id: int) -> Row:
+    def _empty_row(self) -> Row:
         """One token without a label."""
-        token, zero = torch.tensor([pad_id]), torch.tensor([0])
+        token, zero = torch.tensor([self.encoder.tokenizer.pad_token_id]), torch.tensor([0])
         positions = torch.zeros(position_axes(self.base_config), 1, dtype=torch.long)
         return Row(token, torch.tensor([IGNORED]), zero, zero, positions, zero)
 
-    def _positions(self, input_ids: torch.Tensor, media: dict[str, Any]) -> torch.Tensor:
+    def _smallest_image(self) -> Row | None:
+        """A row of nothing but a smallest image, or None for a model that sees none."""
+        if self._filler is None and placeholder_ids(self.base_config):
+            input_ids, media = self.encoder.smallest_image()
+            zeros = torch.zeros_like(input_ids)
+            positions = sequential_positions(torch.ones_like(input_ids)[None], position_axes(self.base_config))[:, 0]
+            labels = torch.full_like(input_ids, IGNORED)
+            self._filler = Row(input_ids, labels, zeros, zeros, positions, torch.arange(len(input_ids)), media)
+        return self._filler
+
+    def _positions(self, input_ids: Tensor, media: dict[str, Any]) -> Tensor:
         """Positions [A, L] of a clean stream."""
         mask = torch.ones_like(input_ids)[None]
         if self.diffusion and self.config.position_mode == "sequential":

@@ -11,26 +11,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
 
 from ..checkpoint import adapter_base, load_model
 from ..data.records import DataError
-from ..modeling.block_masks import PADDING
-from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from ..modeling.families import is_vision_parameter, mask_inputs, module_of
+from ..modeling.attention_diffusionvl import layer_masks
+from ..modeling.block_masks import PADDING, TokenTags
+from ..modeling.families import layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
-from ..objective.loss import IGNORED, cross_entropy, loss_count, token_weights
+from ..objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
 from ..objective.noise_schedule import weight
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
+from .checks import check_objective, check_rows
 from .dataset import RowDataset
+from .evaluation import EvaluationLoss
+from .packed_dataset import PackedRowDataset, measure_rows
+from .parameters import freeze_others, parameter_groups
 from .run_folder import seal
+from .sampler import EpochLengthGroupedSampler
 
-ROW_INFO = ("labels", "rows", "truncated", "dropped")  # what a batch holds besides the model's inputs
+COUNTS = ("truncated", "dropped", "bad_samples")
+ROW_INFO = ("labels", "rows", *COUNTS)  # what a batch holds besides the model's inputs
 
 
 class BlockDiffusionTrainer(Trainer):
@@ -39,7 +46,7 @@ class BlockDiffusionTrainer(Trainer):
     Args:
         model: A `DiffusionVLForConditionalGeneration`, or an AR model for the AR objective.
         args: Settings.
-        train_dataset: A `RowDataset`.
+        train_dataset: A `RowDataset` or a `PackedRowDataset`.
         **kwargs: As in transformers.
 
     Raises:
@@ -52,10 +59,12 @@ class BlockDiffusionTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: BlockDiffusionConfig,
-        train_dataset: RowDataset | None = None,
+        train_dataset: RowDataset | PackedRowDataset | None = None,
         **kwargs: Any,
     ) -> None:
         check_objective(model.config, args.objective)
+        if train_dataset is not None:
+            check_rows(train_dataset, args)
         if args.train_modules is not None:
             freeze_others(model, args.train_modules)
         if train_dataset is not None:
@@ -71,6 +80,9 @@ class BlockDiffusionTrainer(Trainer):
         self.can_return_loss = True
         self._sums: dict[str, Tensor | float] = defaultdict(float)  # since the last log
         self._totals: dict[str, float] = defaultdict(float)  # of the whole run
+        if isinstance(train_dataset, PackedRowDataset):
+            self._totals["bad_samples"] = train_dataset.bad_samples
+        self._evaluation = EvaluationLoss()
         self._logged_at = time.perf_counter()
         self._arguments = args.to_json_string()
         self._progress = BlockDiffusionProgress()
@@ -94,6 +106,21 @@ class BlockDiffusionTrainer(Trainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As in transformers; lengths are measured without decoding images."""
+        rows = self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, RowDataset):
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        sizes = measure_rows(rows, args.dataloader_num_workers, args.process_index, args.world_size)
+        rows_of_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return EpochLengthGroupedSampler(rows_of_a_step, sizes[:, 0].tolist(), seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """In order: the loss does not depend on it, and accelerate shares it out to the processes."""
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -105,74 +132,94 @@ class BlockDiffusionTrainer(Trainer):
         info = {name: inputs[name] for name in ROW_INFO}
         inputs = {name: value for name, value in inputs.items() if name not in ROW_INFO}
         step = self._diffusion_loss if self.args.objective == "block_diffusion" else self._ar_loss
-        loss_sum = step(model, inputs, info)
-        count = self._count(info["labels"]) if num_items_in_batch is None else num_items_in_batch
-        loss = loss_sum / max(count, 1)  # 0 where truncation has emptied every row
+        tokens, losses = step(model, inputs, info)
+        documents = inputs["document_ids"]
+        counts = loss_counts(info["labels"], self.args.normalizer, documents)
+        if not model.training:
+            sums = torch.zeros(len(counts), device=losses.device).index_add(0, documents.flatten()[tokens], losses)
+            self._evaluation.add(info["rows"], sums, counts)
+        count = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / max(count, 1)  # 0 where truncation has emptied every row
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged, not summed
-        tokens = (inputs["document_ids"] != PADDING).sum()
-        self._add(truncated=info["truncated"], dropped=info["dropped"], tokens=tokens)
+        self._add(**{name: info[name] for name in COUNTS}, tokens=(documents != PADDING).sum())
+        self._check_bad_samples(self._sums["bad_samples"])
         return (loss, {}) if return_outputs else loss
 
-    def _diffusion_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> Tensor:
-        """Weighted cross-entropy of the masked tokens, summed (BD3-LM, equation 8; no label shift)."""
-        labels = info["labels"]
+    def _diffusion_loss(
+        self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Masked tokens, as indices into the flattened batch, and the weighted cross-entropy of each.
+
+        BD3-LM, equation 8; without a label shift.
+        """
+        labels, documents = info["labels"], inputs["document_ids"]
+        supervised = labels != IGNORED
         noisy = corrupt(
             inputs["input_ids"],
-            labels != IGNORED,
+            supervised,
             inputs["block_ids"],
             self.model.config.mask_token_id,
             self.args.seed,
             self.state.global_step if model.training else 0,  # one noise for every evaluation: losses compare
             info["rows"].tolist(),
             self.args.noise_order,
+            documents,
+            inputs["stream_ids"],
+            self.args.complementary,
         )
         indices = noisy.masked.flatten().nonzero()[:, 0]
         logits = model(**{**inputs, "input_ids": noisy.x_t}, token_indices=indices, use_cache=False).logits
         targets = labels.flatten()[indices]
-        losses = cross_entropy(logits, targets)
-        weights = token_weights(labels, self.args.normalizer).flatten()[indices] * weight(noisy.t.flatten()[indices])
+        weights = token_weights(labels, self.args.normalizer, documents).flatten()[indices]
         self._add_accuracy(logits, targets)
-        supervised = labels != IGNORED
         self._add(t=noisy.t.sum(), supervised=supervised.sum())
-        return (losses * weights).sum()
+        return indices, cross_entropy(logits, targets) * weights * weight(noisy.t.flatten()[indices])
 
-    def _ar_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> Tensor:
-        """Weighted cross-entropy of the supervised tokens, each predicted by the token before it, summed."""
-        labels = info["labels"][:, 1:]
+    def _ar_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Supervised tokens, as indices into the flattened batch, and the weighted cross-entropy of each.
+
+        Each is predicted by the token before it.
+        """
+        labels, documents = info["labels"], inputs["document_ids"]
         positions = inputs["position_ids"]
-        # The token at t predicts t + 1: its index in the flattened [B, T] batch.
-        row, column = (labels != IGNORED).nonzero(as_tuple=True)
-        indices = row * inputs["input_ids"].shape[1] + column
-        media = {name: value for name, value in inputs.items() if name not in CLEAN_TAGS}
-        with head_on(self.model, indices):
+        supervised = (labels != IGNORED).flatten().nonzero()[:, 0]  # never the first token of a row
+        if len(info["rows"]) > len(labels):  # packed: a mask of one's own keeps documents apart
+            tags = TokenTags(inputs["block_ids"], inputs["stream_ids"], documents)
+            mask = layer_masks(self.model, layer_windows(self.model.config), tags, positions[0], positions[0])
+        else:
+            mask = (documents != PADDING).long()
+        with head_on(self.model, supervised - 1):
             logits = model(
                 input_ids=inputs["input_ids"],
-                attention_mask=(inputs["document_ids"] != PADDING).long(),
+                attention_mask=mask,
                 position_ids=positions[0] if positions.shape[0] == 1 else positions,
                 use_cache=False,
                 **mask_inputs(self.model.config, inputs["input_ids"]),
-                **media,
+                **{name: value for name, value in inputs.items() if name not in CLEAN_TAGS},
             ).logits[0]
-        targets = labels[row, column]
+        targets = labels.flatten()[supervised]
         self._add_accuracy(logits, targets)
-        weights = token_weights(info["labels"], self.args.normalizer)[row, column + 1]
-        self._add(supervised=torch.tensor(len(row)))
-        return (cross_entropy(logits, targets) * weights).sum()
-
-    def _count(self, labels: Tensor) -> Tensor:
-        """What the loss of one batch is divided by; 0 for one that truncation has emptied."""
-        return loss_count(labels, self.args.normalizer) * (labels != IGNORED).any()
+        self._add(supervised=torch.tensor(len(supervised)))
+        weights = token_weights(labels, self.args.normalizer, documents).flatten()[supervised]
+        return supervised, cross_entropy(logits, targets) * weights
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """What the loss of an accumulated batch is divided by, over all processes."""
         if not batch_samples:
             return None
-        count = sum(self._count(batch["labels"]) for batch in batch_samples)
+        normalizer = self.args.normalizer
+        count = sum(loss_counts(batch["labels"], normalizer, batch["document_ids"]).sum() for batch in batch_samples)
         count = torch.as_tensor(count, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count
+
+    def _check_bad_samples(self, count: Tensor | float) -> None:
+        """Stops when more samples were left out than is allowed: of this process at once, of all at each log."""
+        allowed = self.train_dataset.max_bad_samples if self.train_dataset is not None else 0
+        if allowed and self._totals["bad_samples"] + float(count) > allowed:
+            raise DataError(f"more than max_bad_samples={allowed} samples can not be used; mend the ones told above")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in transformers, which tells a norm by its name and so decays `norm1` and `ln_q`; here by its class."""
@@ -185,16 +232,9 @@ class BlockDiffusionTrainer(Trainer):
         if self.optimizer is None and self.args.vision_learning_rate is not None:
             opt_model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(opt_model))
-            groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-            for name, parameter in opt_model.named_parameters():
-                if parameter.requires_grad:
-                    vision, decay = is_vision_parameter(name), name in decayed
-                    group: dict[str, Any] = {"params": [], "weight_decay": self.args.weight_decay if decay else 0.0}
-                    if vision:
-                        group["lr"] = self.args.vision_learning_rate
-                    groups.setdefault((vision, decay), group)["params"].append(parameter)
+            groups = parameter_groups(opt_model, decayed, self.args.weight_decay, self.args.vision_learning_rate)
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
-            self.optimizer = optimizer_class(list(groups.values()), **optimizer_kwargs)
+            self.optimizer = optimizer_class(groups, **optimizer_kwargs)
         return super().create_optimizer(model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -242,6 +282,13 @@ class BlockDiffusionTrainer(Trainer):
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in transformers, with a loss that does not depend on how the data set is cut into batches."""
+        self._evaluation.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_loss"] = self._evaluation.loss(self.args.world_size)
+        return output
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; its time does not count in the tokens per second of training."""
         begin = time.perf_counter()
@@ -279,6 +326,7 @@ class BlockDiffusionTrainer(Trainer):
                 f"truncation left no supervised token in the last {total['dropped']:.0f} samples, all there were; "
                 "raise max_length"
             )
+        self._check_bad_samples(total["bad_samples"])
         for name in COUNTS:
             self._totals[name] += total[name]
         return metrics | {name: total[name] for name in COUNTS if total[name]}
@@ -293,34 +341,5 @@ class BlockDiffusionTrainer(Trainer):
                 self._sums[name] = self._sums[name] + value
 
 
-def check_objective(config: PreTrainedConfig, objective: str) -> None:
-    """Raises a ValueError if the objective does not fit the model."""
-    if isinstance(config, DiffusionVLConfig) != (objective == "block_diffusion"):
-        raise ValueError(
-            f"objective={objective!r} does not fit a {config.model_type!r} model; "
-            "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
-        )
-
-
-def freeze_others(model: nn.Module, modules: list[str]) -> None:
-    """Freezes every parameter outside the given parts of a model.
-
-    Args:
-        model: Any model; its parts are told by their names.
-        modules: Some of `families.MODULES`.
-
-    Raises:
-        ValueError: The model lacks one of them, or nothing is left to train.
-    """
-    present = {module_of(name) for name, _ in model.named_parameters()}
-    absent = [module for module in modules if module not in present]
-    if absent or not modules:
-        raise ValueError(f"train_modules {modules}: give one or more of the model's parts, {sorted(present)}")
-    for name, parameter in model.named_parameters():
-        if module_of(name) not in modules:
-            parameter.requires_grad_(False)
-
-
-COUNTS = ("truncated", "dropped")
 METRICS = ("correct", "targets", "tokens", "t", "supervised", *COUNTS)
 CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")

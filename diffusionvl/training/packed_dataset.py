@@ -1,0 +1,109 @@
+"""Rows that hold several documents, and how long documents are."""
+
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.layouts import DataError
+from ..data.packing import pack
+from .dataset import Item, RowDataset, tell_left_out
+
+BAD = (-1, 0)  # the size of a record that can not be used
+
+
+class PackedRowDataset(Dataset):
+    """The rows of a data set, several to a row.
+
+    Which documents share a row is settled once, before training: a row is then an index like any other, an epoch has
+    as many rows as the one before, and sampler, schedule and exact resuming stay the Trainer's own. Only the
+    documents' sizes are needed for that, which `measure_rows` tells without decoding an image.
+
+    Args:
+        rows: The data set.
+        sizes: Tokens and images of each of its records [n, 2], `BAD` for one that is to be left out.
+        max_tokens: Tokens of a row at most, clean and noisy ones; a longer document stands alone.
+        max_images: Images of a row at most; a document with more stands alone.
+
+    Attributes:
+        bad_samples: How many records are left out because they can not be used.
+        long: How many documents are longer than `max_tokens`.
+    """
+
+    def __init__(self, rows: RowDataset, sizes: np.ndarray, max_tokens: int, max_images: int) -> None:
+        self.rows = rows
+        usable = (sizes[:, 0] >= 0).nonzero()[0]
+        packs = pack(sizes[usable, 0], sizes[usable, 1], max_tokens, max_images)
+        # Two arrays, since forked data loading processes would copy a list of lists, page by page.
+        self.members = usable[np.concatenate(packs)] if packs else usable
+        self.begins = np.cumsum([0, *map(len, packs)])
+        self.bad_samples = len(sizes) - len(usable)
+        self.long = int((sizes[:, 0] > max_tokens).sum())
+
+    @property
+    def max_bad_samples(self) -> int:
+        """As of the rows."""
+        return self.rows.max_bad_samples
+
+    def __len__(self) -> int:
+        return len(self.begins) - 1
+
+    def __getitem__(self, index: int) -> list[Item]:
+        return [self.rows[document] for document in self.documents(index)]
+
+    def documents(self, index: int) -> list[int]:
+        """Which records share a row."""
+        return self.members[self.begins[index] : self.begins[index + 1]].tolist()
+
+    def collate(self, items: list[Any]) -> dict[str, Any]:
+        """As of the rows."""
+        return self.rows.collate(items)
+
+
+class _Sizes(Dataset):
+    """The sizes of a process's share of the records."""
+
+    def __init__(self, rows: RowDataset, share: range) -> None:
+        self.rows = rows
+        self.share = share
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        try:
+            return self.rows.measure(self.share[index])
+        except DataError as error:
+            if not self.rows.max_bad_samples:
+                raise
+            tell_left_out(error)
+            return BAD
+
+
+def measure_rows(rows: RowDataset, workers: int = 0, process: int = 0, processes: int = 1) -> np.ndarray:
+    """Tokens and images of every row [n, 2]; each process measures its share with its data loading processes.
+
+    Args:
+        rows: The data set.
+        workers: Data loading processes.
+        process: Number of this process.
+        processes: How many processes call this; they get the same sizes.
+
+    Raises:
+        DataError: A record can not be used, or more of them than `max_bad_samples` allows.
+    """
+    share = range(process, len(rows), processes)
+    # Lists of one tuple each: the sizes come back as they are, not as tensors.
+    loader = DataLoader(_Sizes(rows, share), batch_size=64, num_workers=workers, collate_fn=list)
+    own = [size for batch in loader for size in batch]
+    shares = gather_object([own]) if processes > 1 else [own]
+    sizes = np.empty((len(rows), 2), dtype=np.int64)
+    for number, found in enumerate(shares):
+        sizes[number::processes] = np.array(found, dtype=np.int64).reshape(-1, 2)
+    bad = int((sizes[:, 0] < 0).sum())
+    if bad > rows.max_bad_samples:
+        raise DataError(
+            f"{bad} of {len(rows)} records can not be used, more than max_bad_samples={rows.max_bad_samples}"
+        )
+    return sizes
