@@ -34,11 +34,12 @@ def build_rows(
     args: BlockDiffusionConfig,
     processor: ProcessorMixin,
     config: PreTrainedConfig,
+    max_bad_samples: int = 0,
 ) -> RowDataset:
     """Reads records; they become rows when they are asked for."""
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
-    records = read_records(files, data.image_root, args.seed, check=not data.max_bad_samples)
-    return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=data.max_bad_samples)
+    records = read_records(files, data.image_root, args.seed, check=not max_bad_samples)
+    return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=max_bad_samples)
 
 
 def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) -> RowDataset | PackedRowDataset:
@@ -69,7 +70,7 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
 
         model = load_model(model_args.model, model_args.dtype, **quantization_settings(model_args))
         model = add_adapter(model, model_args, args)
-    rows = build_rows(data.train_records, data, args, processor, model.config)
+    rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
     if model_args.attention == "flex" or (model_args.attention == "auto" and args.device.type == "cuda"):
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
         rows.pad_to_multiple_of = data.pack_tokens if data.packing else TILE  # one length is compiled once
@@ -122,7 +123,8 @@ def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusio
             model = add_adapter(model, model_args, args)
         if args.train_modules is not None:
             freeze_others(model, args.train_modules)
-        rows = build_rows(data.train_records, data, args, load_processor(model_args.model), model.config)
+        processor = load_processor(model_args.model)
+        rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
         print(plan(model, packed(rows, data, args), args, data.max_length, model_args.quantization is not None))
     except (OSError, ValueError, RuntimeError) as error:
         return _fail(error)

@@ -107,19 +107,15 @@ def _with_fill(
     copied: Tensor, ends: Tensor, labels: Tensor, block_ids: Tensor, block_size: int
 ) -> tuple[Tensor, Tensor]:
     """Clean index of each noisy token, and how far behind it a fill token stands (0 for a copy). Both [R]."""
-    source: list[Tensor] = []
-    fill: list[Tensor] = []
-    for block in block_ids[copied].unique():
-        members = (block_ids == block).nonzero()[:, 0]
-        source.append(members)
-        fill.append(torch.zeros_like(members))
-        missing = block_size - len(members)
-        # Structural supervision also has the template's newline behind the end of turn, maybe in a block of its own.
-        last = int(members[-1])
-        ended = bool(ends[max(0, last - 1) : last + 1].any()) and labels[last] != IGNORED
-        if missing > 0 and ended:  # an image that is kept whole makes a block longer
-            source.append(members[-1:].expand(missing))
-            fill.append(torch.arange(1, missing + 1))
-    if not source:
-        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-    return torch.cat(source), torch.cat(fill)
+    index = copied.nonzero()[:, 0]
+    _, sizes = block_ids[index].unique_consecutive(return_counts=True)
+    last = sizes.cumsum(0) - 1  # of each copied block, in `index`
+    end = index[last]
+    # Structural supervision also has the template's newline behind the end of turn, maybe in a block of its own.
+    ended = (ends[end] | ends[(end - 1).clamp(min=0)]) & (labels[end] != IGNORED)
+    repeats = torch.ones_like(index)
+    # An image that is kept whole may make a block longer than D.
+    repeats[last] += torch.where(ended, (block_size - sizes).clamp(min=0), 0)
+    begins = repeats.cumsum(0) - repeats
+    source = index.repeat_interleave(repeats)
+    return source, torch.arange(len(source)) - begins.repeat_interleave(repeats)

@@ -154,6 +154,11 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None,
         metadata={"help": "implied by fsdp_config", "nargs": "?", "const": True},  # as in transformers
     )
+    # A batch may lack images, and nothing reads the last norm of a LLaVA's tower. DDP stops at parameters without a
+    # gradient unless it looks for them, which transformers turns off with gradient checkpointing where this is None.
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "let DDP look for parameters that a batch does not reach"}
+    )
     average_tokens_across_devices: bool = field(
         default=True, metadata={"help": "divide the loss by the count over all processes"}
     )
@@ -177,10 +182,6 @@ class BlockDiffusionConfig(TrainingArguments):
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
         if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
             self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
-        # A batch may lack images, and nothing reads the last norm of a LLaVA's tower. DDP stops at parameters without a
-        # gradient unless it looks for them, which transformers turns off with gradient checkpointing.
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = True
         started = int(os.environ.get("WORLD_SIZE", 1))
         if self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation(self.dry_run_processes if self.dry_run else started)
