@@ -71,7 +71,10 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
         model = load_model(model_args.model, model_args.dtype, **quantization_settings(model_args))
         model = add_adapter(model, model_args, args)
     rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
-    if model_args.attention == "flex" or (model_args.attention == "auto" and args.device.type == "cuda"):
+    on_gpu = args.device.type == "cuda"
+    if model_args.attention == "flex" and not on_gpu:
+        raise ValueError("attention flex trains on a GPU only; take it out, or set it to sdpa")
+    if on_gpu and model_args.attention != "sdpa":
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
         rows.pad_to_multiple_of = data.pack_tokens if data.packing else TILE  # one length is compiled once
     train = packed(rows, data, args)

@@ -10,6 +10,7 @@ from tiny_families import FAMILIES, save_base
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, DiffusionVLForConditionalGeneration, RowDataset
 from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.modeling.attention_diffusionvl import FLEX, attend_over_tiles
 from diffusionvl.modeling.families import (
     MEDIA_INPUTS,
     MODULES,
@@ -81,6 +82,21 @@ def loss_of(model, batch, chosen):
     ids = batch["input_ids"].flatten().index_fill(0, indices, model.config.mask_token_id).view_as(batch["input_ids"])
     logits = model(**{**inputs, "input_ids": ids}, token_indices=indices).logits
     return torch.nn.functional.cross_entropy(logits, labels[indices])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FlexAttention warns that it is not compiled
+def test_tiles_are_the_dense_mask(family):
+    batch = collated(family.model, family.processor, family.records)
+    chosen = torch.ones(int((batch["labels"] != IGNORED).sum()), dtype=torch.bool)
+    decoder = family.model.base.get_decoder()
+    before = decoder.config._attn_implementation
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        expected = loss_of(family.model, batch, chosen)
+        attend_over_tiles(family.model.base)
+        assert decoder.config._attn_implementation == (before if before == "eager" else FLEX)
+        found = loss_of(family.model, batch, chosen)
+    decoder.set_attn_implementation(before)
+    assert_same(found, expected)
 
 
 def test_a_batch_of_text_uses_the_vision_tower_and_stays_what_it_is(family, monkeypatch):

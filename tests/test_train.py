@@ -131,6 +131,8 @@ def test_a_run_warns_of_nothing(recipe, capfd):
         ({"output_dir": "TMP/records.jsonl"}, "TMP/records.jsonl"),
         ({"eval_records": ["TMP/none.jsonl"]}, "TMP/none.jsonl"),
         ({"eval_strategy": "steps"}, "eval_dataset"),
+        ({"attention": "flex"}, "attention flex trains on a GPU only"),
+        ({"complementary": True}, "complementary needs views in pairs"),
         ({"resume_from_checkpoint": "TMP/none"}, "TMP/none"),
         ({"max_length": 3}, "raise max_length"),
     ],

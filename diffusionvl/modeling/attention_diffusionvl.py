@@ -35,8 +35,13 @@ AttentionMaskInterface.register(FLEX, sdpa_mask)
 
 
 def attend_over_tiles(base: PreTrainedModel) -> None:
-    """Lets a base's language model attend by FlexAttention to rows that see themselves; its vision tower stays."""
-    base.get_decoder().set_attn_implementation(FLEX)
+    """Lets a base's language model attend by FlexAttention to rows that see themselves; its vision tower stays.
+
+    A base that attends eagerly does so for a reason (soft-capped scores, which a dense mask with SDPA would lose), and
+    is left as it is.
+    """
+    if base.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
+        base.get_decoder().set_attn_implementation(FLEX)
 
 
 def layer_masks(
