@@ -24,7 +24,6 @@ CROSS = "reads images by cross-attention"
         ("RecurrentGemma", STATE),
         ("Qwen3Next", STATE),
         ("Qwen3_5", STATE),
-        ("Lfm3", r"layers of the types \['conv'\]"),
         ("MiniMax", r"layers of the types \['linear_attention'\]"),
         ("Llama4Text", r"layers of the types \['chunked_attention'\]"),
         ("T5", "is an encoder-decoder"),

@@ -262,6 +262,13 @@ QWEN3_VISION = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
+MIXTURE = {
+    "moe_intermediate_size": 24,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "output_router_logits": True,  # asks for a balancing loss, which reads the mask as one of padding
+    "router_aux_loss_coef": 0.0,
+}
 FAMILIES = {
     "Llama": Family(lambda: build_text_model("Llama")),
     "Qwen2": Family(lambda: build_text_model("Qwen2")),
@@ -292,7 +299,7 @@ FAMILIES = {
     ),
     "Qwen3-VL": Family(lambda: build_qwen("Qwen3VL", QWEN3_VISION), images=True),
     "Qwen3-VL-MoE": Family(
-        lambda: build_qwen("Qwen3VLMoe", QWEN3_VISION, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2),
+        lambda: build_qwen("Qwen3VLMoe", QWEN3_VISION, **MIXTURE),
         images=True,
     ),
     "LLaVA": Family(lambda: build_llava("clip"), images=True),
