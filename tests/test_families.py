@@ -187,6 +187,13 @@ def test_images_in_a_noisy_block_are_as_in_its_place(family, monkeypatch):
     assert_same(found, expected)
 
 
+def test_lengths_are_known_without_pixels(family):
+    encoder = ConversationEncoder(family.processor)
+    for record in family.records:
+        rendered, measured = (encoder.encode(record, render) for render in (True, False))
+        assert torch.equal(measured.input_ids, rendered.input_ids)
+
+
 def test_one_token_ends_a_response_everywhere(family):
     """Gemma's `<end_of_turn>` is not its end of sequence; decoding stops at both."""
     tokenizer, config = family.processor.tokenizer, family.model.config

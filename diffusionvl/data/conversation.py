@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .chat_template import end_of_turn, response_header_ids
 from .collate import concatenate
+from .image_text import ImageText
 from .images import image_size, name_of, open_image
 from .layouts import DataError, Picture, Record
 from .streams import IGNORED
@@ -87,14 +88,16 @@ class ConversationEncoder:
         self.end_of_turn: str = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
         tokens = (getattr(processor, name, None) for name in ("image_token", "video_token"))
         self.placeholders = [token for token in tokens if token is not None]  # a family names only those that it has
+        if self.placeholders:
+            self._image_text = ImageText(processor, self.placeholders[0], self.end_of_turn)
         role_ids = self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
         self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.end_of_turn_id])
 
     def encode(self, record: Record, render: bool = True) -> Encoded | None:
         """Encodes one record, or returns None if truncation leaves nothing to learn from.
 
-        Without `render`, images are not decoded: their size alone tells how many tokens they take, so that a data set
-        is measured in minutes. There are no media then, and the tokens are those of the row in number and labels.
+        Without `render`, images are not decoded: their size alone tells which tokens they take, so that a data set is
+        measured in minutes. There are no media then.
 
         Truncation drops the first prompt that does not fit with all behind it, and cuts a response that does not fit:
         an image's tokens are never cut apart.
@@ -227,18 +230,9 @@ class ConversationEncoder:
         """Tokens of a text with images, of which only the size is read."""
         sizes = [image_size(image, name) for image in images]
         try:
-            counts = torch.tensor(self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens)
+            return self._image_text.tokenize(text, sizes)
         except ValueError as error:
             raise self._refused(images, name, error) from error
-        input_ids = self._tokenize(text)
-        token_id = self.tokenizer.convert_tokens_to_ids(self.placeholders[0])
-        places = input_ids == token_id
-        if int(places.sum()) == len(images):
-            repeats = torch.ones_like(input_ids)
-            repeats[places] = counts
-            return input_ids.repeat_interleave(repeats)
-        # Some processors write marks of their own around tiles: where a token stands does not matter to the length.
-        return torch.cat([torch.full((int(counts.sum()),), token_id), input_ids[~places]])
 
     def smallest_image(self) -> tuple[Tensor, dict[str, Any]]:
         """Tokens and inputs of a turn with an image of `SMALLEST` pixels, as small as the processor leaves it."""

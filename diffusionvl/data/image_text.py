@@ -1,0 +1,62 @@
+"""The tokens of a text with images, known from the images' sizes alone."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+GRID = "image_grid_thw"  # what an image processor gives that cuts images of any shape into a grid (Qwen-VL)
+
+
+class ImageText:
+    """Tokenises texts with images as a processor does, without looking at pixels.
+
+    Args:
+        processor: A Hugging Face processor.
+        placeholder: What a chat template writes for an image.
+        separator: A special token that a processor puts nowhere.
+    """
+
+    def __init__(self, processor: Any, placeholder: str, separator: str) -> None:
+        self.processor = processor
+        self.placeholder = placeholder
+        self.separator = separator
+        self._replacements: dict[tuple[tuple[int, int], ...], list[str]] = {}
+
+    def tokenize(self, text: str, sizes: list[tuple[int, int]]) -> Tensor:
+        """The tokens [n] of a text.
+
+        Args:
+            text: With a placeholder for each image.
+            sizes: Height and width of each image.
+
+        Raises:
+            ValueError: The processor refuses images of such sizes, or there are more or fewer placeholders.
+        """
+        parts = text.split(self.placeholder)
+        if len(parts) != len(sizes) + 1:
+            raise ValueError(f"{len(sizes)} image(s) for {len(parts) - 1} places")
+        images, tokenizer = self.processor.image_processor, self.processor.tokenizer
+        if GRID in images.model_input_names:  # each placeholder is repeated
+            patches = [images.get_number_of_image_patches(*size, {}) for size in sizes]
+            ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+            repeats = torch.ones_like(ids)
+            repeats[ids == tokenizer.convert_tokens_to_ids(self.placeholder)] = (
+                torch.tensor(patches) // images.merge_size**2
+            )
+            return ids.repeat_interleave(repeats)
+        key = tuple(sizes)
+        if key not in self._replacements:
+            self._replacements[key] = self._ask(sizes)
+        written = [text for pair in zip(self._replacements[key], parts[1:], strict=True) for text in pair]
+        ids = tokenizer("".join([parts[0], *written]), add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long)
+
+    def _ask(self, sizes: list[tuple[int, int]]) -> list[str]:
+        """What the processor writes for each image of a turn; how many there are may matter (LLaVA-OneVision)."""
+        blank = [Image.new("RGB", (width, height)) for height, width in sizes]
+        text = self.separator.join([self.placeholder] * len(sizes))
+        inputs = self.processor(text=[text], images=[blank], return_tensors="pt", add_special_tokens=False)
+        written = self.processor.tokenizer.decode(inputs["input_ids"][0], clean_up_tokenization_spaces=False)
+        return written.split(self.separator)
