@@ -9,6 +9,7 @@ from .command_line import Parser, fail
 
 # Commands that are modules with parsers of their own.
 OWN_PARSERS = {
+    "data": "check records before training on them",
     "train": "finetune by block diffusion or autoregression",
     "merge": "merge a LoRA adapter into its base",
     "infer": "answer a question",
@@ -17,12 +18,13 @@ OWN_PARSERS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `diffusionvl assemble | convert | translate | export | train | merge | infer | doctor`."""
+    """Runs `diffusionvl assemble | convert | translate | export | data | train | merge | infer | doctor`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command in OWN_PARSERS:  # takes all that follows
-        return importlib.import_module(f".{arguments.command}", __package__).main(rest)
+        module = "data_check" if arguments.command == "data" else arguments.command
+        return importlib.import_module(f".{module}", __package__).main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     own = {"assemble": _assemble, "convert": _convert, "translate": _translate, "export": _export}
