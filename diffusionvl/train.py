@@ -1,6 +1,5 @@
 """`python -m diffusionvl.train recipe.yaml [--key value ...]`: finetunes by block diffusion or autoregression."""
 
-import json
 import signal
 import sys
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .checkpoint import load_config, load_model, load_processor
 from .command_line import fail
 from .data.conversation import ConversationEncoder
+from .data.json_records import write_jsonl
 from .data.records import DataError, read_records
 from .modeling.attention_diffusionvl import TILE, attend_over_tiles
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -148,8 +148,7 @@ def finish(trainer: BlockDiffusionTrainer) -> None:
     if trainer.is_world_process_zero():
         if isinstance(trainer.model.config, DiffusionVLConfig):
             write_model_card(str(out), trainer.model.config, finetuned=True)
-        lines = "".join(json.dumps(line) + "\n" for line in trainer.state.log_history)
-        Path(out, "log.jsonl").write_text(lines, encoding="utf-8")
+        write_jsonl(trainer.state.log_history, out / "log.jsonl")
     trainer.save_state()
 
 

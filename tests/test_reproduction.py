@@ -13,9 +13,9 @@ from tiny_families import FAMILIES
 from transformers import AutoImageProcessor, AutoModel
 
 from diffusionvl.checkpoint import load_model, load_processor
+from diffusionvl.data.json_records import write_jsonl
 from diffusionvl.data.records import read_records
 from diffusionvl.quickstart import evaluate as evaluation
-from diffusionvl.quickstart.easy_vqa import write_jsonl
 from diffusionvl.reproduction import charts, measure, prompts, tower, weights
 from diffusionvl.reproduction.measure import Measurement
 from diffusionvl.translation import save_translation, translate

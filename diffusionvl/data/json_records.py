@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,12 @@ def decode(content: bytes, path: Path, first_line: int = 1) -> str:
         line = first_line + error.object[: error.start].count(b"\n")
         byte = f"{error.object[error.start]:#04x}"
         raise DataError(f"{path}:{line}: byte {byte} is not UTF-8; save the file as UTF-8", "broken line") from error
+
+
+def write_jsonl(documents: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes one document a line, making the parent folder if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
 
 
 def load_json(text: str, path: Path, first_line: int = 1) -> Any:

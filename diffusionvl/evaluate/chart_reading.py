@@ -3,9 +3,7 @@
 Nothing here is ever trained on, so a model of the quickstart is expected to fail.
 """
 
-import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from diffusionvl.data.json_records import write_jsonl
 
 KINDS = ("bar", "line", "pie")
 # Of each subject: what is counted, and the names along the chart. Lines run over years.
@@ -118,10 +118,5 @@ def write_benchmark(folder: Path, charts: int = 60, seed: int = 0) -> list[dict[
         draw_chart(chart, folder / image)
         for question, answer in questions(chart, rng):
             documents.append({"image": image, "kind": chart.kind, "question": question, "answer": answer})
-    write_jsonl(folder / "test.jsonl", documents)
+    write_jsonl(documents, folder / "test.jsonl")
     return documents
-
-
-def write_jsonl(path: Path, documents: Sequence[dict[str, Any]]) -> None:
-    """Writes one document a line."""
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")

@@ -6,7 +6,6 @@ The official package holds short questions only. Long questions are added here; 
 from the official annotations, so each has exactly one right answer and exact match is well defined.
 """
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusionvl.command_line import Parser
+from diffusionvl.data.json_records import write_jsonl
 from diffusionvl.quickstart.shapes import COLORS as RGB
 from diffusionvl.quickstart.shapes import draw_shape
 
@@ -226,12 +226,6 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
         for number, pair in enumerate(pairs):
             records.append(_record(f"easyvqa-test-{kind}-{image}-{number}", path, [pair]))
     return records[:limit]
-
-
-def write_jsonl(records: list[Record], path: str | Path) -> None:
-    """Writes one record a line, making the parent folder if needed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def main() -> None:

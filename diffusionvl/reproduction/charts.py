@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from diffusionvl.command_line import Parser, fail
 from diffusionvl.reproduction.measure import BLOCK_SIZE, BLOCK_SIZES, THRESHOLD, Measurement
 
@@ -95,53 +98,49 @@ def tables(found: Sequence[Measurement]) -> str:
 
 def draw_charts(found: Sequence[Measurement], out: Path) -> None:
     """`speed_quality.png`, `block_size.png` and `threshold.png`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     long = [one for one in found if one.kind == "long"]
     ar = select(long, model="ar")
-    sweep = [one for one in long if one.model == "translation" and one.decoding == "dynamic"]
-    sizes = [select(long, model=f"block_{size}", decoding="static") for size in BLOCK_SIZES]
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = _chart("Threshold of dynamic remasking", "forwards per token")
+    sweep = [one for one in long if one.model == "translation" and one.decoding == "dynamic"]
     axes.plot([one.forwards_per_token for one in sweep], [100 * one.exact_match for one in sweep], "o-")
     for one in sweep:
-        axes.annotate(
-            f"{one.threshold}",
-            (one.forwards_per_token, 100 * one.exact_match),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    axes.axhline(100 * ar.exact_match, color="black", linestyle="--", label="AR baseline, 1 forward/token")
-    axes.set(
-        xlabel="forwards per token", ylabel="exact match, long answers (%)", title="Threshold of dynamic remasking"
-    )
-    axes.legend()
+        _label(axes, str(one.threshold), one.forwards_per_token, one)
+    _ar_line(axes, ar, "AR baseline, 1 forward/token")
     figure.savefig(out / "threshold.png", dpi=150)
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = _chart("Block size", "block size D (denoising steps = D)")
+    sizes = [select(long, model=f"block_{size}", decoding="static") for size in BLOCK_SIZES]
     axes.bar([str(size) for size in BLOCK_SIZES], [100 * one.exact_match for one in sizes])
-    axes.axhline(100 * ar.exact_match, color="black", linestyle="--", label="AR baseline")
-    axes.set(xlabel="block size D (denoising steps = D)", ylabel="exact match, long answers (%)", title="Block size")
-    axes.legend()
+    _ar_line(axes, ar, "AR baseline")
     figure.savefig(out / "block_size.png", dpi=150)
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for one in (one for one in long if one.tokens_per_second is not None):
-        axes.scatter(one.tokens_per_second, 100 * one.exact_match)
-        label = " ".join(str(part) for part in (one.model, one.decoding, one.threshold) if part not in (None, "ar"))
-        axes.annotate(
-            label or "ar",
-            (one.tokens_per_second, 100 * one.exact_match),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=7,
-        )
-    axes.set(xlabel="tokens/s at batch size 1", ylabel="exact match, long answers (%)", title="Speed and quality")
+    figure, axes = _chart("Speed and quality", "tokens/s at batch size 1")
+    for one in long:
+        if one.tokens_per_second is not None:
+            axes.scatter(one.tokens_per_second, 100 * one.exact_match)
+            parts = (one.model, "" if one is ar else one.decoding, "" if one.threshold is None else one.threshold)
+            _label(axes, " ".join(str(part) for part in parts if part), one.tokens_per_second, one)
     figure.savefig(out / "speed_quality.png", dpi=150)
+
+
+def _chart(title: str, across: str) -> tuple[Figure, Axes]:
+    """An empty chart of the exact match of long answers over something."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=across, ylabel="exact match, long answers (%)")
+    return figure, axes
+
+
+def _label(axes: Axes, text: str, across: float, one: Measurement) -> None:
+    """Names the point of a measurement."""
+    axes.annotate(text, (across, 100 * one.exact_match), (4, 4), textcoords="offset points", fontsize=8)
+
+
+def _ar_line(axes: Axes, ar: Measurement, text: str) -> None:
+    """A dashed line at the AR baseline's exact match."""
+    axes.axhline(100 * ar.exact_match, color="black", linestyle="--", label=text)
+    axes.legend()
 
 
 def main(argv: list[str] | None = None) -> int:

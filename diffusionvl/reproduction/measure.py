@@ -9,9 +9,9 @@ the paper's are of an AR vision-language model; `text` is a translation of `smol
 import json
 import random
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.utils import logging
@@ -19,7 +19,7 @@ from transformers.utils import logging
 from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.command_line import Parser, fail
 from diffusionvl.quickstart.easy_vqa import Record, test_records
-from diffusionvl.quickstart.evaluate import Contender, compare_speed, evaluate
+from diffusionvl.quickstart.evaluate import Contender, compare_speed, evaluate, kind_of
 
 STATIC = {"remasking": "low_confidence_static"}
 BLOCK_SIZES = (1, 4, 8, 16)
@@ -58,6 +58,21 @@ class Measurement:
     tokens_per_second: float | None = None
 
 
+class Key(NamedTuple):
+    """The first fields of a `Measurement`, which tell it from all others of a run."""
+
+    model: str
+    decoding: str
+    threshold: float | None
+    kind: str
+
+
+def key_of(one: Contender, kind: str) -> Key:
+    """Where a model's measurement on a kind of questions belongs."""
+    decoding = kind_of(one.model, one.settings).lower()
+    return Key(one.name, decoding, one.settings.get("confidence_threshold"), kind)
+
+
 class Measures:
     """Measures the models of one run, each loaded once.
 
@@ -79,7 +94,7 @@ class Measures:
             self.records[kind] = draw.sample(records, min(count, len(records)))
         held_out = run / "text_data" / "held_out.jsonl"
         self.records["text"] = [json.loads(line) for line in held_out.read_text(encoding="utf-8").splitlines()]
-        self.found: list[Measurement] = []
+        self.found: dict[Key, Measurement] = {}
 
     def contender(self, name: str, settings: dict[str, Any] | None = None) -> Contender:
         """A model of the run in bf16, in which all are measured."""
@@ -92,30 +107,22 @@ class Measures:
         processor = load_processor(str(self.run / one.name))
         for kind in kinds:
             result = evaluate(one.model, processor, self.records[kind], batch_size, **one.settings)
-            remasking = one.settings.get("remasking")
-            self.found.append(
-                Measurement(
-                    model=one.name,
-                    decoding=remasking.rpartition("_")[2] if remasking else "ar",
-                    threshold=one.settings.get("confidence_threshold"),
-                    kind=kind,
-                    questions=len(self.records[kind]),
-                    exact_match=result.accuracy,
-                    forwards_per_token=result.forwards_per_token,
-                )
+            key = key_of(one, kind)
+            self.found[key] = Measurement(
+                **key._asdict(),
+                questions=len(self.records[kind]),
+                exact_match=result.accuracy,
+                forwards_per_token=result.forwards_per_token,
             )
-            print(self.found[-1], flush=True)
+            print(self.found[key], flush=True)
 
     def time(self, contenders: list[Contender], kind: str) -> None:
         """Times models question by question, in turn, and notes it beside what they answered."""
         processor = load_processor(str(self.run / contenders[0].name))
         speeds = compare_speed(contenders, processor, self.records[kind][: self.timed + 2])
         for one, speed in zip(contenders, speeds, strict=True):
-            threshold = one.settings.get("confidence_threshold")
-            for index, found in enumerate(self.found):
-                decoding = one.settings.get("remasking", "ar").rpartition("_")[2]
-                if (found.model, found.kind, found.decoding, found.threshold) == (one.name, kind, decoding, threshold):
-                    self.found[index] = Measurement(**{**asdict(found), "tokens_per_second": speed})
+            key = key_of(one, kind)
+            self.found[key] = replace(self.found[key], tokens_per_second=speed)
 
 
 def measure_all(measures: Measures) -> None:
@@ -163,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         measure_all(measures)
     except (OSError, ValueError) as error:
         return fail(parser.prog, error)
-    rows = [asdict(found) for found in measures.found]
+    rows = [asdict(found) for found in measures.found.values()]
     (arguments.run / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {arguments.run / 'results.json'}")
     return 0

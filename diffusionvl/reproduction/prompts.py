@@ -12,7 +12,8 @@ from pathlib import Path
 
 from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.command_line import Parser, fail
-from diffusionvl.quickstart.easy_vqa import Record, write_jsonl
+from diffusionvl.data.json_records import write_jsonl
+from diffusionvl.quickstart.easy_vqa import Record
 from diffusionvl.quickstart.evaluate import encode, generate
 
 QUESTIONS = (

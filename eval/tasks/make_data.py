@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from diffusionvl.command_line import Parser, fail
-from diffusionvl.evaluate.chart_reading import write_benchmark, write_jsonl
+from diffusionvl.data.json_records import write_jsonl
+from diffusionvl.evaluate.chart_reading import write_benchmark
 from diffusionvl.quickstart.easy_vqa import test_records
 from diffusionvl.quickstart.evaluate import answer, question
 
@@ -23,7 +24,7 @@ def write_easy_vqa(folder: Path) -> None:
                 shutil.copyfile(picture, folder / "images" / picture.name)
             image = f"images/{picture.name}"
             documents.append({"image": image, "question": question(record), "answer": answer(record)})
-        write_jsonl(folder / f"{kind}.jsonl", documents)
+        write_jsonl(documents, folder / f"{kind}.jsonl")
         print(f"{folder / kind}.jsonl: {len(documents):,} questions")
 
 
