@@ -44,8 +44,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _percent(one: Measurement) -> str:
-    return f"{100 * one.exact_match:.1f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _speed(one: Measurement) -> str:
@@ -58,9 +58,12 @@ def tables(found: Sequence[Measurement]) -> str:
     def row(title: str, decoding: str, model: str, threshold: float | None) -> list[str]:
         wanted = {"model": model, "decoding": decoding, "threshold": threshold}
         short, long = (select(found, kind=kind, **wanted) for kind in ("short", "long"))
-        return [title, _percent(short), _percent(long), f"{long.forwards_per_token:.3f}", _speed(long)]
+        return [title, _percent(short.exact_match), *columns(long)]
 
-    header = ["", "short answers", "long answers", "forwards/token", "tokens/s"]
+    def columns(one: Measurement) -> list[str]:
+        return [_percent(one.exact_match), _percent(one.token_f1), f"{one.forwards_per_token:.3f}", _speed(one)]
+
+    header = ["", "short answers", "long answers", "long answers, token F1", "forwards/token", "tokens/s"]
     sweep = [one for one in found if one.model == "translation" and one.kind == "long" and one.decoding == "dynamic"]
     text = [one for one in found if one.kind == "text" and one.model == "text"]
     base = select(found, kind="text", model="smollm2")
@@ -85,12 +88,11 @@ def tables(found: Sequence[Measurement]) -> str:
             ],
         ),
         "Threshold (table 7)": table(
-            ["threshold", "long answers", "forwards/token", "tokens/s"],
-            [[str(one.threshold), _percent(one), f"{one.forwards_per_token:.3f}", _speed(one)] for one in sweep],
+            ["threshold", *header[2:]], [[str(one.threshold), *columns(one)] for one in sweep]
         ),
         "Text alone": table(
-            ["", "answers equal to the base's", "forwards/token", "tokens/s"],
-            [[f"{one.decoding}", _percent(one), f"{one.forwards_per_token:.3f}", _speed(one)] for one in (base, *text)],
+            ["", "answers equal to the base's", "token F1 with the base's", "forwards/token", "tokens/s"],
+            [[one.decoding, *columns(one)] for one in (base, *text)],
         ),
     }
     return "\n\n".join(f"### {title}\n\n{body}" for title, body in parts.items())

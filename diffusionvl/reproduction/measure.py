@@ -11,6 +11,7 @@ import random
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,9 @@ from transformers.utils import logging
 
 from diffusionvl.checkpoint import load_model, load_processor
 from diffusionvl.command_line import Parser, fail
+from diffusionvl.evaluate.metrics import token_f1
 from diffusionvl.quickstart.easy_vqa import Record, test_records
-from diffusionvl.quickstart.evaluate import Contender, compare_speed, evaluate, kind_of
+from diffusionvl.quickstart.evaluate import Contender, answer, compare_speed, evaluate, kind_of
 
 STATIC = {"remasking": "low_confidence_static"}
 BLOCK_SIZES = (1, 4, 8, 16)
@@ -44,6 +46,7 @@ class Measurement:
         kind: `short`, `long` or `text`.
         questions: How many.
         exact_match: Share of answers that are exactly the expected one; for `text`, the base's own.
+        token_f1: Mean overlap in words of the answers with the expected ones: it tells how far off wrong ones are.
         forwards_per_token: 1 for AR.
         tokens_per_second: Generated tokens a second at batch size 1; None where it was not timed.
     """
@@ -54,6 +57,7 @@ class Measurement:
     kind: str
     questions: int
     exact_match: float
+    token_f1: float
     forwards_per_token: float
     tokens_per_second: float | None = None
 
@@ -106,12 +110,16 @@ class Measures:
         """Lets a model answer all questions of some kinds."""
         processor = load_processor(str(self.run / one.name))
         for kind in kinds:
-            result = evaluate(one.model, processor, self.records[kind], batch_size, **one.settings)
+            records = self.records[kind]
+            result = evaluate(one.model, processor, records, batch_size, **one.settings)
             key = key_of(one, kind)
             self.found[key] = Measurement(
                 **key._asdict(),
-                questions=len(self.records[kind]),
+                questions=len(records),
                 exact_match=result.accuracy,
+                token_f1=mean(
+                    token_f1(found, answer(record)) for found, record in zip(result.answers, records, strict=True)
+                ),
                 forwards_per_token=result.forwards_per_token,
             )
             print(self.found[key], flush=True)
