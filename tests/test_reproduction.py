@@ -155,14 +155,22 @@ def test_a_run_is_measured_and_drawn(run, tmp_path, monkeypatch, capsys):
 def test_tables_show_the_numbers_that_were_measured(run):
     found = charts.read_results(run)
     marked = [
-        Measurement(**{**asdict(one), "exact_match": 0.123, "forwards_per_token": 0.456, "tokens_per_second": 78.9})
+        Measurement(
+            **{
+                **asdict(one),
+                "exact_match": 0.123,
+                "token_f1": 0.321,
+                "forwards_per_token": 0.456,
+                "tokens_per_second": 78.9,
+            }
+        )
         if (one.model, one.kind) == ("block_4", "long")
         else one
         for one in found
     ]
     rows = [line for line in charts.tables(marked).splitlines() if line.startswith("| D = 4")]
     assert len(rows) == 1
-    assert "| 12.3 % | 0.456 | 78.9 |" in rows[0]
+    assert "| 12.3 % | 32.1 % | 0.456 | 78.9 |" in rows[0]
 
 
 @pytest.mark.parametrize("content", [None, "[{", json.dumps([{"model": "ar"}]), "[]"])
