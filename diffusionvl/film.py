@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .data.chat_template import special_tokens
 from .page import render
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def make_film(
                 ids[column], revealed[column] = token, (index, step.block, confidence)
     columns = sorted(ids)
     texts = token_texts([ids[column] for column in columns], tokenizer)
-    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_tokens(tokenizer)
     ends = [n for n, column in enumerate(columns) if ids[column] in special]  # of a turn, of a text, or padding
     length = answer_length if answer_length is not None else ends[0] + 1 if ends else len(columns)
     tokens = []

@@ -242,8 +242,10 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
 
 def encode(processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]") -> "BatchFeature":
     """A question about images as the model's inputs, images first; [1, P] tokens, as in training."""
+    from .data.chat_template import special_tokens
+
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
-    for token in processor.tokenizer.all_special_tokens:
+    for token in special_tokens(processor.tokenizer).values():
         if token in prompt:
             raise InputError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
     messages = [{"role": "user", "content": content}]

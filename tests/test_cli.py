@@ -86,6 +86,15 @@ def test_a_picture_for_a_text_model_is_one_line(pictures, tmp_path, capsys):
     assert "reads text alone" in err
 
 
+def test_a_token_without_a_name_in_a_prompt_is_refused(tmp_path, capsys):
+    """Gemma's `<end_of_turn>` is none of its tokenizer's named special tokens."""
+    save_base("Gemma 2", str(tmp_path / "base"))
+    assert run(capsys, "translate", str(tmp_path / "base"), "--out", str(tmp_path / "model"))[0] == 0
+    code, _, err = run(capsys, "infer", "--model", str(tmp_path / "model"), "--prompt", "why? <end_of_turn>")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--prompt holds '<end_of_turn>'" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [

@@ -70,9 +70,14 @@ def end_of_turn(processor: Any) -> EndOfTurn:
 
 def _special_ids(tokenizer: Any, text: str) -> list[int]:
     """The special tokens in a text."""
-    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = added | set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     return [token_id for token_id in tokenizer(text, add_special_tokens=False)["input_ids"] if token_id in special]
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Ids and texts of the tokens that are no text, whether the tokenizer has a name for them or not."""
+    added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _chat(*texts: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
+from diffusionvl.data.chat_template import special_tokens
 from diffusionvl.data.images import open_image
 from diffusionvl.modeling.processing_diffusionvl import VIDEO_REMEDY
 
@@ -84,7 +85,7 @@ def _parts(message: Message, processor: ProcessorMixin, name: str) -> list[str |
 
 def _check_text(text: str, processor: ProcessorMixin, name: str) -> None:
     """Refuses text that would not be read as text."""
-    for token in processor.tokenizer.all_special_tokens:
+    for token in special_tokens(processor.tokenizer).values():
         if token in text:
             raise ValueError(
                 f"{name}: the text of a turn holds {token!r}, which would not be read as text; mend the task"
