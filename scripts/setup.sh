@@ -20,7 +20,8 @@ echo "setup.sh: installing diffusionvl[$extras] into .venv"
 
 # A folder of wheels that pip is configured with may hold the torch of this machine; uv has to be told.
 links=$(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true)
-wheel=$(ls ${links:+"$links"/torch-*.whl} 2>/dev/null | head -n 1 || true)
+wheel=
+[ -z "$links" ] || wheel=$(ls "$links"/torch-*.whl 2>/dev/null | head -n 1 || true)
 if [ -n "$wheel" ]; then
   version=$(basename "$wheel" | cut -d- -f2 | cut -d+ -f1)
   torch=(--find-links "$links" "torch==$version")
