@@ -84,12 +84,14 @@ class Measures:
         run: Folder of the run.
         short: How many short questions.
         long: How many long questions.
+        few: How many of each, at most, the models of small budgets answer (tables 5 and 6).
         timed: How many long questions are timed, at batch size 1.
         seed: Of the draw of questions.
     """
 
-    def __init__(self, run: Path, short: int, long: int, timed: int, seed: int = 0) -> None:
+    def __init__(self, run: Path, short: int, long: int, few: int, timed: int, seed: int = 0) -> None:
         self.run = run
+        self.few = few
         self.timed = timed
         draw = random.Random(seed)
         self.records: dict[str, list[Record]] = {}
@@ -106,11 +108,11 @@ class Measures:
         model = load_model(str(self.run / name), torch.bfloat16).eval().to(device)
         return Contender(name, model, settings or {})
 
-    def measure(self, one: Contender, kinds: tuple[str, ...], batch_size: int = 32) -> None:
-        """Lets a model answer all questions of some kinds."""
+    def measure(self, one: Contender, kinds: tuple[str, ...], few: bool = False, batch_size: int = 32) -> None:
+        """Lets a model answer all questions of some kinds, or a few of each."""
         processor = load_processor(str(self.run / one.name))
         for kind in kinds:
-            records = self.records[kind]
+            records = self.records[kind][: self.few if few else None]
             result = evaluate(one.model, processor, records, batch_size, **one.settings)
             key = key_of(one, kind)
             self.found[key] = Measurement(
@@ -144,13 +146,13 @@ def measure_all(measures: Measures) -> None:
         measures.measure(timed[-1], both if settings in (STATIC, dynamic(THRESHOLD)) else ("long",))
     for size in BLOCK_SIZES:
         timed.append(measures.contender(f"block_{size}", STATIC))
-        measures.measure(timed[-1], both)
+        measures.measure(timed[-1], both, few=True)
         if size == BLOCK_SIZE:
             timed.append(Contender(timed[-1].name, timed[-1].model, dynamic(THRESHOLD)))
-            measures.measure(timed[-1], both)
+            measures.measure(timed[-1], both, few=True)
     for name in ("full", "sequence"):
         timed.append(measures.contender(name, dynamic(THRESHOLD)))
-        measures.measure(timed[-1], both)
+        measures.measure(timed[-1], both, few=True)
     measures.time(timed, "long")
     text = measures.contender("text").model
     timed = [measures.contender("smollm2"), *(Contender("text", text, one) for one in (STATIC, dynamic(THRESHOLD)))]
@@ -169,12 +171,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder that scripts/reproduce_smollm2.sh filled")
     parser.add_argument("--short", type=int, default=9673, help="short questions of the official test split (all)")
     parser.add_argument("--long", type=int, default=2664, help="long questions (all)")
+    parser.add_argument("--few", type=int, default=2664, help="of each, for the models of tables 5 and 6 (2664)")
     parser.add_argument("--timed", type=int, default=12, help="questions that are timed at batch size 1 (12)")
     arguments = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        measures = Measures(arguments.run, arguments.short, arguments.long, arguments.timed)
+        measures = Measures(arguments.run, arguments.short, arguments.long, arguments.few, arguments.timed)
         measure_all(measures)
     except (OSError, ValueError) as error:
         return fail(parser.prog, error)
