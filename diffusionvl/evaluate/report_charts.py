@@ -7,9 +7,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusionvl.charts import chart_style, label_line, to_svg
+from diffusionvl.charts import chart_style, to_svg
 from diffusionvl.evaluate.decoding import AR
 from diffusionvl.evaluate.results import RunRecord
 
@@ -94,32 +95,61 @@ def _percent(
 
 
 def speed_chart(curves: Sequence[Curve]) -> Chart:
-    """Quality over tokens a second: a line for each model and remasking, labelled by steps or thresholds.
+    """Quality over forwards a token and over tokens a second: a line for each model and remasking.
 
-    The AR model is a dashed line at its quality with a mark at its speed.
+    Points are labelled by tokens a step or thresholds. The AR model is a mark with a dashed line at its quality.
     """
+    scale = 100 if max(value for curve in curves for value in curve.quality) <= 1 else 1
     with mpl.rc_context(chart_style()):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, name in zip(
+            panels, ("forwards per token (fewer is faster)", "tokens a second in generate()"), strict=True
+        ):
+            axes.set_xlabel(name)
+            axes.margins(x=0.1, y=0.2)
         colors = iter(COLORS * (len(curves) // len(COLORS) + 1))
-        scale = 100 if max(value for curve in curves for value in curve.quality) <= 1 else 1
-        placed = []
-        for curve in curves:
-            color = AR_COLOR if curve.kind == AR else next(colors)
+        drawn = [(curve, AR_COLOR if curve.kind == AR else next(colors)) for curve in curves]
+        for curve, color in drawn:
             quality = [scale * value for value in curve.quality]
-            if curve.kind == AR:
-                axes.axhline(quality[0], color=color, linewidth=1, linestyle="--")
-            axes.plot(curve.speeds, quality, "s" if curve.kind == AR else "o-", color=color, label=curve.name)
-            placed.append((curve, list(zip(curve.speeds, quality, strict=True))))
-        axes.set(xlabel="tokens a second in generate()", ylabel=curves[0].metric + (" (%)" if scale == 100 else ""))
-        axes.set_xlim(left=0)
-        axes.margins(x=0.1, y=0.18)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        for curve, places in placed:
-            if curve.kind != AR:
-                others = [place for other, points in placed if other is not curve for place in points]
-                label_line(figure, axes, places, curve.labels, others)
-        return _drawn(figure, "Quality over tokens a second")
+            for axes, places in zip(panels, (curve.forwards, curve.speeds), strict=True):
+                if curve.kind == AR:
+                    axes.axhline(quality[0], color=color, linewidth=1, linestyle="--")
+                axes.plot(places, quality, "s" if curve.kind == AR else "o-", color=color, label=curve.name)
+        for axes in panels:
+            axes.set_xlim(left=0)
+        panels[0].set_ylabel(curves[0].metric + (" (%)" if scale == 100 else ""))
+        if scale == 100:
+            panels[0].set_ylim(top=min(panels[0].get_ylim()[1], 106))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        figure.draw_without_rendering()  # settles the limits
+        own = [(curve, color) for curve, color in drawn if curve.kind != AR]
+        _label(panels[0], [(curve, curve.forwards, color) for curve, color in own], scale)
+        _label(panels[1], [(curve, curve.speeds, color) for curve, color in own], scale)
+        return _drawn(figure, "Quality over forwards per token and over tokens a second")
+
+
+def _label(axes: Axes, lines: Sequence[tuple[Curve, list[float], str]], scale: int) -> None:
+    """Labels the points of lines, above and below in turn; a label without room is left out."""
+    taken: list[tuple[float, float]] = []
+    for number, (curve, places, color) in enumerate(lines):
+        above = 1 if number % 2 == 0 else -1
+        for x, quality, label in zip(places, curve.quality, curve.labels, strict=True):
+            across, up = axes.transData.transform((x, scale * quality))
+            spot = (across, up + 12 * above)
+            if all(abs(spot[0] - other[0]) > 30 or abs(spot[1] - other[1]) > 12 for other in taken):
+                taken.append(spot)
+                offset = (0, 9 * above)
+                axes.annotate(
+                    label,
+                    (x, scale * quality),
+                    offset,
+                    textcoords="offset points",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=color,
+                )
 
 
 def _drawn(figure: Figure, title: str) -> Chart:
