@@ -28,7 +28,7 @@ def write_run(out, model="block-diffusion", suite="local-speed", task="easy_vqa_
             "higher_is_better": {"exact_match": True},
             "samples": 2,
             "against": "",
-            "setup": {"hardware": "CPU, 2 cores", "seconds": 1.0},
+            "setup": {"hardware": "CPU, 2 cores", "seconds": 1.0, "batch_size": 1, "processes": 1},
             "folder": folder,
             **changes,
         }
@@ -42,5 +42,5 @@ def write_run(out, model="block-diffusion", suite="local-speed", task="easy_vqa_
         (folder / "showcase" / task / f"{number}.json").write_text(json.dumps(card))
         Image.new("RGB", (8, 6), "red").save(folder / "showcase" / task / f"{number}-0.png")
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    write_record(folder, record)
+    write_record(record)
     return record

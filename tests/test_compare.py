@@ -51,7 +51,27 @@ def test_figures_of_another_block_size_or_threshold_are_not_compared(tmp_path):
         ("d16", "ChartQA"): 77.4,
         ("d32", "exact_match"): None,  # nothing is published about it
         ("d8", "TPS"): 37.8,
+        ("d8", "BERTScore"): 29.7,
     }
+
+
+def test_what_is_published_and_not_measured_is_told(tmp_path, capsys):
+    settings = {"block_size": 8, "confidence_threshold": 0.6}
+    write_run(tmp_path, "mine", "table-7", "detailcaps_captions", "dynamic-0.6", settings=settings)
+    assert compare.main([str(tmp_path)]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "BERTScore" in line)
+    assert row.split()[-5:] == ["BERTScore", "-", "29.70", "-", "DiffusionVL-7B"]
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "compare.json").read_text())}
+    assert rows["BERTScore"]["measured"] is rows["BERTScore"]["difference"] is None
+    assert rows["TPS"]["measured"] == 50
+
+
+def test_runs_of_the_same_names_are_not_taken_for_one(tmp_path, capsys):
+    for out in ("a", "b"):
+        write_run(tmp_path / out, "mine")
+    assert len(read_records([tmp_path / "a", tmp_path / "a" / "mine"])) == 1  # the same folder twice
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "are both easy_vqa_long of 'mine'; give one of them" in capsys.readouterr().err
 
 
 def test_nothing_to_compare(tmp_path, capsys):

@@ -3,7 +3,8 @@
 import pytest
 
 from diffusionvl.evaluate.decoding import AR, BLOCK_DIFFUSION
-from diffusionvl.evaluate.settings import MAX_NEW_TOKENS, resolve
+from diffusionvl.evaluate.settings import KNOWN, MAX_NEW_TOKENS, resolve
+from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 
 GREEDY = {"temperature": 0, "top_k": 0, "top_p": 1.0}
 
@@ -47,6 +48,33 @@ def test_block_diffusion(task, expected):
     assert decoding.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 3),
+        ("denoising_steps", 4),
+        ("remasking", "entropy_bounded"),
+        ("confidence_threshold", 0.6),
+        ("entropy_bound", 0.3),
+        ("sub_block_size", 4),
+        ("fused_commit", False),
+        ("temperature", 0.5),
+        ("until", "a"),
+    ],
+)
+def test_settings_come_from_the_task_or_from_the_model(name, value):
+    decoding = decode({name: value})
+    assert decoding == decode({}, {name: value}) != decode({})
+    assert decoding == decode({name: value}, {name: value})
+    assert decoding.generate.get(name, "".join(decoding.until)) == value
+
+
+def test_every_setting_of_generate_can_be_given():
+    of_answers = {"stop_strings", "eos_token_id", "pad_token_id", "bos_token_id", "return_dict_in_generate"}
+    others = {"output_history", "max_time"}  # a film's; answers that depend on the machine are no benchmark
+    assert {*DiffusionVLGenerationConfig().setting_names} - of_answers - others <= {*KNOWN}
+
+
 def test_ar_is_greedy_unless_asked_to_draw():
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     assert decode({"top_p": 1.0}, kind=AR).generate == {"max_new_tokens": MAX_NEW_TOKENS, **greedy}
@@ -66,7 +94,16 @@ def test_what_is_not_done_is_told():
 
 
 @pytest.mark.parametrize(
-    ("until", "expected"), [("\n", ("\n",)), (["a", "b"], ("a", "b")), ([], ()), ([""], ()), (None, ())]
+    ("until", "expected"),
+    [
+        ("\n", ("\n",)),
+        (["a", "b"], ("a", "b")),
+        ([], ()),
+        ([""], ()),
+        (None, ()),
+        ('["a","b"]', ("a", "b")),  # as a command line has them
+        ("[", ("[",)),
+    ],
 )
 def test_until(until, expected):
     assert decode({"until": until}).until == expected
@@ -78,6 +115,7 @@ def test_until(until, expected):
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0"),
         ({"temperature": 1, "top_p": 0}, "top_p must be"),
         ({"until": [3]}, "until must be a text"),
+        ({"until": 3}, "until must be a text or a list of texts, got 3"),
         ({"visual_cot": True}, r"gen_kwargs of the task: unknown settings \['visual_cot'\]; known are max_new_tokens"),
         ({"gen_length": 3, "steps": 2}, "'gen_length' is called 'max_new_tokens' here; 'steps' is called"),
     ],

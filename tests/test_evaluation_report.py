@@ -62,13 +62,14 @@ def test_page_shows_everything_and_needs_nothing(runs, capsys):
     shown = " ".join(page.text)
     for number in ("0.9", "0.875", "0.75", "0.65", "4.80x", "1.20x", "Which colour, 1?", "✓ right", "✗ wrong"):
         assert number in shown
+    assert "local: easy_vqa_short block-diffusion 1.000 100.0 1.00x 0.100" in re.sub(r"\s+", " ", shown)
     assert "<b>block-diffusion</b>" in shown  # an answer is text, not markup
-    assert text.count("class='film'") == 1
+    assert text.count("class='film'") == 2
     outside = [value for tag, name, value in page.attributes if name in ("src", "href", "xlink:href") and value]
     assert all(value.startswith(("data:", "#")) for value in outside)
     assert not re.search(r"https?://|@import|url\((?!#)", text)
     pictures = [value for tag, name, value in page.attributes if tag == "img" and name == "src"]
-    assert len(pictures) == 2
+    assert len(pictures) == 4
     for picture in pictures:
         with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as image:
             assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
@@ -90,10 +91,26 @@ def test_curves_are_lines_of_a_model_and_a_remasking(runs):
 
 
 def test_best_way_stands_for_a_task_that_was_run_in_several(runs):
-    only = [record for record in read_records([runs]) if record.variant]
-    models, lines = report.accuracy_table(only)
+    models, lines = report.accuracy_table(read_records([runs]))
     assert models == ["ar", "block-diffusion"]
-    assert lines == [["easy_vqa_long · exact_match", "0.75", "0.7 (static-1.0)"]]
+    assert lines == [
+        ["local: easy_vqa_short · exact_match", "2", "0.9", "0.875"],
+        ["local-speed: easy_vqa_long · exact_match", "2", "0.75", "0.7 (static-1.0)"],
+    ]
+
+
+def test_costs_are_compared_where_they_can_be(tmp_path):
+    for model, batch_size, speed in (("ar", 1, 50.0), ("alike", 1, 100.0), ("other", 64, 900.0)):
+        setup = {"hardware": "CPU, 2 cores", "batch_size": batch_size, "processes": 1}
+        write_run(tmp_path, model, "local", metrics={"tokens_per_second": speed}, setup=setup, samples=batch_size)
+    lines = report.cost_table(read_records([tmp_path]))
+    assert [(line[1], line[3], line[4], line[6]) for line in lines] == [
+        ("ar", "50.0", "1.00x", "1"),
+        ("alike", "100.0", "2.00x", "1"),
+        ("other", "900.0", "–", "64"),
+    ]
+    _, ((_, questions, *_),) = report.accuracy_table(read_records([tmp_path]))
+    assert questions == "1 or 64"
 
 
 def test_one_model_with_one_task_and_a_score_that_is_no_share(tmp_path):
@@ -105,7 +122,10 @@ def test_one_model_with_one_task_and_a_score_that_is_no_share(tmp_path):
     assert (tmp_path / "a-accuracy.png").exists()
 
 
-@pytest.mark.parametrize(("target", "shown"), [("red", "red"), ('["a, b", "c"]', "a, b"), ("[3]", "[3]")])
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [("red", "red"), ('["a, b", "c"]', "a, b"), ("[3]", "[3]"), ("""["it's", 'b']""", """["it's", 'b']"""), ("7", "7")],
+)
 def test_target_of_several_references(target, shown):
     assert report.readable_target(target) == shown
 

@@ -1,29 +1,33 @@
 """Suites are run task by task; lmms-eval is a stand-in that behaves well, fails, or fails with exit code 0."""
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from diffusionvl.evaluate import bertscore, run
-from diffusionvl.evaluate.results import read_record, read_samples
+from diffusionvl.evaluate.results import COSTS, read_record, read_samples
 from diffusionvl.evaluate.suites import read_suite
 
 # Writes what lmms-eval 0.7.3 writes, the samples of two processes one behind the other.
-STAND_IN = """
+STAND_IN = (
+    f"COSTS = {COSTS}"
+    + """
 import json, pathlib, sys
 task, raw = sys.argv[1:3]
 folder = pathlib.Path(raw, "model")
 folder.mkdir(parents=True)
 counts = {"n-samples": {task: {"original": 9, "effective": 3}}, "higher_is_better": {task: {"exact_match": True}}}
-throughput = {"total_gen_tokens": 5, "avg_tokens_per_second": 12.5, "avg_forwards_per_token": 0.5}
+throughput = {"total_gen_tokens": 5, **{"avg_" + name: 12.5 for name in COSTS}}
 scores = {"alias": task, "exact_match,none": 0.25, "exact_match_stderr,none": 0.1}
 results = {"results": {task: scores}, "throughput": throughput, **counts}
 (folder / "1_results.json").write_text(json.dumps(results))
 samples = [{"doc_id": number, "filtered_resps": str(number), "target": "0"} for number in (0, 2, 1)]
 (folder / f"1_samples_{task}.jsonl").write_text("".join(json.dumps(s) + chr(10) for s in samples))
 """
+)
 FAILS = "import sys; print('Traceback'); print('[rank0]: ValueError: there is no moon'); print('bye'); sys.exit({})"
 
 
@@ -50,7 +54,7 @@ def test_runs_are_written_and_not_run_again(lmms_eval, translated_dir, tmp_path,
     folder = tmp_path / "mine" / "local" / "easy_vqa_short"
     record = read_record(folder)
     assert (record.kind, record.samples, record.settings) == ("block_diffusion", 3, {"block_size": 8, "temperature": 0})
-    assert record.metrics == {"tokens_per_second": 12.5, "forwards_per_token": 0.5, "exact_match": 0.25}
+    assert record.metrics == {**dict.fromkeys(COSTS, 12.5), "exact_match": 0.25}
     assert [sample["doc_id"] for sample in read_samples(record)] == [0, 1, 2]
     assert {path.name for path in folder.iterdir()} == {"run.json", "samples.jsonl", "results.json", "log.txt"}
     (tmp_path / "mine" / "local" / "easy_vqa_long" / "run.json").unlink()
@@ -73,7 +77,9 @@ def test_variants_of_an_ar_model_are_one_run(lmms_eval, base_dir, tmp_path):
     [
         (FAILS.format(3), "ValueError: there is no moon (exit code 3"),
         (FAILS.format(0), "lmms-eval wrote no results: ValueError: there is no moon"),
-        (STAND_IN.replace("(0, 2, 1)", "(0, 2)"), "easy_vqa_long has 2 answers to 3 questions"),
+        (STAND_IN.replace("(0, 2, 1)", "(0, 2)"), "easy_vqa_long has 2 answers to 2 questions, and there are 3"),
+        (STAND_IN.replace("(0, 2, 1)", "(0, 2, 2)"), "easy_vqa_long has 3 answers to 2 questions, and there are 3"),
+        (STAND_IN.replace("avg_", "median_"), "lmms-eval's results tell no requests"),
         (STAND_IN.replace("0.25", "'none'"), "easy_vqa_long has no metric that is a number"),
     ],
 )
@@ -100,6 +106,21 @@ def test_another_run_is_not_taken_for_this_one(lmms_eval, translated_dir, tmp_pa
     assert lmms_eval.ran == ["easy_vqa_short"]
     assert run.main([*argv, "--limit", "5", "--overwrite"]) == 0
     assert read_record(tmp_path / "mine" / "local" / "easy_vqa_short").asked["limit"] == 5
+    assert run.main([*argv, "--limit", "5", "--gen-kwargs", "max_new_tokens=12", "--overwrite"]) == 0
+    record = read_record(tmp_path / "mine" / "local" / "easy_vqa_short")
+    assert record.settings == {"block_size": 8, "temperature": 0, "max_new_tokens": 12}
+
+
+def test_another_checkpoint_in_the_same_place_is_not_taken_for_this_one(lmms_eval, base_dir, tmp_path, capsys):
+    shutil.copytree(base_dir, tmp_path / "model")
+    argv = ["local", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--tasks", "easy_vqa_short"]
+    assert run.main(argv) == 0
+    settings = tmp_path / "model" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"repetition_penalty": 1.5}))
+    assert run.main(argv) == 2
+    assert (
+        "easy_vqa_short holds another run (of files that have changed); give another --out" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,6 +132,10 @@ def test_another_run_is_not_taken_for_this_one(lmms_eval, translated_dir, tmp_pa
         (["local", "--tasks", "mme"], "--tasks mme: suite local has easy_vqa_short"),
         (["local", "--gen-kwargs", "x"], "--gen-kwargs 'x': write NAME=VALUE"),
         (["local", "--gen-kwargs", "steps=3"], "--gen-kwargs: unknown settings ['steps']; 'steps' is called"),
+        (["local", "--gen-kwargs", "denoising_steps=9"], "denoising_steps=9 exceeds the block size"),
+        (["local-speed", "--gen-kwargs", "denoising_steps=4"], "denoising_steps is what the ways of suite local-speed"),
+        (["table-7", "--gen-kwargs", "confidence_threshold=1"], "confidence_threshold is what the ways of suite"),
+        (["local", "--name", "a,b"], "a,b holds ',', at which lmms-eval cuts its options; give another place"),
     ],
 )
 def test_what_can_not_be_run(change, message, translated_dir, tmp_path, capsys):
@@ -140,12 +165,42 @@ def test_command_line_of_lmms_eval(translated_dir, tmp_path):
     assert pairs["--verbosity"] == "DEBUG"
     showcase = (job.folder / "showcase").resolve()
     assert pairs["--model_args"] == f"pretrained={translated_dir},dtype=float16,showcase={showcase}"
+    assert "--force_simple" not in command
+    arguments.model_args = "prompt=reference"
+    command = run.lmms_eval_command(arguments, run.plan(arguments, suite)[1], tmp_path / "raw")
+    assert command[-1] == "--force_simple"
 
 
-def test_bertscore_is_optional_and_told(lmms_eval, translated_dir, tmp_path, capsys, monkeypatch):
+def test_lmms_eval_is_missing(translated_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    assert run.main(["local", translated_dir, "--out", str(tmp_path)]) == 2
+    assert "lmms-eval is missing; bash scripts/setup.sh dev,eval installs it" in capsys.readouterr().err
+
+
+def test_a_suite_names_the_metric_that_stands_for_a_task(lmms_eval, translated_dir, tmp_path, capsys):
+    argv = ["table-6", translated_dir, "--out", str(tmp_path), "--name", "mine", "--tasks", "mmstar"]
+    assert run.main(argv) == 1
+    assert "mmstar has no metric 'average', but ['exact_match']; mend the suite" in capsys.readouterr().err
+    two = '"average,none": 0.5, "exact_match,none"'
+    code = STAND_IN.replace('"exact_match,none"', two).replace(
+        '{"exact_match": True}', '{"exact_match": 1, "average": 1}'
+    )
+    lmms_eval.code["mmstar"] = code
+    assert run.main(argv) == 0
+    assert read_record(tmp_path / "mine" / "table-6" / "mmstar").main_metric == "average"
+
+
+@pytest.fixture
+def captions(lmms_eval):
+    """A run of captions, each with two references."""
     code = STAND_IN.replace('"target": "0"', '"target": json.dumps(["a", "b"])').replace("exact_match", "words")
     lmms_eval.code["detailcaps_captions"] = code
-    assert run.main(["table-7", translated_dir, "--out", str(tmp_path), "--name", "mine"]) == 0
+    return ["table-7", "--name", "mine", "--out"]
+
+
+def test_bertscore_is_optional_and_told(captions, translated_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bertscore, "find_spec", lambda name: None)
+    assert run.main([*captions, str(tmp_path), translated_dir]) == 0
     assert "BERTScore is left out, the package bert-score is missing; pip install" in capsys.readouterr().out
     assert bertscore.main([str(tmp_path)]) == 2
     asked = []
@@ -160,7 +215,23 @@ def test_bertscore_is_optional_and_told(lmms_eval, translated_dir, tmp_path, cap
     assert asked[0] == (["0", "1", "2"], [["a", "b"]] * 3, {"lang": "en", "rescale_with_baseline": True})
     record = read_record(tmp_path / "mine" / "table-7" / "detailcaps_captions@dynamic-0.8")
     assert (record.main_metric, record.metrics["bertscore"]) == ("bertscore", 30.2)
-    assert json.loads((record.folder / "run.json").read_text())["higher_is_better"] == {
-        "bertscore": True,
-        "words": True,
-    }
+    assert record.higher_is_better == {"bertscore": True, "words": True}
+    monkeypatch.setattr(sys.modules["bert_score"], "score", lambda *a, **k: (0, 0, SimpleNamespace(mean=lambda: 0.5)))
+    assert bertscore.main([str(tmp_path)]) == 0  # again, as after another version of it
+    assert read_record(record.folder).metrics["bertscore"] == 50
+
+
+def test_captions_are_kept_where_bertscore_fails(captions, lmms_eval, translated_dir, tmp_path, capsys, monkeypatch):
+    def score(*_, **__):
+        raise OSError("no hub")
+
+    monkeypatch.setitem(sys.modules, "bert_score", SimpleNamespace(score=score))
+    monkeypatch.setattr(bertscore, "find_spec", lambda name: name)
+    argv = [*captions, str(tmp_path), translated_dir]
+    assert run.main(argv) == 1
+    assert "dynamic-0.8: FAILED: no hub" in capsys.readouterr().err
+    ran = len(lmms_eval.ran)
+    sys.modules["bert_score"].score = lambda *_, **__: (0, 0, SimpleNamespace(mean=lambda: 0.302))
+    assert run.main(argv) == 0
+    assert len(lmms_eval.ran) == ran == 5
+    assert "finished before, bertscore 30.2" in capsys.readouterr().out

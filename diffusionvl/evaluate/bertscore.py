@@ -17,10 +17,13 @@ REMEDY = "pip install bert-score, then python -m diffusionvl.evaluate.bertscore"
 
 
 def add_bertscore(record: RunRecord) -> RunRecord:
-    """A run with BERTScore among its metrics, in per cent; without it, and a line that says so, where it is missing.
+    """A run with BERTScore among its metrics, in per cent, written; as it was, and a line that says so, without it.
 
     Args:
         record: A run whose targets are lists of references, as JSON.
+
+    Raises:
+        OSError: The hub does not give its RoBERTa.
     """
     if find_spec("bert_score") is None:
         print(f"{record.name}: BERTScore is left out, the package bert-score is missing; {REMEDY} {record.folder}")
@@ -31,11 +34,13 @@ def add_bertscore(record: RunRecord) -> RunRecord:
     captions = [sample["filtered_resps"] for sample in samples]
     references = [json.loads(sample["target"]) for sample in samples]
     *_, f1 = score(captions, references, lang="en", rescale_with_baseline=True)  # the best of each one's references
-    return replace(
+    scored = replace(
         record,
-        metrics={"bertscore": 100 * float(f1.mean()), **record.metrics},
+        metrics={**record.metrics, "bertscore": 100 * float(f1.mean())},
         higher_is_better={"bertscore": True, **record.higher_is_better},
     )
+    write_record(scored)
+    return scored
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,7 +62,6 @@ def main(argv: list[str] | None = None) -> int:
             )
         for record in records:
             scored = add_bertscore(record)
-            write_record(record.folder, scored)
             print(f"{record.model} {record.name}: BERTScore {scored.metrics['bertscore']:.2f}")
     except (OSError, ValueError) as error:
         return fail(parser.prog, error)

@@ -93,7 +93,7 @@ def draw_chart(chart: Chart, path: Path) -> None:
                 axes.annotate(str(value), (name, value), (0, 6), textcoords="offset points", ha="center")
             axes.margins(y=0.2)
         else:
-            axes.pie(chart.values, labels=chart.names, colors=colors, autopct="%d%%")
+            axes.pie(chart.values, labels=chart.names, colors=colors, autopct="%.0f%%")
         axes.set_title(chart.title)
         figure.savefig(path, metadata={"Software": None})
 

@@ -28,7 +28,7 @@ class Comparison:
         suite: Of the run.
         task: With the way of decoding.
         metric: As it was published, or as the task calls it.
-        measured: On the published scale.
+        measured: On the published scale, or None where the run has it not, such as BERTScore without its package.
         expected: The published number, or None.
         against: Whose it is, or nothing.
         source: Where it was published, or nothing.
@@ -39,7 +39,7 @@ class Comparison:
     suite: str
     task: str
     metric: str
-    measured: float
+    measured: float | None
     expected: float | None
     against: str
     source: str
@@ -48,7 +48,7 @@ class Comparison:
     @property
     def difference(self) -> float | None:
         """Measured minus expected."""
-        return None if self.expected is None else self.measured - self.expected
+        return None if self.measured is None or self.expected is None else self.measured - self.expected
 
 
 def compare(records: Sequence[RunRecord], against: str = "") -> list[Comparison]:
@@ -79,24 +79,18 @@ def _rows(record: RunRecord, expected: Expected, against: str) -> list[Compariso
     if not figures:
         metric = record.main_metric
         return [Comparison(*place, metric, record.metrics[metric], None, "", "", limit)]
-    return [
-        Comparison(
-            *place,
-            figure.label,
-            record.metrics[figure.metric] * figure.scale,
-            figure.value,
-            figure.model,
-            figure.source,
-            limit,
-        )
-        for figure in figures
-    ]
+    rows = []
+    for figure in figures:
+        measured = record.metrics.get(figure.metric)
+        scaled = None if measured is None else measured * figure.scale
+        rows.append(Comparison(*place, figure.label, scaled, figure.value, figure.model, figure.source, limit))
+    return rows
 
 
 def _fits(figure: Figure, record: RunRecord) -> bool:
     """Whether a published number is about what was run."""
     same = all(record.settings.get(name) == value for name, value in figure.settings.items())
-    return figure.task == record.task and figure.metric in record.metrics and same
+    return figure.task == record.task and same
 
 
 def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
@@ -119,22 +113,22 @@ def draw_comparison(comparisons: Sequence[Comparison], path: Path) -> None:
     """Writes a chart: each measured number in per cent of the published one.
 
     Args:
-        comparisons: With published numbers; others are left out.
+        comparisons: With both numbers; others are left out.
         path: `.png`.
     """
-    known = [row for row in comparisons if row.expected]
+    known = [(row, row.measured, row.expected) for row in comparisons if row.measured is not None and row.expected]
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Chart(figsize=(8, max(1.6, 0.8 + 0.3 * len(known))), layout="constrained")
         axes = figure.subplots()
         if known:
-            labels = [f"{row.model} · {row.task} · {row.metric}" for row in known]
-            shares = [100 * row.measured / row.expected for row in known if row.expected]
+            labels = [f"{row.model} · {row.task} · {row.metric}" for row, *_ in known]
+            shares = [100 * measured / expected for _, measured, expected in known]
             bars = axes.barh(range(len(known)), shares, color="#2a7fd4")
-            axes.bar_label(bars, [f"{row.measured:.4g} / {row.expected:.4g}" for row in known], padding=4)
+            axes.bar_label(bars, [f"{measured:.4g} / {expected:.4g}" for _, measured, expected in known], padding=4)
             axes.set_yticks(range(len(known)), labels)
             axes.invert_yaxis()
             axes.axvline(100, color="#8b8f98", linestyle="--", linewidth=1)
-            axes.set_xlim(0, max(125.0, 1.25 * max(shares)))
+            axes.set_xlim(min(0.0, 1.25 * min(shares)), max(125.0, 1.25 * max(shares)))
         axes.set_xlabel("measured in per cent of the published number")
         figure.savefig(path, dpi=150)
 

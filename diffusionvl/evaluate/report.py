@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusionvl.command_line import Parser, fail
 from diffusionvl.evaluate.decoding import AR
-from diffusionvl.evaluate.report_charts import Curve, accuracy_chart, save_png, speed_chart
+from diffusionvl.evaluate.report_charts import Curve, accuracy_chart, save_png, speed_chart, task_names
 from diffusionvl.evaluate.results import RunRecord, read_records, read_samples
 from diffusionvl.evaluate.showcase import Card, open_card_image, read_cards
 from diffusionvl.film import data_url
@@ -73,8 +73,7 @@ class TaskSamples:
 
 
 def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """One run for each model and task: of those without variants, or if there are none, the best by its main metric."""
-    records = [record for record in records if not record.variant] or records
+    """One run for each model and task: the best of its ways of decoding, by its main metric."""
     best: dict[tuple[str, str, str], RunRecord] = {}
     for record in records:
         key = (record.suite, record.task, record.model)
@@ -90,10 +89,21 @@ def _goodness(record: RunRecord) -> float:
     return value if record.higher_is_better.get(record.main_metric, True) else -value
 
 
+def by_task(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
+    """Runs of each suite's task, in their order."""
+    tasks: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        tasks.setdefault((record.suite, record.task), []).append(record)
+    return tasks
+
+
 def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
-    """Models, and a row for each number of each task: its name and every model's value."""
+    """Models, and a row for each number of each task: its name, the number of questions and every model's value."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     chosen = plain_runs(records)
+    names, asked = task_names(chosen), {}
+    for place, runs in by_task(chosen).items():
+        asked[place] = " or ".join(dict.fromkeys(f"{run.samples:,}" for run in runs))
     for record in chosen:
         for metric in dict.fromkeys([record.main_metric, *record.higher_is_better]):
             value = f"{record.metrics[metric]:.4g}"
@@ -101,10 +111,43 @@ def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[s
             rows.setdefault((record.suite, record.task, metric), {})[record.model] = shown
     models = model_names(chosen)
     lines = [
-        [f"{task} · {metric}", *(values.get(model, "–") for model in models)]
-        for (_, task, metric), values in sorted(rows.items())
+        [f"{names[suite, task]} · {metric}", asked[suite, task], *(values.get(model, "–") for model in models)]
+        for (suite, task, metric), values in sorted(rows.items())
     ]
     return models, lines
+
+
+def cost_table(records: Sequence[RunRecord]) -> list[list[str]]:
+    """What the answers of tasks that were run in one way have cost: a row for each task and model.
+
+    A speed is set against the AR model's where both were run with the same batch size on the same hardware.
+    """
+    lines, names = [], task_names(records)
+    ordered = sorted(records, key=lambda record: (record.suite, record.task, record.kind != AR, record.model))
+    for place, runs in by_task(ordered).items():
+        if any(run.variant for run in runs):
+            continue
+        for run in runs:
+            alike = [other for other in runs if other.kind == AR and _place(other) == _place(run)]
+            speed = run.metrics["tokens_per_second"]
+            times = f"{speed / alike[0].metrics['tokens_per_second']:.2f}x" if alike else "–"
+            lines.append(
+                [
+                    names[place],
+                    run.model,
+                    f"{run.metrics['forwards_per_token']:.3f}",
+                    f"{speed:,.1f}",
+                    times,
+                    f"{run.metrics['seconds_to_first_block']:.3f}",
+                    str(run.setup["batch_size"]),
+                ]
+            )
+    return lines
+
+
+def _place(record: RunRecord) -> tuple[Any, ...]:
+    """What speeds that are compared have in common."""
+    return tuple(record.setup[name] for name in ("batch_size", "processes", "hardware"))
 
 
 def model_names(records: Sequence[RunRecord]) -> list[str]:
@@ -114,23 +157,20 @@ def model_names(records: Sequence[RunRecord]) -> list[str]:
 
 
 def curves(records: Sequence[RunRecord]) -> dict[str, list[Curve]]:
-    """For each task that was run in several ways or by several models: lines of quality over speed.
+    """For each task that was run in several ways: lines of quality over speed.
 
     Returns:
         Curves by the name of the task; static and dynamic remasking of a model are lines of their own.
     """
-    tasks: dict[str, list[RunRecord]] = {}
-    for record in records:
-        tasks.setdefault(f"{record.suite}: {record.task}", []).append(record)
     found = {}
-    for task, runs in tasks.items():
+    for (suite, task), runs in by_task(records).items():
         if not any(run.variant for run in runs):
             continue
         lines: dict[tuple[str, str], list[RunRecord]] = {}
         for run in runs:
             way = "" if run.kind == AR else run.variant.rpartition("-")[0]
             lines.setdefault((run.model, way), []).append(run)
-        found[task] = [_curve(model, way, own) for (model, way), own in sorted(lines.items())]
+        found[f"{suite}: {task}"] = [_curve(model, way, own) for (model, way), own in sorted(lines.items())]
     return found
 
 
@@ -151,19 +191,16 @@ def _curve(model: str, way: str, runs: Sequence[RunRecord]) -> Curve:
 
 def task_samples(records: Sequence[RunRecord]) -> list[TaskSamples]:
     """Cards of each task, with the answers of every model that answered the same question."""
-    models = model_names(records)
-    tasks: dict[tuple[str, str], list[RunRecord]] = {}
-    for record in sorted(plain_runs(records), key=lambda record: models.index(record.model)):
-        tasks.setdefault((record.suite, record.task), []).append(record)
-    shown = []
-    for (_, task), runs in sorted(tasks.items()):
+    models, names, shown = model_names(records), task_names(records), []
+    ordered = sorted(plain_runs(records), key=lambda record: models.index(record.model))
+    for place, runs in sorted(by_task(ordered).items()):
         cards = {run.model: {card.number: card for card in read_cards(run.folder / "showcase")} for run in runs}
         numbers = [number for number in cards[runs[-1].model] if all(number in own for own in cards.values())]
         samples = {run.model: {sample["doc_id"]: sample for sample in read_samples(run)} for run in runs}
         told = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
         films = [card.film for own in cards.values() for card in own.values() if card.film]
         if told:
-            shown.append(TaskSamples(task, told, films[0] if films else ""))
+            shown.append(TaskSamples(names[place], told, films[0] if films else ""))
     return shown
 
 
@@ -186,11 +223,14 @@ def _sample(
 
 
 def readable_target(target: str) -> str:
-    """A target as people read it: the first one of a list of references."""
-    if not target.startswith('["'):
+    """A target as people read it: the first one of a list of references as JSON."""
+    try:
+        references = json.loads(target)
+    except json.JSONDecodeError:
         return target
-    first: str = json.loads(target)[0]
-    return first
+    if isinstance(references, list) and references and isinstance(references[0], str):
+        return references[0]
+    return target
 
 
 def write_report(path: Path, records: Sequence[RunRecord]) -> None:
@@ -208,6 +248,7 @@ def write_report(path: Path, records: Sequence[RunRecord]) -> None:
         records=records,
         models=models,
         lines=lines,
+        costs=cost_table(records),
         accuracy=Markup(accuracy.svg),
         best_of_several=any(record.variant for record in plain_runs(records)),
         speed=speed,

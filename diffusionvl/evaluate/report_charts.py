@@ -54,15 +54,27 @@ class Curve:
     quality: list[float]
 
 
+def task_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
+    """How a suite's task is called: by its own name, or with its suite where there are several."""
+    several = len({run.suite for run in runs}) > 1
+    return {(run.suite, run.task): f"{run.suite}: {run.task}" if several else run.task for run in runs}
+
+
 def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
-    """Bars of each task's main metric, in per cent of its best model where it is no share.
+    """Bars of each task's main metric, that of its first run, in per cent of the best model where it is no share.
 
     Args:
         models: In the order of the legend.
         runs: One for each model and task.
     """
-    tasks = list(dict.fromkeys((run.suite, run.task) for run in runs))
-    values = {(run.suite, run.task, run.model): run.metrics[run.main_metric] for run in runs}
+    names = task_names(runs)
+    tasks = [*names]
+    main = {(run.suite, run.task): run.main_metric for run in reversed(runs)}
+    values = {
+        (run.suite, run.task, run.model): run.metrics[metric]
+        for run in runs
+        if (metric := main[run.suite, run.task]) in run.metrics
+    }
     kinds = {run.model: run.kind for run in runs}
     with mpl.rc_context(chart_style()):
         figure = Figure(
@@ -77,7 +89,7 @@ def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
             color = AR_COLOR if kinds[model] == AR else next(colors)
             bars = axes.bar(places, heights, width * 0.92, label=model, color=color)
             axes.bar_label(bars, [f"{height:.1f}" if height == height else "" for height in heights], fontsize=8)
-        axes.set_xticks(range(len(tasks)), [task for _, task in tasks], rotation=20 * (len(tasks) > 4), ha="center")
+        axes.set_xticks(range(len(tasks)), [*names.values()], rotation=20 * (len(tasks) > 3), ha="center")
         axes.set(ylabel="main metric (%)", ylim=(0, 112))
         axes.grid(False, axis="x")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

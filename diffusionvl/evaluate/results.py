@@ -33,6 +33,7 @@ class RunRecord:
         samples: Number of questions.
         against: Whose published figures it is compared with, or nothing for the suite's own choice.
         setup: Batch size, processes, hardware, versions, date and seconds: they do not decide the answers.
+        folder: Of the run.
     """
 
     model: str
@@ -60,10 +61,10 @@ class RunRecord:
         return "bertscore" if "bertscore" in self.metrics else next(iter(self.higher_is_better))
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Writes `run.json`."""
+def write_record(record: RunRecord) -> None:
+    """Writes `run.json` into the run's folder."""
     content = {name: value for name, value in asdict(record).items() if name != "folder"}
-    (folder / RUN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (record.folder / RUN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -85,17 +86,24 @@ def read_records(folders: Iterable[str | Path]) -> list[RunRecord]:
     """All finished runs below some folders.
 
     Raises:
-        ValueError: A folder is missing, or holds none.
+        ValueError: A folder is missing, or holds none; or two runs have the same names, so that they would be taken
+            for one.
     """
-    records = []
+    records: dict[tuple[str, str, str], RunRecord] = {}
     for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(f"there is no folder {str(folder)!r}; give one that eval/run.sh wrote")
         found = [record for path in sorted(Path(folder).rglob(RUN)) if (record := read_record(path.parent))]
         if not found:
             raise ValueError(f"{str(folder)!r} holds no finished run; give a folder that eval/run.sh wrote")
-        records += found
-    return records
+        for record in found:
+            other = records.setdefault((record.model, record.suite, record.name), record)
+            if other.folder.resolve() != record.folder.resolve():
+                raise ValueError(
+                    f"{other.folder} and {record.folder} are both {record.name} of {record.model!r}; give one of them, "
+                    "or run one again with another --name"
+                )
+    return list(records.values())
 
 
 def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
@@ -124,8 +132,9 @@ def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     expected = results["n-samples"][task]["effective"]
-    if len(samples) != expected:
-        raise ValueError(f"{task} has {len(samples)} answers to {expected} questions")
+    answered = len({sample["doc_id"] for sample in samples})
+    if len(samples) != expected or answered != expected:
+        raise ValueError(f"{task} has {len(samples)} answers to {answered} questions, and there are {expected}")
     samples.sort(key=lambda sample: sample["doc_id"])  # several processes write theirs one after the other
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -133,11 +142,16 @@ def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
     return results, len(samples)
 
 
-def task_metrics(results: dict[str, Any], task: str) -> tuple[dict[str, float], dict[str, bool]]:
-    """Numbers of one task out of lmms-eval's results, and which are better when higher, in the task's order.
+def task_metrics(results: dict[str, Any], task: str, main: str = "") -> tuple[dict[str, float], dict[str, bool]]:
+    """Numbers of one task out of lmms-eval's results, and which are better when higher, the main one first.
+
+    Args:
+        results: What `collect` returned.
+        task: Name of the task.
+        main: Its main metric; the first one that it names if left out.
 
     Raises:
-        ValueError: There is no number.
+        ValueError: There is no number, not this metric, or no costs.
     """
     found = {
         name.split(",")[0]: float(value)
@@ -147,9 +161,15 @@ def task_metrics(results: dict[str, Any], task: str) -> tuple[dict[str, float], 
     order = {name: bool(higher) for name, higher in results["higher_is_better"][task].items() if name in found}
     if not order:
         raise ValueError(f"{task} has no metric that is a number: {results['results'][task]}")
+    if main and main not in order:
+        raise ValueError(f"{task} has no metric {main!r}, but {sorted(order)}; mend the suite")
+    if main:
+        order = {main: order[main], **order}
     # lmms-eval calls our costs means, for it expects many of them.
     throughput = {name.removeprefix("avg_"): value for name, value in results.get("throughput", {}).items()}
-    return {**{name: throughput[name] for name in COSTS if name in throughput}, **found}, order
+    if missing := [name for name in COSTS if name not in throughput]:
+        raise ValueError(f"lmms-eval's results tell no {missing[0]}")
+    return {**{name: throughput[name] for name in COSTS}, **found}, order
 
 
 def read_samples(record: RunRecord) -> list[dict[str, Any]]:

@@ -12,24 +12,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusionvl.checkpoint import load_config
+from diffusionvl.checkpoint import adapter_base, load_config
 from diffusionvl.command_line import Parser, fail
 from diffusionvl.evaluate.bertscore import add_bertscore
 from diffusionvl.evaluate.decoding import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluate.results import RunRecord, collect, read_record, task_metrics, write_record
-from diffusionvl.evaluate.settings import DIFFUSION_ONLY, SHARED, check_names
+from diffusionvl.evaluate.settings import DIFFUSION_ONLY, SHARED, check_names, resolve
 from diffusionvl.evaluate.suites import EVAL, LOCAL, Run, Suite, read_suite, suite_names
 from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
 
-WEIGHTS = "*.safetensors"
+DECISIVE = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")  # files of a checkpoint
+CUTTING = re.compile(r"""[,"'\[\]{}]""")
 REASON = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+)?(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -40,10 +43,10 @@ def build_parser() -> Parser:
     parser.add_argument("model", help="checkpoint, block diffusion or AR: a folder or a hub id")
     parser.add_argument("--out", type=Path, default=Path("outputs/eval"), help="folder of the results (outputs/eval)")
     parser.add_argument("--name", help="name of the model in tables; the last part of its path if left out")
-    parser.add_argument("--nproc", type=int, help="processes; one for each GPU, or one on a CPU, if left out")
+    parser.add_argument("--nproc", type=int, help="processes; one for each GPU, or one, if left out")
     parser.add_argument("--limit", type=int, help="first N questions of each task; not a result to be published")
     parser.add_argument("--batch-size", type=int, help="questions that are answered together; the suite's if left out")
-    parser.add_argument("--device", help="such as cpu; one GPU a process if there are any")
+    parser.add_argument("--device", help="such as cpu; a GPU for each process if left out")
     parser.add_argument("--model-args", default="", metavar="K=V,...", help="more options of the plugin, such as dtype")
     parser.add_argument("--gen-kwargs", default="", metavar="K=V,...", help="decoding settings over the suite's")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="of the suite, these alone")
@@ -94,26 +97,29 @@ def check_values(arguments: argparse.Namespace, suite: Suite) -> None:
     """Checks flags before anything slow, and fills in what was left out.
 
     Raises:
-        ValueError: A flag has a value that can not be used.
+        ValueError: A flag has a value that can not be used, or lmms-eval is missing.
     """
+    if find_spec("lmms_eval") is None:
+        raise ValueError("lmms-eval is missing; bash scripts/setup.sh dev,eval installs it")
     for name in ("nproc", "limit", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if "," in arguments.model:
-        raise ValueError(f"{arguments.model!r} holds a comma, at which lmms-eval would cut it; move the checkpoint")
     known = [task.name for task in suite.tasks]
     for task in arguments.tasks or ():
         if task not in known:
             raise ValueError(f"--tasks {task}: suite {suite.name} has {', '.join(known)}")
-    arguments.nproc = arguments.nproc or max(torch.cuda.device_count(), 1)
+    arguments.nproc = arguments.nproc or (1 if arguments.device else max(torch.cuda.device_count(), 1))
     arguments.batch_size = arguments.batch_size or suite.batch_size
     arguments.limit = arguments.limit or suite.limit
     arguments.name = arguments.name or Path(arguments.model).resolve().name
+    for place in (Path(arguments.model).resolve(), (arguments.out / arguments.name).resolve()):
+        if found := CUTTING.search(str(place)):
+            raise ValueError(f"{place} holds {found[0]!r}, at which lmms-eval cuts its options; give another place")
 
 
-def parse_pairs(text: str, flag: str) -> dict[str, str]:
-    """`a=1,b=2` as a mapping.
+def parse_pairs(text: str, flag: str) -> dict[str, Any]:
+    """`a=1,b=2` as a mapping, numbers and truth values read as lmms-eval reads them.
 
     Raises:
         ValueError: A part has no `=`.
@@ -122,29 +128,43 @@ def parse_pairs(text: str, flag: str) -> dict[str, str]:
     for name, equals, _ in pairs:
         if not equals or not name:
             raise ValueError(f"{flag} {text!r}: write NAME=VALUE,NAME=VALUE")
-    return {name: value for name, _, value in pairs}
+    return {name: _value(text) for name, _, text in pairs}
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value, or else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
     """What is to be run, and where it goes.
 
     Raises:
-        ValueError: The checkpoint can not be read, or a folder holds a run with other settings.
+        ValueError: The checkpoint can not be read, a setting is not for this model or suite, or a folder holds a run
+            with other settings.
     """
     config = load_config(arguments.model)
     diffusion = isinstance(config, DiffusionVLConfig)
     kind, block_size = (BLOCK_DIFFUSION, config.block_size) if diffusion else (AR, None)
     given = parse_pairs(arguments.gen_kwargs, "--gen-kwargs")
     check_names(given, "--gen-kwargs")
+    if fixed := sorted(set(given) & suite.varied):
+        raise ValueError(f"--gen-kwargs: {fixed[0]} is what the ways of suite {suite.name} differ in; leave it out")
     options = {**suite.model_args, **parse_pairs(arguments.model_args, "--model-args")}
     jobs = []
     for run in suite.runs(kind, block_size):
         if arguments.tasks and run.task.name not in arguments.tasks:
             continue
         run = replace(run, gen_kwargs={**run.gen_kwargs, **given})
+        resolve(kind, block_size, {}, run.gen_kwargs)  # refuses what the plugin would refuse, before anything slow
         asked = {
             "model": str(Path(arguments.model).resolve() if Path(arguments.model).is_dir() else arguments.model),
-            "weights": weights_state(Path(arguments.model)),
+            "files": files_state(Path(arguments.model)),
             "model_args": {name: str(value) for name, value in options.items()},
             "gen_kwargs": {name: str(value) for name, value in run.gen_kwargs.items()},
             "limit": arguments.limit,
@@ -154,14 +174,20 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
         found = read_record(job.folder)
         if found and found.asked != job.asked and not arguments.overwrite:
             other = [name for name in job.asked if found.asked.get(name) != job.asked[name]]
-            told = "; ".join(f"{name} {found.asked.get(name)} there, {job.asked[name]} now" for name in other)
+            told = "; ".join(
+                "of files that have changed"
+                if name == "files"
+                else f"{name} {found.asked.get(name)} there, {job.asked[name]} now"
+                for name in other
+            )
             raise ValueError(f"{job.folder} holds another run ({told}); give another --out or --name, or --overwrite")
     return jobs
 
 
-def weights_state(folder: Path) -> list[list[Any]]:
-    """Size and time of the weights, so that a checkpoint that was trained on is not taken for the same one."""
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob(WEIGHTS))]
+def files_state(folder: Path) -> list[list[Any]]:
+    """Size and time of a checkpoint's files, so that one that was trained on is not taken for the same one."""
+    files = sorted(path for pattern in DECISIVE for path in folder.glob(pattern))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def prepare_local_data() -> None:
@@ -182,32 +208,34 @@ def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) ->
     Returns:
         0, or 1 if a run failed.
     """
-    failures = []
+    failures = 0
     for number, job in enumerate(jobs, start=1):
         start = f"[{number}/{len(jobs)}] {arguments.name}: {job.run.name}"
-        record = read_record(job.folder)
-        if record and record.asked == job.asked:
-            print(f"{start}: finished before, {told(record)}", flush=True)
-            continue
-        print(f"{start}: running", flush=True)
+        found = read_record(job.folder)
+        record = found if found and found.asked == job.asked else None
+        before = "finished before, " if record else ""
+        if not record:
+            print(f"{start}: running", flush=True)
         try:
-            record = run_one(arguments, suite, job)
-        except ValueError as error:
-            failures.append(f"{job.run.name}: {error}")
-            print(f"{start}: FAILED: {error}", file=sys.stderr, flush=True)
+            record = record or run_one(arguments, suite, job)
+            if job.run.task.bertscore and "bertscore" not in record.metrics:
+                record = add_bertscore(record)
+        except (OSError, ValueError) as error:
+            failures += 1
+            print(f"{start}: FAILED: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         else:
-            print(f"{start}: {told(record)}, {record.setup['seconds']:.0f} s", flush=True)
+            print(f"{start}: {before}{told(record)}", flush=True)
     if failures:
-        print(f"eval/run.sh: error: {len(failures)} of {len(jobs)} runs failed", file=sys.stderr)
+        print(f"eval/run.sh: error: {failures} of {len(jobs)} runs failed", file=sys.stderr)
         return 1
     print(f"results in {arguments.out / arguments.name / suite.name}")
     return 0
 
 
 def told(record: RunRecord) -> str:
-    """A run's main result and speed."""
-    speed = record.metrics.get("tokens_per_second", 0)
-    return f"{record.main_metric} {record.metrics[record.main_metric]:.4g}, {speed:,.1f} tokens/s"
+    """A run's main result, speed and duration."""
+    main, speed = record.metrics[record.main_metric], record.metrics["tokens_per_second"]
+    return f"{record.main_metric} {main:.4g}, {speed:,.1f} tokens/s, {record.setup['seconds']:.0f} s"
 
 
 def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
@@ -221,7 +249,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
     log, raw = job.folder / "log.txt", job.folder / "raw"
     command = lmms_eval_command(arguments, job, raw)
     environment = dict(os.environ)
-    if suite.data == LOCAL and Path(arguments.model).is_dir():
+    if suite.data == LOCAL and Path(adapter_base(arguments.model) or arguments.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"  # nothing is needed from there, so nothing is asked
     begin = time.time()
     with log.open("w", encoding="utf-8") as file:
@@ -232,7 +260,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
         raise ValueError(f"{failure_reason(log)} (exit code {done.returncode}; {log})")
     try:
         results, samples = collect(raw, job.folder, job.run.task.name)
-        metrics, higher_is_better = task_metrics(results, job.run.task.name)
+        metrics, higher_is_better = task_metrics(results, job.run.task.name, job.run.task.metric)
     except ValueError as error:
         raise ValueError(f"{error}: {failure_reason(log)} ({log})") from error
     shutil.rmtree(raw)
@@ -252,9 +280,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
         setup=setup(arguments, time.time() - begin),
         folder=job.folder,
     )
-    if job.run.task.bertscore:
-        record = add_bertscore(record)
-    write_record(job.folder, record)
+    write_record(record)
     return record
 
 
@@ -279,7 +305,9 @@ def lmms_eval_command(arguments: argparse.Namespace, job: Job, raw: Path) -> lis
         "--verbosity": "DEBUG",
     }
     given = [part for flag, value in flags.items() if value for part in (flag, value)]
-    return [*launcher, "-m", "lmms_eval", *given, "--log_samples"]
+    # The reference's plugin is of the simple form: its prompts are a task's text, not its messages.
+    form = ["--force_simple"] if options.get("prompt") == "reference" else []
+    return [*launcher, "-m", "lmms_eval", *given, "--log_samples", *form]
 
 
 def joined(pairs: Mapping[str, Any]) -> str:

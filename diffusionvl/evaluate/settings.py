@@ -1,5 +1,6 @@
 """Decoding settings as lmms-eval's tasks and users give them, turned into those of `generate`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,14 @@ from diffusionvl.evaluate.decoding import AR
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 
 SHARED = ("max_new_tokens", "temperature", "top_k", "top_p")
-DIFFUSION_ONLY = ("denoising_steps", "remasking", "confidence_threshold", "entropy_bound")
+DIFFUSION_ONLY = (
+    "denoising_steps",
+    "remasking",
+    "confidence_threshold",
+    "entropy_bound",
+    "sub_block_size",
+    "fused_commit",
+)
 # lmms-eval's own, which have another meaning here than being handed on to `generate`.
 TRANSLATED = ("until", "do_sample", "num_beams", "repetition_penalty", "image_aspect_ratio", "block_size")
 KNOWN = (*SHARED, *DIFFUSION_ONLY, *TRANSLATED)
@@ -80,11 +88,7 @@ def resolve(
     DiffusionVLGenerationConfig(**decoding)  # checks the ranges
     if kind == AR:
         decoding = _autoregressive(decoding, settings)
-    until = settings.get("until", ())
-    until = (until,) if isinstance(until, str) else tuple(until)
-    if not all(isinstance(text, str) for text in until):
-        raise ValueError(f"until must be a text or a list of texts, got {settings['until']!r}")
-    return Decoding(decoding, tuple(text for text in until if text), (*notes, *note))
+    return Decoding(decoding, _until(settings.get("until", ())), (*notes, *note))
 
 
 def check_names(settings: Mapping[str, Any], source: str, others: tuple[str, ...] = ()) -> None:
@@ -127,6 +131,20 @@ def _check_kind(settings: Mapping[str, Any], kind: str, block_size: int | None) 
     steps = settings.get("denoising_steps", 1)
     if block_size is not None and isinstance(steps, int) and steps > block_size:
         raise ValueError(f"denoising_steps={steps} exceeds the block size of the checkpoint; give 1 to {block_size}")
+
+
+def _until(given: Any) -> tuple[str, ...]:
+    """Texts that end an answer. On a command line, several are a JSON list: until=["a","b"].
+
+    Raises:
+        ValueError: There is something else among them.
+    """
+    texts = given
+    if isinstance(given, str):
+        texts = json.loads(given) if given.startswith('["') and given.endswith('"]') else [given]
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"until must be a text or a list of texts, got {given!r}")
+    return tuple(text for text in texts if text)
 
 
 def _temperature(settings: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:

@@ -26,11 +26,13 @@ class Task:
     Attributes:
         name: In lmms-eval.
         gen_kwargs: Settings that only this task has.
+        metric: That stands for it; the first one that it names if left out.
         bertscore: Whether its answers are captions that BERTScore judges.
     """
 
     name: str
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    metric: str = ""
     bertscore: bool = False
 
 
@@ -61,6 +63,12 @@ class Suite:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     batch_size: int = 1
     limit: int | None = None
+
+    @property
+    def varied(self) -> set[str]:
+        """Settings that tell the ways apart."""
+        names = {name for settings in self.variants.values() for name in settings}
+        return {"denoising_steps" if name == TOKENS_PER_STEP else name for name in names}
 
     def runs(self, kind: str, block_size: int | None) -> "list[Run]":
         """What is to be run for a model: every task in every way that differs for it.

@@ -95,9 +95,10 @@ class DiffusionVLChat(lmms):
     ) -> None:
         super().__init__()
         self._rank, self._world_size = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
-        self.batch_size = _positive("batch_size", batch_size)
-        self.likelihood_samples = _positive("likelihood_samples", likelihood_samples)
-        self.showcase, self.showcase_samples = showcase and Path(showcase), int(showcase_samples)
+        self.batch_size = _whole("batch_size", batch_size)
+        self.likelihood_samples = _whole("likelihood_samples", likelihood_samples)
+        self.showcase, self.showcase_samples = showcase and Path(showcase), _whole("showcase_samples", showcase_samples)
+        seed = _whole("seed", seed, least=0)
         if max_batch_size is not None:
             raise ValueError(f"max_batch_size={max_batch_size}: batch sizes are not searched for; give --batch_size")
         if prompt not in FORMS:
@@ -114,7 +115,7 @@ class DiffusionVLChat(lmms):
             prompt,
             postprocess,
             self._resolve_system_prompt(system_prompt),
-            int(seed),
+            seed,
         )
         self._told: set[str] = set()
 
@@ -318,9 +319,9 @@ def _is_padding(request: Instance) -> bool:
     return bool((request.metadata or {}).get("__padding_only__"))
 
 
-def _positive(name: str, value: Any) -> int:
-    if not str(value).isdigit() or int(value) < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if not str(value).isdigit() or int(value) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
