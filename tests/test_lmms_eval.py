@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffusionvl.checkpoint import load_model as load_checkpoint
 from diffusionvl.evaluate.answers import reference_answer
+from diffusionvl.evaluate.showcase import open_card_image, read_cards
 from diffusionvl.evaluate.speed_record import SpeedRecord, gather_processes
 from diffusionvl.integrations import lmms_eval_model
 from diffusionvl.integrations.lmms_eval import manifests
@@ -130,6 +131,19 @@ def test_settings_of_model_args_win_and_that_is_told(translated_dir, images, cap
     ]
 
 
+def test_showcase_keeps_questions_and_one_film(translated_dir, images, tmp_path):
+    model = build(DiffusionVLChat, translated_dir, images, batch_size=5, showcase=str(tmp_path), showcase_samples=3)
+    results = model.generate_until(requests(DiffusionVLChat))
+    cards = read_cards(tmp_path)
+    assert [(card.task, card.number) for card in cards] == [("shapes", 0), ("shapes", 2), ("shapes", 4)]
+    assert [card.answer for card in cards] == [results[number].text for number in (0, 2, 4)]
+    assert [card.question for card in cards] == [DOCS[number]["text"] for number in (0, 2, 4)]
+    assert [bool(card.film) for card in cards] == [True, False, False]
+    assert "data-captions" in cards[0].film
+    assert open_card_image(tmp_path, cards[0]).tobytes() == images[0].convert("RGB").tobytes()
+    assert open_card_image(tmp_path, cards[1]) is None
+
+
 @pytest.mark.parametrize("kind", ["base_dir", "translated_dir"])
 def test_until_ends_answers_and_padding_is_not_answered(kind, request, processor, pictures, images):
     folder = request.getfixturevalue(kind)
@@ -216,6 +230,8 @@ def test_reference_prompt_joins_images_in_front_of_the_text(translated_dir, imag
         ({"max_batch_size": 8}, "give --batch_size"),
         ({"prompt": "qwen"}, "prompt must be one of"),
         ({"postprocess": "qwen"}, "postprocess must be one of"),
+        ({"seed": "x"}, "seed must be a whole number of at least 0, got 'x'"),
+        ({"showcase_samples": 0}, "showcase_samples must be a whole number of at least 1"),
     ],
 )
 def test_refused_before_the_model_is_loaded(options, message, translated_dir, monkeypatch):
