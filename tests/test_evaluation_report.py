@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -63,6 +65,7 @@ def test_page_shows_everything_and_needs_nothing(runs, capsys):
     for number in ("0.9", "0.875", "0.75", "0.65", "4.80x", "1.20x", "Which colour, 1?", "✓ right", "✗ wrong"):
         assert number in shown
     assert "local: easy_vqa_short block-diffusion 1.000 100.0 1.00x 0.100" in re.sub(r"\s+", " ", shown)
+    assert "How block-diffusion came to an answer" in shown
     assert "<b>block-diffusion</b>" in shown  # an answer is text, not markup
     assert text.count("class='film'") == 2
     outside = [value for tag, name, value in page.attributes if name in ("src", "href", "xlink:href") and value]
@@ -79,6 +82,19 @@ def test_page_shows_everything_and_needs_nothing(runs, capsys):
     for name in names:
         with Image.open(runs / name) as image:
             assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_browser_draws_it(runs):
+    assert report.main([str(runs)]) == 0
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,3000"]
+    drawn = runs / "page.png"
+    subprocess.run([*command, f"--screenshot={drawn}", (runs / "report.html").as_uri()], check=True, timeout=300)
+    with Image.open(drawn) as image:
+        counts = {color: count for count, color in image.convert("RGB").getcolors(1 << 24)}
+    assert counts[255, 0, 0] > 4 * 100 * 100  # four pictures
+    assert counts[0x2A, 0x7F, 0xD4] > 1000  # bars of the first model
 
 
 def test_curves_are_lines_of_a_model_and_a_remasking(runs):

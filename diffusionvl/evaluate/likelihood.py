@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from diffusionvl.evaluate.decoding import on_model
-from diffusionvl.modeling.families import placeholder_ids
+from diffusionvl.modeling.families import TOKEN_TYPE_INPUTS, placeholder_ids
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.objective.corruption import row_generator
 from diffusionvl.objective.loss import cross_entropy
@@ -35,8 +35,9 @@ def log_likelihood(model: PreTrainedModel, inputs: Mapping[str, Tensor], continu
     width = tokens.shape[1]
     for name, added in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
         inputs[name] = torch.cat([inputs[name], added], dim=1)
-    if "mm_token_type_ids" in inputs:  # 0 for text
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, width))
+    for name in TOKEN_TYPE_INPUTS:
+        if name in inputs:  # 0 for text
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, width))
     logits = model(**inputs, logits_to_keep=width + 1).logits[0, -width - 1 : -1]
     return -float(cross_entropy(logits, tokens[0]).sum()), bool((logits.argmax(-1) == tokens[0]).all())
 
@@ -105,16 +106,16 @@ def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Te
     inputs = on_model(inputs, model)
     prompt = inputs["input_ids"][0]
     media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    media.pop("mm_token_type_ids", None)  # the model reads the kind of a token off its id
-    ids = torch.cat([prompt, continuation.to(prompt)])
+    length = len(prompt) + len(continuation)
+    fill = prompt.new_full((model.config.block_size - 1,), model.config.mask_token_id)
+    ids = torch.cat([prompt, continuation.to(prompt), fill])
     blocks = model.block_ids(ids[None], torch.ones_like(ids)[None])[0]
-    fill = model.config.block_size - int((blocks == blocks[-1]).sum())
-    ids = torch.cat([ids, ids.new_full((fill,), model.config.mask_token_id)])
-    blocks = torch.cat([blocks, blocks[-1:].expand(fill)])
+    needed = blocks <= blocks[length - 1]
+    ids, blocks = ids[needed], blocks[needed]
     positions = model.position_ids(ids[None], torch.ones_like(ids)[None], media)[:, 0]
     index = torch.arange(len(ids))
     first = int((blocks == blocks[len(prompt)]).nonzero()[0])
-    scored = (index >= len(prompt)) & (index < len(ids) - fill)
+    scored = (index >= len(prompt)) & (index < length)
     return _Scored(ids, blocks, positions, first, scored[first:], media)
 
 

@@ -65,11 +65,13 @@ class TaskSamples:
         task: Its name.
         samples: Some of its questions.
         film: A film of one answer, or nothing.
+        filmed: Model whose answer that is.
     """
 
     task: str
     samples: list[Sample]
-    film: str
+    film: Markup
+    filmed: str
 
 
 def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -198,9 +200,9 @@ def task_samples(records: Sequence[RunRecord]) -> list[TaskSamples]:
         numbers = [number for number in cards[runs[-1].model] if all(number in own for own in cards.values())]
         samples = {run.model: {sample["doc_id"]: sample for sample in read_samples(run)} for run in runs}
         told = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
-        films = [card.film for own in cards.values() for card in own.values() if card.film]
+        films = [(Markup(card.film), model) for model, own in cards.items() for card in own.values() if card.film]
         if told:
-            shown.append(TaskSamples(names[place], told, films[0] if films else ""))
+            shown.append(TaskSamples(names[place], told, *(films[0] if films else (Markup(), ""))))
     return shown
 
 
@@ -253,7 +255,7 @@ def write_report(path: Path, records: Sequence[RunRecord]) -> None:
         best_of_several=any(record.variant for record in plain_runs(records)),
         speed=speed,
         ar_speed=ar_speed,
-        tasks=[(one, Markup(one.film)) for one in task_samples(records)],
+        tasks=task_samples(records),
         data_url=data_url,
     )
     path.write_text(page, encoding="utf-8")
