@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from helpers import load_model, prompts
-from PIL import Image
 from tiny_families import save_base
 
 from diffusionvl.checkpoint import load_model as load_checkpoint
@@ -15,7 +14,6 @@ from diffusionvl.evaluate import likelihood
 from diffusionvl.evaluate.likelihood import likelihood_bound, log_likelihood
 from diffusionvl.modeling.block_masks import CLEAN
 from diffusionvl.modeling.families import TOKEN_TYPE_INPUTS
-from diffusionvl.translation import translate
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +27,7 @@ def clean_logits(model, inputs, tokens, blocks):
     ids = torch.tensor([tokens])
     first = blocks.index(blocks[-1])
     row = torch.cat([ids[:, :first], ids[:, first:]], dim=1)
-    media = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+    media = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     streams = torch.tensor([[CLEAN] * first + [1] * (len(tokens) - first)])
     positions = model.position_ids(row, torch.ones_like(row), media)
     output = model(input_ids=row, block_ids=torch.tensor([blocks]), stream_ids=streams, position_ids=positions, **media)
@@ -109,20 +107,3 @@ def test_ar_likelihood_is_the_chain_of_tokens(family, request, pictures):
         assert found == pytest.approx(expected, rel=1e-5)
         assert math.isfinite(found)
         assert is_greedy == best
-
-
-def test_the_last_block_is_filled_to_the_edge_of_the_grid_behind_an_image_that_joins_it(gemma_dir, pictures):
-    processor = load_processor(gemma_dir)
-    content = [{"type": "text", "text": "is there a circle in the image? " * 3}, {"type": "image"}]
-    messages = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=text, images=[[Image.open(pictures[0])]], return_tensors="pt")
-    prompt, continuation = inputs["input_ids"][0], torch.tensor([40, 41])
-    size = int((prompt == processor.tokenizer.image_token_id).nonzero()[0]) + 2  # an edge inside the image
-    assert size < len(prompt) < 2 * size - 3
-    model = translate(gemma_dir, block_size=size, block_origin="absolute").model.eval()
-    laid_out = likelihood._lay_out(model, inputs, continuation)
-    assert len(laid_out.ids) == 2 * size
-    assert laid_out.first == size - 2
-    assert laid_out.scored.nonzero()[:, 0].tolist() == [len(prompt) - laid_out.first, len(prompt) - laid_out.first + 1]
-    assert -1000 < likelihood_bound(model, inputs, continuation, samples=2, seed=0) < 0

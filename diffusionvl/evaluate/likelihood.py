@@ -106,16 +106,15 @@ def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Te
     inputs = on_model(inputs, model)
     prompt = inputs["input_ids"][0]
     media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    length = len(prompt) + len(continuation)
-    fill = prompt.new_full((model.config.block_size - 1,), model.config.mask_token_id)
-    ids = torch.cat([prompt, continuation.to(prompt), fill])
+    ids = torch.cat([prompt, continuation.to(prompt)])
     blocks = model.block_ids(ids[None], torch.ones_like(ids)[None])[0]
-    needed = blocks <= blocks[length - 1]
-    ids, blocks = ids[needed], blocks[needed]
+    fill = model.config.block_size - int((blocks == blocks[-1]).sum())
+    ids = torch.cat([ids, ids.new_full((fill,), model.config.mask_token_id)])
+    blocks = torch.cat([blocks, blocks[-1:].expand(fill)])
     positions = model.position_ids(ids[None], torch.ones_like(ids)[None], media)[:, 0]
     index = torch.arange(len(ids))
     first = int((blocks == blocks[len(prompt)]).nonzero()[0])
-    scored = (index >= len(prompt)) & (index < length)
+    scored = (index >= len(prompt)) & (index < len(ids) - fill)
     return _Scored(ids, blocks, positions, first, scored[first:], media)
 
 
