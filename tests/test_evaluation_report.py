@@ -132,10 +132,10 @@ def test_costs_are_compared_where_they_can_be(tmp_path):
 def test_one_model_with_one_task_and_a_score_that_is_no_share(tmp_path):
     metrics = {"mme_perception_score": 1500.0}
     write_run(tmp_path, "mine", "tables-1-2", "mme", metrics=metrics, higher_is_better={"mme_perception_score": True})
-    assert report.main([str(tmp_path), "--html", str(tmp_path / "a.html")]) == 0
-    page = Page((tmp_path / "a.html").read_text())
+    assert report.main([str(tmp_path), "--html", str(tmp_path / "new" / "a.html")]) == 0
+    page = Page((tmp_path / "new" / "a.html").read_text())
     assert "1500" in " ".join(page.text)
-    assert (tmp_path / "a-accuracy.png").exists()
+    assert (tmp_path / "new" / "a-accuracy.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,8 @@ def readable_target(target: str) -> str:
 
 
 def write_report(path: Path, records: Sequence[RunRecord]) -> None:
-    """Writes the page, and its charts as PNG beside it."""
+    """Writes the page, and its charts as PNG beside it, into a folder that may be new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     models, lines = accuracy_table(records)
     speed = {}
     accuracy = accuracy_chart(models, plain_runs(records))

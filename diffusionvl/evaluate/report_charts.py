@@ -3,10 +3,11 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,7 +16,13 @@ from diffusionvl.evaluate.decoding import AR
 from diffusionvl.evaluate.results import RunRecord
 
 COLORS = ("#2a7fd4", "#e07b00", "#12784a", "#a3479f", "#b3261e", "#5b6abf")
-AR_COLOR = "#8b8f98"
+AR_COLORS = ("#8b8f98", "#5a5e66", "#b9bdc6")
+
+
+def colors_of(kinds: Sequence[str]) -> list[str]:
+    """A colour for each model or line, greys for AR ones."""
+    ours, ar = cycle(COLORS), cycle(AR_COLORS)
+    return [next(ar if kind == AR else ours) for kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,16 @@ def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
             figsize=(max(5.2, 1.1 + 0.9 * len(tasks) * max(len(models), 2) ** 0.5), 3.6), layout="constrained"
         )
         axes = figure.subplots()
-        width = 0.8 / len(models)
-        colors = iter(COLORS * (len(models) // len(COLORS) + 1))
-        for index, model in enumerate(models):
-            heights = [_percent(values, task, model, models) for task in tasks]
-            places = np.arange(len(tasks)) + (index - (len(models) - 1) / 2) * width
-            color = AR_COLOR if kinds[model] == AR else next(colors)
+        run_by = {task: [model for model in models if (*task, model) in values] for task in tasks}
+        width = 0.8 / max(len(own) for own in run_by.values())
+        for model, color in zip(models, colors_of([kinds[model] for model in models]), strict=True):
+            own = [(place, task, run_by[task]) for place, task in enumerate(tasks) if model in run_by[task]]
+            places = [place + (there.index(model) - (len(there) - 1) / 2) * width for place, _, there in own]
+            heights = [_percent(values, task, model, models) for _, task, _ in own]
             bars = axes.bar(places, heights, width * 0.92, label=model, color=color)
-            axes.bar_label(bars, [f"{height:.1f}" if height == height else "" for height in heights], fontsize=8)
-        axes.set_xticks(range(len(tasks)), [*names.values()], rotation=20 * (len(tasks) > 3), ha="center")
+            axes.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=8)
+        turned: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 3 else {}
+        axes.set_xticks(range(len(tasks)), [*names.values()], **turned)
         axes.set(ylabel="main metric (%)", ylim=(0, 112))
         axes.grid(False, axis="x")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
@@ -99,9 +107,9 @@ def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
 def _percent(
     values: dict[tuple[str, str, str], float], task: tuple[str, str], model: str, models: Sequence[str]
 ) -> float:
-    """A share as per cent; another score in per cent of the best model's; NaN where the model was not run."""
+    """A share as per cent; another score in per cent of the best model's."""
     suite, name = task
-    value = values.get((suite, name, model), float("nan"))
+    value = values[suite, name, model]
     everyone = [abs(values[suite, name, other]) for other in models if (suite, name, other) in values]
     return 100 * value / (1 if max(everyone) <= 1 else max(everyone))
 
@@ -120,8 +128,7 @@ def speed_chart(curves: Sequence[Curve]) -> Chart:
         ):
             axes.set_xlabel(name)
             axes.margins(x=0.1, y=0.2)
-        colors = iter(COLORS * (len(curves) // len(COLORS) + 1))
-        drawn = [(curve, AR_COLOR if curve.kind == AR else next(colors)) for curve in curves]
+        drawn = list(zip(curves, colors_of([curve.kind for curve in curves]), strict=True))
         for curve, color in drawn:
             quality = [scale * value for value in curve.quality]
             for axes, places in zip(panels, (curve.forwards, curve.speeds), strict=True):
