@@ -16,19 +16,6 @@ from diffusionvl.modeling.remasking_diffusionvl import REMASKING, Draft, transfe
 from diffusionvl.modeling.sampling_diffusionvl import Sampling, choose_tokens
 
 Inputs = dict[str, Tensor]
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-_clock = "wall"
-
-
-def set_clock(name: str) -> None:
-    """Chooses what all seconds are measured by: one of `CLOCKS`."""
-    global _clock
-    _clock = name
-
-
-def clock() -> float:
-    """Seconds."""
-    return CLOCKS[_clock]()
 
 
 @dataclass
@@ -55,8 +42,8 @@ def cut(row: list[int], ends: Sequence[int]) -> list[int]:
 
 def decode_like_the_reference(
     model: DiffusionVLForConditionalGeneration,
-    rows: list[Inputs],
-    ends: list[int],
+    rows: Sequence[Inputs],
+    ends: Sequence[int],
     max_new_tokens: int,
     **sampling: Any,
 ) -> Answers:
@@ -73,7 +60,7 @@ def decode_like_the_reference(
         **sampling: Settings of `Sampling`.
     """
     found = Answers([], 0.0, 0.0, 0.0)
-    start = clock()
+    start = time.perf_counter()
     for row in rows:
         ids, media = row["input_ids"], {name: row[name] for name in MEDIA_INPUTS if name in row}
         real = torch.ones_like(ids)
@@ -85,13 +72,13 @@ def decode_like_the_reference(
         tokens: list[int] = []
         while len(tokens) < max_new_tokens and not set(tokens) & set(ends):
             begin = int(position.max()) + 1 + len(tokens)
-            window = (begin + torch.arange(model.config.block_size)).expand(len(position), 1, -1)
-            block, forwards = _denoise(model, window, cache, Sampling(**sampling))
+            window = begin + torch.arange(model.config.block_size, device=ids.device)
+            block, forwards = _denoise(model, window.expand(len(position), 1, -1), cache, Sampling(**sampling))
             tokens += block
             found.forwards += forwards
-            found.first = found.first or clock() - start
+            found.first = found.first or time.perf_counter() - start
         found.tokens.append(cut(tokens[:max_new_tokens], ends))
-    found.seconds = clock() - start
+    found.seconds = time.perf_counter() - start
     return found
 
 
@@ -99,10 +86,10 @@ def _denoise(
     model: DiffusionVLForConditionalGeneration, position: Tensor, cache: DynamicCache, sampling: Sampling
 ) -> tuple[list[int], int]:
     """One block at these positions [A, 1, D]: its tokens, and the forwards that it and its commit took."""
-    size, mask_id = model.config.block_size, model.config.mask_token_id
-    ids = torch.full((1, size), mask_id)
-    masked = torch.ones(1, size, dtype=torch.bool)
-    mask = torch.ones(1, 1, size, cache.get_seq_length() + size, dtype=torch.bool)
+    size, mask_id, device = model.config.block_size, model.config.mask_token_id, position.device
+    ids = torch.full((1, size), mask_id, device=device)
+    masked = torch.ones(1, size, dtype=torch.bool, device=device)
+    mask = torch.ones(1, 1, size, cache.get_seq_length() + size, dtype=torch.bool, device=device)
     forwards = 1
     for quota in transfer_schedule(size, size):
         if not bool(masked.any()):
@@ -110,7 +97,7 @@ def _denoise(
         logits = model(ids, mask, position, past_key_values=cache, use_cache=True).logits[0]
         cache.crop(-size)
         tokens, confidence = choose_tokens(logits, _forbidden(model), sampling)
-        draft = Draft(confidence[None], masked, torch.tensor([[quota]]), logits)
+        draft = Draft(confidence[None], masked, torch.tensor([[quota]], device=device), logits)
         keep = REMASKING[sampling.remasking](draft, sampling)
         ids, masked = torch.where(keep, tokens, ids), masked & ~keep
         forwards += 1
@@ -120,11 +107,11 @@ def _denoise(
 
 def _forbidden(model: DiffusionVLForConditionalGeneration) -> Tensor:
     """Ids that are never chosen."""
-    return torch.tensor([model.config.mask_token_id, *placeholder_ids(model.base.config)])
+    return torch.tensor([model.config.mask_token_id, *placeholder_ids(model.base.config)], device=model.device)
 
 
 def decode_fully(
-    model: DiffusionVLForConditionalGeneration, inputs: Inputs, ends: list[int], max_new_tokens: int, measured: int
+    model: DiffusionVLForConditionalGeneration, inputs: Inputs, ends: Sequence[int], max_new_tokens: int, steps: int
 ) -> Answers:
     """Full diffusion: one token a step, each step over prompt and answer, where every token sees every other one.
 
@@ -132,21 +119,20 @@ def decode_fully(
         model: Any.
         inputs: Prompts, padded on the left. Their images are read once.
         ends: Ids that end an answer.
-        max_new_tokens: Tokens, and steps.
-        measured: Steps that run. All cost the same, so the time of the rest is told by their pace; the answer is then
-            not complete.
+        max_new_tokens: Tokens, and steps of a whole decoding.
+        steps: Steps that are run. All cost the same, so these tell the time of the rest; the answer is then incomplete.
     """
-    start = clock()
+    start = time.perf_counter()
     prompt, position, real = _read_prompt(model, inputs)
     batch, length = inputs["input_ids"].shape
-    mask_id = model.config.mask_token_id
-    ids = torch.full((batch, max_new_tokens), mask_id)
-    behind = position.amax((0, 2))[:, None] + 1 + torch.arange(max_new_tokens)
+    mask_id, device = model.config.mask_token_id, model.device
+    ids = torch.full((batch, max_new_tokens), mask_id, device=device)
+    behind = position.amax((0, 2))[:, None] + 1 + torch.arange(max_new_tokens, device=device)
     position = torch.cat([position, behind.expand(len(position), -1, -1)], dim=2)
     seen = torch.nn.functional.pad(real, (0, max_new_tokens), value=True)
     mask = seen[:, None, None, :].expand(batch, 1, length + max_new_tokens, length + max_new_tokens)
-    read = clock() - start
-    for _ in range(measured):
+    read = time.perf_counter() - start
+    for _ in range(steps):
         hidden = model.base.get_decoder()(
             inputs_embeds=torch.cat([prompt, model.get_input_embeddings()(ids)], dim=1),
             attention_mask=mask,
@@ -157,9 +143,10 @@ def decode_fully(
         tokens, confidence = choose_tokens(logits.flatten(0, 1), _forbidden(model), Sampling())
         surest = confidence.view_as(ids).masked_fill(ids != mask_id, -1.0).argmax(-1, keepdim=True)
         ids.scatter_(1, surest, tokens.view_as(ids).gather(1, surest))
-    seconds = read + (clock() - start - read) * max_new_tokens / measured
+    answers = [cut(row, ends) for row in ids.tolist()]  # waits for the device
+    seconds = read + (time.perf_counter() - start - read) * max_new_tokens / steps
     # All tokens are free to change until the last step, so the first ones are there with the last.
-    return Answers([cut(row, ends) for row in ids.tolist()], float(batch * max_new_tokens), seconds, seconds)
+    return Answers(answers, float(batch * max_new_tokens), seconds, seconds)
 
 
 def _read_prompt(model: DiffusionVLForConditionalGeneration, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

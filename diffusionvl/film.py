@@ -18,7 +18,7 @@ from .data.chat_template import special_tokens
 from .page import render
 
 if TYPE_CHECKING:
-    from .modeling.generation_diffusionvl import DenoisingStep
+    from .modeling.generation_output_diffusionvl import DenoisingStep
 
 SUFFIXES = (".gif", ".html")
 # matplotlib's viridis at 17 even places; between them it is straight enough.

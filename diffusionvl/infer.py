@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     decoding = parser.add_argument_group("decoding (the checkpoint's own settings where left out)")
     decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
     decoding.add_argument("--denoising-steps", type=int, metavar="S", help="steps a block, 1 to its size")
-    decoding.add_argument("--remasking", choices=["low_confidence_static", "low_confidence_dynamic", "entropy_bounded"])
+    decoding.add_argument("--remasking", metavar="NAME", help="policy, such as low_confidence_dynamic")
     decoding.add_argument(
         "--confidence-threshold", type=float, metavar="P", help="dynamic remasking keeps surer tokens"
     )

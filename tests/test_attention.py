@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_same, conversation, gradients, load_model, some_records
+from helpers import QUESTION, assert_same, conversation, gradients, load_model, prompts, some_records
 
 from diffusionvl import RowDataset
 from diffusionvl.data.conversation import ConversationEncoder
@@ -77,6 +77,18 @@ def test_a_model_that_attends_over_tiles_decodes_as_before(translated_dir, proce
     expected = model.generate(input_ids=tokens, max_new_tokens=12)
     attend_over_tiles(model.base)
     assert torch.equal(model.generate(input_ids=tokens, max_new_tokens=12), expected)
+
+
+def test_the_vision_tower_attends_as_it_is_told(translated_dir, processor, pictures):
+    """On a GPU that is FlashAttention; the language model goes on as before."""
+    model, inputs = load_model(translated_dir), prompts(processor, (QUESTION, *pictures))
+    expected = model.generate(**inputs, max_new_tokens=8, output_history=True, return_dict_in_generate=True)
+    model.base.model.visual.set_attn_implementation("eager")
+    assert model.base.model.visual.config._attn_implementation == "eager"
+    assert model.base.config.get_text_config()._attn_implementation == "sdpa"
+    found = model.generate(**inputs, max_new_tokens=8, output_history=True, return_dict_in_generate=True)
+    for step, other in zip(found.history, expected.history, strict=True):
+        assert_same(step.confidence, other.confidence, 1e-4)
 
 
 @pytest.mark.gpu

@@ -61,6 +61,21 @@ def test_it_grows_by_doubling_up_to_its_bound_and_keeps_what_it_has():
     assert cache.nbytes == 2 * 2 * 4 * 2 * 40 * 3 * 4
 
 
+def test_growth_that_fails_for_want_of_memory_can_be_tried_again(monkeypatch):
+    cache = SlotCache(4, 64)
+    write(cache, [0, 1], [0, 0], 4, 100.0)
+
+    def fail(slots, capacity):
+        raise MemoryError
+
+    monkeypatch.setattr(cache.layers[1], "grow", fail)
+    with pytest.raises(MemoryError):
+        write(cache, [0, 1], [4, 4], 4, 500.0)
+    monkeypatch.undo()
+    seen = write(cache, [0, 1], [4, 4], 4, 500.0)
+    assert seen[1, 0, :, 0].tolist() == [110, 111, 112, 113, 510, 511, 512, 513]
+
+
 @pytest.mark.parametrize("slot", [0, 1, 2])
 def test_a_freed_slot_holds_nothing_and_the_last_row_moves_into_it(slot):
     cache = SlotCache(4, 64)

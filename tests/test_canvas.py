@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusionvl.modeling.block_masks import CLEAN, TokenTags, dense_mask
-from diffusionvl.modeling.canvas_diffusionvl import Canvas, pack
+from diffusionvl.modeling.canvas_diffusionvl import Canvas, lay_out, pack
 
 MASK = 99
 CPU = torch.device("cpu")
@@ -31,6 +31,16 @@ def test_the_drawing_of_the_docstring():
     canvas.write({7: 57})
     canvas.advance()
     assert (canvas.ids[4:8], canvas.window, canvas.masked) == ([4, 55, 56, 57], 8, [8, 9, 10, 11])
+
+
+@pytest.mark.parametrize("own_blocks", [False, True])
+@pytest.mark.parametrize("block_size", [1, 3, 4])
+def test_windows_are_whole_blocks(own_blocks, block_size):
+    for prompt in range(1, 9):
+        for new in range(1, 9):
+            window, end = lay_out(prompt, own_blocks, new, block_size)
+            assert window == prompt if own_blocks else window % block_size == 0 <= prompt - window < block_size
+            assert (end - window) % block_size == 0 <= end - prompt - new < block_size
 
 
 @pytest.mark.parametrize("own_blocks", [False, True])

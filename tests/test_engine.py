@@ -1,18 +1,12 @@
 """The engine: whatever comes and goes beside it, a request gets what it gets alone, and its slot is free behind it."""
 
-import copy
 import random
-from contextlib import contextmanager
 
 import pytest
 import torch
 from helpers import QUESTION, lively, prompts
-from transformers import DynamicCache
 
-from diffusionvl.modeling import batch_diffusionvl
-from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.engine_diffusionvl import Engine, QueueFullError
-from diffusionvl.modeling.families import placeholder_ids
 
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
 STATIC, DYNAMIC, BOUNDED = "low_confidence_static", "low_confidence_dynamic", "entropy_bounded"
@@ -41,12 +35,16 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def some_requests(processor, pictures):
-    """Inputs and settings of 24 requests, each with a seed."""
+def build_requests(processor, pictures, count):
+    """Inputs and settings of requests, each with a seed."""
     rng = random.Random(0)
     inputs = [prompts(processor, question) for question in questions(pictures)]
-    return [(inputs[index % len(inputs)], settings_of(rng), index) for index in range(24)]
+    return [(inputs[index % len(inputs)], settings_of(rng), index) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def some_requests(processor, pictures):
+    return build_requests(processor, pictures, 24)
 
 
 def ask(engine, request):
@@ -166,6 +164,32 @@ def test_a_row_that_is_not_a_number_spoils_no_other(translated_dir, processor, p
         model.generate(**broken)
 
 
+@pytest.mark.parametrize("fused_commit", [True, False])
+def test_a_prompt_that_the_model_can_not_read_spoils_no_other(translated_dir, processor, pictures, fused_commit):
+    """Its pictures are not those of its placeholders; it is read together with one that is as it should be."""
+    model = lively(translated_dir, position_mode="sequential")  # a native position would tell when it arrives
+    broken, other = (prompts(processor, (QUESTION, picture)) for picture in pictures[:2])
+    broken |= {name: other[name] for name in ("pixel_values", "image_grid_thw")}
+    engine = Engine(model, max_batch_size=4, max_length=128, fused_commit=fused_commit)
+    settings = {"max_new_tokens": 12, "denoising_steps": 2, "eos_token_id": None}
+    runs = engine.add_request(**prompts(processor, (LONG,)), **settings)
+    engine.step()
+    spoilt = engine.add_request(**broken, **settings)
+    good = engine.add_request(**other, **settings)
+    assert engine.step() == [runs, spoilt]  # two steps a block
+    assert (spoilt.finish_reason, spoilt.tokens) == ("error", [])
+    assert engine.running == [runs, good]
+    while engine.busy:
+        engine.step()
+    for inputs, request in ((prompts(processor, (LONG,)), runs), (other, good)):
+        assert request.tokens == alone(model, (inputs, settings, 0))[0]
+    assert_empty(engine)
+    with pytest.raises(ValueError, match="features and image tokens do not match"):
+        next(engine.stream(spoilt))
+    with pytest.raises(ValueError, match="features and image tokens do not match"):
+        model.generate(**broken)
+
+
 def test_a_stream_yields_each_token_once_and_in_order(translated_dir, some_requests):
     model = lively(translated_dir)
     engine = Engine(model, max_batch_size=4, max_length=128)
@@ -261,7 +285,7 @@ def test_requests_wait_up_to_a_number(translated_dir, processor):
 
 
 def test_an_engine_needs_room(translated_dir):
-    for name in ("max_batch_size", "max_length"):
+    for name in ("max_batch_size", "max_length", "max_waiting", "prefill_tokens"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             Engine(lively(translated_dir), **{name: 0})
 
@@ -274,12 +298,16 @@ def test_time_is_up(translated_dir, processor):
     inputs = prompts(processor, (LONG,))
     request = engine.add_request(**inputs, **settings, max_time=5)
     waits = engine.add_request(**inputs, **settings, max_time=2)
+    assert engine.draft(request) == []  # it has no row yet
+    changed = []
     for _ in range(5):  # two blocks and a half
-        engine.step()
+        changed += engine.step()
         now[0] += 0.9
+    assert changed == [request, waits, request]
     assert (waits.finish_reason, waits.tokens, waits.forwards) == ("time", [], 0)
     assert request.finish_reason is None
     now[0] = 5.0
+    assert engine.step() == [request]
     assert engine.step() == []
     assert request.finish_reason == "time"
     assert request.tokens == alone(model, (inputs, settings, 0))[0][:8]
@@ -287,121 +315,3 @@ def test_time_is_up(translated_dir, processor):
     output = model.generate(**inputs, **settings, max_time=0, return_dict_in_generate=True)
     assert torch.equal(output.sequences, inputs["input_ids"])
     assert output.tokens_per_forward.tolist() == [0]
-
-
-@pytest.mark.parametrize("fast", ["no mask", "no mask and one length"])
-def test_a_mask_is_left_out_where_nothing_is_hidden(translated_dir, processor, monkeypatch, fast):
-    """One row, and rows of equal length: the steps behind a block's first run without a mask, to the same numbers."""
-    model = lively(translated_dir)
-    question = prompts(processor, (LONG,)) if fast == "no mask" else prompts(processor, (LONG,), (LONG,))
-    settings = {"max_new_tokens": 12, "denoising_steps": 3, "eos_token_id": None, "output_history": True}
-    masks = []
-    attention = torch.nn.functional.scaled_dot_product_attention
-
-    def record(*args, attn_mask=None, is_causal=False, **kwargs):
-        assert not is_causal
-        masks.append(attn_mask is not None)
-        return attention(*args, attn_mask=attn_mask, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
-    output = model.generate(**question, **settings, return_dict_in_generate=True)
-    layers = len(model.base.get_decoder().layers)
-    assert masks == ([True] * layers + [False] * 2 * layers) * 3  # a block's first step commits, so it needs a mask
-
-    @contextmanager
-    def masked(base):
-        yield
-
-    monkeypatch.setattr(batch_diffusionvl, "unmasked", masked)
-    masks.clear()
-    plain = model.generate(**question, **settings, return_dict_in_generate=True)
-    assert all(masks)
-    assert torch.equal(output.sequences, plain.sequences)
-    for step, other in zip(output.history, plain.history, strict=True):
-        torch.testing.assert_close(step.confidence, other.confidence, rtol=1e-4, atol=1e-6)
-    assert not any(layer._forward_pre_hooks for layer in model.base.get_decoder().layers)
-
-
-def decode_by_sub_blocks_slowly(model, inputs, size, steps, new):
-    """A dual cache by hand: in a sub-block's later steps, the window's other keys and values are cut out of a cache."""
-    block, mask = model.config.block_size, model.config.mask_token_id
-    row, layers = inputs["input_ids"], range(len(model.base.get_decoder().layers))
-    prompt = row.shape[1]
-
-    def run(ids, first, cache):
-        span = torch.arange(first, first + ids.shape[1])
-        seen = torch.ones(1, 1, ids.shape[1], cache.get_seq_length() + ids.shape[1], dtype=torch.bool)
-        return model(ids, seen, span.expand(3, 1, -1), past_key_values=cache, use_cache=True).logits[0]
-
-    cache, blocks = DynamicCache(), model.block_ids(row, torch.ones_like(row))
-    tags = TokenTags(blocks, torch.zeros_like(row), torch.zeros_like(row))
-    model(row, dense_mask(tags), torch.arange(prompt).expand(3, 1, -1), past_key_values=cache, use_cache=True)
-    answer = []
-    while len(answer) < new:
-        begin = prompt + len(answer)
-        ids = torch.full((1, block), mask)
-        for sub_block in range(0, block, size):
-            for step in range(steps):
-                kept = copy.deepcopy(cache)
-                if step == 0:
-                    logits = run(ids, begin, kept)[sub_block : sub_block + size]
-                    window = kept
-                else:
-                    for layer in layers:
-                        for name in ("keys", "values"):
-                            states = getattr(window.layers[layer], name)
-                            place = begin + sub_block
-                            rest = torch.cat([states[:, :, :place], states[:, :, place + size :]], dim=2)
-                            setattr(kept.layers[layer], name, rest)
-                    logits = run(ids[:, sub_block : sub_block + size], begin + sub_block, kept)
-                logits[:, [mask, *placeholder_ids(model.base.config)]] = -torch.inf
-                sure, tokens = logits.softmax(-1).max(-1)
-                best = int(sure.masked_fill(ids[0, sub_block : sub_block + size] != mask, -1).argmax())
-                ids[0, sub_block + best] = tokens[best]
-        run(ids, begin, cache)
-        answer += ids[0].tolist()
-    return answer[:new]
-
-
-@pytest.mark.parametrize("fused_commit", [True, False])
-def test_sub_blocks_reuse_the_keys_and_values_of_the_others(translated_dir, processor, fused_commit):
-    model, inputs = lively(translated_dir, block_size=8), prompts(processor, (LONG,))
-    settings = {"max_new_tokens": 24, "eos_token_id": None, "fused_commit": fused_commit}
-    exact = model.generate(**inputs, **settings)
-    assert torch.equal(model.generate(**inputs, **settings, sub_block_size=8), exact)
-    widths = []
-    decoder = model.base.get_decoder()
-    handle = decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
-    )
-    found = model.generate(**inputs, **settings, sub_block_size=4)
-    handle.remove()
-    first = inputs["input_ids"].shape[1]
-    later = [4, 4, 4, 8, 4, 4, 4]
-    fused = [[first + 8, *later], [16, *later], [16, *later]]
-    apart = [[first, 8, *later], [8, 8, *later], [8, 8, *later]]
-    assert widths == [width for block in (fused if fused_commit else apart) for width in block]
-    with torch.no_grad():
-        expected = decode_by_sub_blocks_slowly(model, inputs, 4, 4, 24)
-    assert found[0, first:].tolist() == expected
-    assert not torch.equal(found, exact)
-
-
-def test_sub_blocks_of_a_block_that_holds_the_prompt(translated_dir, processor):
-    """Nothing is in the cache but the window itself."""
-    model = lively(translated_dir, block_origin="absolute", block_size=32)
-    batch = prompts(processor, ("hi",), ("why?",), (LONG,))
-    settings = {"max_new_tokens": 20, "denoising_steps": 16, "sub_block_size": 8, "eos_token_id": None}
-    together = model.generate(**batch, **settings)[:, -20:]
-    for answer, question in zip(together.tolist(), ("hi", "why?", LONG), strict=True):
-        assert answer == alone(model, (prompts(processor, (question,)), settings, 0))[0]
-
-
-def test_the_head_runs_on_masked_places_alone(translated_dir, processor):
-    model, seen = lively(translated_dir), []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.shape[-2]))
-    batch = prompts(processor, ("hi",), (LONG,))
-    for fused_commit, expected in ((True, [8, 6, 4, 2] * 2), (False, [0, 8, 6, 4, 2] * 2)):
-        seen.clear()
-        model.generate(**batch, max_new_tokens=8, eos_token_id=None, fused_commit=fused_commit)
-        assert seen == expected

@@ -105,6 +105,24 @@ def test_inputs_that_can_not_be_used(model, inputs, settings, said):
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("strange", ["-1", "{vocabulary}"])
+def test_ids_that_the_vocabulary_lacks(model, inputs, strange):
+    """In a batch on a server they would stop everybody; in the padding they are nobody's."""
+    vocabulary = model.config.get_text_config().vocab_size
+    strange, padding = int(strange.format(vocabulary=vocabulary)), inputs["attention_mask"] == 0
+    expected = model.generate(**inputs, max_new_tokens=4)[:, -4:]
+    inputs["input_ids"][padding] = strange
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4)[:, -4:], expected)
+    inputs["input_ids"][1, -2] = strange
+    with pytest.raises(ValueError, match=f"the id {strange}, but the model's vocabulary has {vocabulary}"):
+        model.generate(**inputs)
+
+
+def test_a_generator_must_be_on_the_models_device(model, inputs):
+    with pytest.raises(ValueError, match="on cpu can not draw for a model on meta"):
+        model.to("meta").generate(**inputs, generator=[None, torch.Generator()])
+
+
 @pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.uint8, torch.float32])
 def test_prompts_must_be_padded_on_the_left(model, inputs, kind):
     good = inputs.pop("attention_mask")

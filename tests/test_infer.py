@@ -117,8 +117,14 @@ def test_an_answer_ends_at_a_text_or_in_time(checkpoint, capsys):
     assert json.loads(run(capsys, *argv, "--max-time", "0")[1])["tokens"] == 0
 
 
-@pytest.mark.parametrize("remasking", REMASKING)
-def test_every_policy_can_be_chosen(checkpoint, capsys, remasking):
+@pytest.mark.parametrize("remasking", [*REMASKING, "leftmost"])
+def test_every_policy_can_be_chosen(checkpoint, capsys, monkeypatch, remasking):
+    """A new one, too: it is a function in a table."""
+
+    def leftmost(draft, sampling):
+        return draft.masked & (draft.masked.cumsum(-1) <= draft.quota)
+
+    monkeypatch.setitem(REMASKING, "leftmost", leftmost)
     argv = ("--model", checkpoint, "--json", "--max-new-tokens", "4", "--remasking", remasking)
     assert json.loads(run(capsys, *argv)[1])["settings"]["remasking"] == remasking
 
@@ -153,7 +159,7 @@ def test_cli_hands_over(checkpoint, capsys):
         (["--image", "{tmp}/junk.png"], ["junk.png", "can not be read"]),
         (["--film", "{tmp}/film.mp4"], ["--film", "film.mp4", ".gif, .html"]),
         (["--film", "{tmp}/none/film.gif"], ["--film", "none", "make it first"]),
-        (["--remasking", "magic"], ["--remasking", "magic", "low_confidence_dynamic"]),
+        (["--remasking", "magic"], ["remasking", "'magic'", "low_confidence_dynamic", "entropy_bounded"]),
         (["--frobnicate"], ["--frobnicate", "--help"]),
         (["--max-new-tokens", "0"], ["max_new_tokens", "at least 1", "0"]),
         (["--denoising-steps", "0"], ["denoising_steps", "at least 1"]),
@@ -162,7 +168,6 @@ def test_cli_hands_over(checkpoint, capsys):
         (["--temperature", "-1"], ["temperature", "-1"]),
         (["--top-p", "0"], ["top_p", "(0, 1]"]),
         (["--top-k", "few"], ["--top-k", "few"]),
-        (["--remasking", "entropy"], ["--remasking", "entropy_bounded"]),
         (["--entropy-bound", "-1"], ["entropy_bound", "-1", "at least 0"]),
         (["--max-time", "-1"], ["max_time", "-1", "seconds"]),
         (["--stop", ""], ["stop_strings", "not empty"]),

@@ -45,7 +45,11 @@ def attend_over_tiles(base: PreTrainedModel) -> None:
 
 
 def layer_masks(
-    base: PreTrainedModel, windows: dict[str, int | None], seen: TokenTags | Tensor, query: Tensor, key: Tensor
+    base: PreTrainedModel,
+    windows: dict[str, int | None],
+    seen: TokenTags | Tensor,
+    query: Tensor,
+    key: Tensor | None = None,
 ) -> Any:
     """A mask as a base reads it: one for all layers, or one for each type of layer.
 
@@ -54,12 +58,13 @@ def layer_masks(
         windows: How far each type of layer looks back (`families.layer_windows`).
         seen: Tags [B, T] of a row that sees itself, or a boolean mask [B, 1, Q, K].
         query: Positions of the queries [B, Q].
-        key: Positions of the keys [B, K].
+        key: Positions of the keys [B, K]; those of the queries if left out.
 
     Raises:
         ValueError: The base's attention implementation can not read such a mask.
     """
     implementation = base.config.get_text_config(decoder=True)._attn_implementation
+    key = query if key is None else key
     if isinstance(seen, TokenTags) and implementation == FLEX:
         masks = {kind: flex_mask(seen, query, window) for kind, window in windows.items()}
     else:

@@ -42,6 +42,7 @@ class DecodingBatch:
         max_length: Most columns of a row.
         tokenizer: Decodes answers to look for stop strings; not needed without.
         fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step.
+        static_shapes: Run all slots over all columns, but for prompts.
 
     Attributes:
         requests: Row by row.
@@ -49,12 +50,15 @@ class DecodingBatch:
         cache: Keys and values.
     """
 
-    def __init__(self, model: Any, max_rows: int, max_length: int, tokenizer: Any, fused_commit: bool) -> None:
-        self.model, self.tokenizer, self.fused_commit = model, tokenizer, fused_commit
+    def __init__(
+        self, model: Any, max_rows: int, max_length: int, tokenizer: Any, fused_commit: bool, static_shapes: bool
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.fused_commit, self.static_shapes = fused_commit, static_shapes
         self.requests: list[Request] = []
         self.canvases: list[Canvas] = []
         # A row in its last window may be padded, for the sake of others that have two blocks to run.
-        self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size)
+        self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size, static_shapes)
         self._device = model.get_input_embeddings().weight.device
         self._layers = list(model.base.get_decoder().layers)
         self._sliding = any(window is not None for window in model.windows.values())
@@ -90,15 +94,15 @@ class DecodingBatch:
 
         Args:
             rows: The n rows; those whose request has finished come along for the sake of their media.
-            media: Image and video inputs of the rows, in their order; only for rows of which nothing is in the cache.
+            media: Image and video inputs of rows of which nothing is in the cache, in their order; None for others.
             keep: Whether the cache keeps the clean tokens before the rows' windows.
         """
         if keep and not self.fused_commit:
-            self._commit(rows, media or {})
-            media = {}
+            self._commit(rows, media)
+            media = None if media is None else {}
         canvases = [self.canvases[row] for row in rows]
         wanted = [[] if self.requests[row].finished else self.canvases[row].wanted for row in rows]
-        logits = self._forward(rows, [canvas.span for canvas in canvases], wanted, media or {})
+        logits = self._forward(rows, [canvas.span for canvas in canvases], wanted, media)
         drawn = self._draw(rows, wanted, logits)
         found = torch.stack([values.float() for values in drawn]).tolist()  # the one wait for the device
         for row, canvas, tokens, confidences, written in zip(rows, canvases, *found, strict=True):
@@ -107,7 +111,7 @@ class DecodingBatch:
             if not self.requests[row].finished:
                 self._write(self.requests[row], canvas, tokens, confidences, written)
 
-    def _commit(self, rows: list[int], media: dict[str, Any]) -> None:
+    def _commit(self, rows: list[int], media: dict[str, Any] | None) -> None:
         """Writes the clean tokens before the rows' windows to the cache, by a forward of their own."""
         pending = [self.canvases[row].kept < self.canvases[row].window for row in rows]
         if any(pending):
@@ -117,20 +121,27 @@ class DecodingBatch:
             self.canvases[row].kept = self.canvases[row].window
             self.requests[row].forwards += wrote and not self.requests[row].finished
 
-    def _forward(self, rows: list[int], spans: list[range], wanted: list[list[int]], media: dict[str, Any]) -> Tensor:
+    def _forward(
+        self, rows: list[int], spans: list[range], wanted: list[list[int]], media: dict[str, Any] | None
+    ) -> Tensor:
         """One forward.
 
         Args:
             rows: The n rows.
             spans: Columns of each row that run.
             wanted: Columns of each row that need logits.
-            media: Image and video inputs of these columns.
+            media: Image and video inputs of these columns; None for rows that are in the cache.
 
         Returns:
             Logits [M, V] of the wanted columns, row by row.
         """
         canvases = [self.canvases[row] for row in rows]
+        static = self.static_shapes and media is None
+        if static:
+            rows, canvases, spans, wanted = self._fill_up(rows, canvases, spans, wanted)
         inputs = pack(canvases, spans, self._device)
+        if static:
+            inputs = inputs._replace(start=None, length=self.cache.max_length, open=False)
         width = inputs.ids.shape[1]
         self.cache.aim(rows, inputs.columns, inputs.start, inputs.length, inputs.capacity)
         indices = [
@@ -145,6 +156,8 @@ class DecodingBatch:
                 hooks.enter_context(unmasked(self._layers))
             else:
                 mask = keys < inputs.limits[:, None, :, None]
+            if self.static_shapes and not static:
+                hooks.enter_context(torch.compiler.set_stance("force_eager"))
             return self.model(
                 input_ids=inputs.ids,
                 attention_mask=mask,
@@ -154,8 +167,22 @@ class DecodingBatch:
                 key_positions=keys.expand(len(rows), -1) if self._sliding else None,
                 token_indices=torch.tensor(indices, dtype=torch.long, device=self._device),
                 use_cache=True,
-                **media,
+                **(media or {}),
             ).logits
+
+    def _fill_up(
+        self, rows: list[int], canvases: list[Canvas], spans: list[range], wanted: list[list[int]]
+    ) -> tuple[list[int], list[Canvas], list[range], list[list[int]]]:
+        """What a forward over all slots runs; those that have nothing to run see one column, and nobody reads them."""
+        empty = Canvas([], [[] for _ in canvases[0].position], [], 0, canvases[0].block_size, 0, [], [], 1, 0)
+        slots = range(self.cache.max_slots)
+        places = [rows.index(slot) if slot in rows else None for slot in slots]
+        return (
+            [*slots],
+            [empty if place is None else canvases[place] for place in places],
+            [range(0) if place is None else spans[place] for place in places],
+            [[] if place is None else wanted[place] for place in places],
+        )
 
     def _draw(self, rows: list[int], masked: list[list[int]], logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draws tokens for the masked places of every row and says which are kept, by each row's own settings.

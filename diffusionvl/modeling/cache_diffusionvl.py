@@ -35,9 +35,9 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, slots: int, capacity: int) -> None:
+    def __init__(self, slots: int, capacity: int, static: bool) -> None:
         super().__init__()
-        self.slots, self.capacity = slots, capacity
+        self.slots, self.capacity, self.static = slots, capacity, static
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates the slots; heads, sizes, type and device are those of the first keys and values [n, H, T, d]."""
@@ -45,6 +45,9 @@ class SlotLayer(CacheLayerMixin):
             states.new_zeros(self.slots, states.shape[1], self.capacity, states.shape[3])
             for states in (key_states, value_states)
         )
+        if self.static:
+            for slots in (self.keys, self.values):
+                torch._dynamo.mark_static_address(slots)  # CUDA graphs let a forward write to no other input
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -74,7 +77,7 @@ class SlotLayer(CacheLayerMixin):
             for name in ("keys", "values"):
                 old = getattr(self, name)
                 new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
-                new[: self.slots, :, : self.capacity] = old
+                new[: old.shape[0], :, : old.shape[2]] = old
                 setattr(self, name, new)
         self.slots, self.capacity = slots, capacity
 
@@ -100,12 +103,13 @@ class SlotCache(Cache):
     Args:
         max_slots: Most rows.
         max_length: Most columns of a row.
+        static: Allocate all of it at once, for good.
     """
 
-    def __init__(self, max_slots: int, max_length: int) -> None:
+    def __init__(self, max_slots: int, max_length: int, static: bool = False) -> None:
         super().__init__(layers=[])
-        self.max_slots, self.max_length = max_slots, max_length
-        self.slots = self.capacity = 0
+        self.max_slots, self.max_length, self.static = max_slots, max_length, static
+        self.slots, self.capacity = (max_slots, max_length) if static else (0, 0)
         self._place: Place | None = None
 
     @property
@@ -133,7 +137,7 @@ class SlotCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Writes keys and values [n, H, T, d] of a layer where `aim` said; see `SlotLayer.update`."""
         while len(self.layers) <= layer_idx:
-            self.layers.append(SlotLayer(self.slots, self.capacity))
+            self.layers.append(SlotLayer(self.slots, self.capacity, self.static))
         return self.layers[layer_idx].update(key_states, value_states, self._place)
 
     def free(self, slot: int, last: int, length: int) -> None:
@@ -159,12 +163,11 @@ class SlotCache(Cache):
         """Makes room for so many rows and columns; by doubling, so that copies stay few."""
         if slots <= self.slots and length <= self.capacity:
             return
-        if slots > self.slots:
-            self.slots = max(slots, min(2 * self.slots, self.max_slots))
-        if length > self.capacity:
-            self.capacity = max(length, min(2 * self.capacity, self.max_length))
+        rows = max(slots, min(2 * self.slots, self.max_slots)) if slots > self.slots else self.slots
+        columns = max(length, min(2 * self.capacity, self.max_length)) if length > self.capacity else self.capacity
         for layer in self.layers:
-            layer.grow(self.slots, self.capacity)
+            layer.grow(rows, columns)
+        self.slots, self.capacity = rows, columns  # behind the layers, which may run out of memory
 
 
 def as_index(rows: list[int]) -> Rows:

@@ -84,8 +84,7 @@ class Canvas:
             sub_block_size: A divisor of D.
         """
         prompt = len(input_ids)
-        window = prompt if own_blocks else prompt - prompt % block_size
-        end = window + columns_needed(prompt - window, max_new_tokens, block_size)
+        window, end = lay_out(prompt, own_blocks, max_new_tokens, block_size)
         behind = int(position_ids.max()) + 1
         limit = torch.searchsorted(block_ids, block_ids, right=True).tolist()[:window]
         limit += [window + (place // block_size + 1) * block_size for place in range(end - window)]
@@ -146,9 +145,14 @@ class Canvas:
         return self
 
 
-def columns_needed(inside: int, max_new_tokens: int, block_size: int) -> int:
-    """Columns from the first window on: whole blocks for the `inside` prompt tokens in it and the answer."""
-    return -(-(inside + max_new_tokens) // block_size) * block_size
+def lay_out(prompt: int, own_blocks: bool, max_new_tokens: int, block_size: int) -> tuple[int, int]:
+    """Where the first window behind so many prompt tokens begins, and where the last one ends.
+
+    >>> lay_out(5, False, 7, 4), lay_out(5, True, 7, 4)
+    ((4, 12), (5, 13))
+    """
+    window = prompt if own_blocks else prompt - prompt % block_size
+    return window, window - (window - prompt - max_new_tokens) // block_size * block_size
 
 
 class Packed(NamedTuple):

@@ -7,14 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .batch_diffusionvl import DecodingBatch
-from .canvas_diffusionvl import Canvas, columns_needed
+from .canvas_diffusionvl import Canvas, lay_out
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+from .generation_output_diffusionvl import Chunk
 from .inputs_diffusionvl import check_prompts, join_media, joinable, resolve_settings
 from .request_diffusionvl import FinishReason, Request
 from .sampling_diffusionvl import Generators
@@ -22,18 +23,6 @@ from .sampling_diffusionvl import Generators
 
 class QueueFullError(RuntimeError):
     """More requests wait than an engine lets wait; come back later."""
-
-
-class Chunk(NamedTuple):
-    """A part of an answer that `Engine.stream` yields.
-
-    Attributes:
-        tokens: Tokens that follow those before them for good; of a draft, the block as it is, with mask tokens.
-        draft: Whether the next chunk replaces these tokens.
-    """
-
-    tokens: list[int]
-    draft: bool = False
 
 
 @dataclass(eq=False)
@@ -75,6 +64,8 @@ class Engine:
         tokenizer: Needed for stop strings.
         fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step;
             off, each commit (and the prefill) is a forward of its own.
+        static_shapes: Behind a prompt's first step, run all `max_batch_size` slots over all columns, so that two shapes
+            are all there are: for a decoder that is compiled. The cache is allocated at once.
         clock: Tells the time in seconds, for `max_time`.
     """
 
@@ -87,17 +78,19 @@ class Engine:
         prefill_tokens: int = 8192,
         tokenizer: Any = None,
         fused_commit: bool = True,
+        static_shapes: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if model.training and model.is_gradient_checkpointing:
             raise ValueError("a model in training mode with gradient checkpointing writes no cache; call model.eval()")
-        for name, value in (("max_batch_size", max_batch_size), ("max_length", max_length)):
+        sizes = {"max_batch_size": max_batch_size, "max_length": max_length}
+        for name, value in {**sizes, "max_waiting": max_waiting, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         self.max_batch_size, self.max_length = max_batch_size, max_length
         self.max_waiting, self.prefill_tokens = max_waiting, prefill_tokens
-        self._batch = DecodingBatch(model, max_batch_size, max_length, tokenizer, fused_commit)
+        self._batch = DecodingBatch(model, max_batch_size, max_length, tokenizer, fused_commit, static_shapes)
         self._waiting: deque[_Arrival] = deque()
         self._reading: list[_Arrival] = []  # they have rows, but their prompts are not in the cache yet
 
@@ -135,7 +128,7 @@ class Engine:
             input_ids: The prompt [1, P], as a processor gives it.
             attention_mask: 1 for tokens, 0 for padding on the left [1, P].
             generation_config: Settings; the model's own if left out.
-            generator: Source of randomness where temperature > 0, this request's own.
+            generator: Source of randomness where temperature > 0, this request's own, on the model's device.
             **kwargs: Settings that differ for this request, and the inputs for images and videos.
 
         Returns:
@@ -206,26 +199,19 @@ class Engine:
         """Reads prompts that have come to their turn, and takes one denoising step with every row.
 
         Returns:
-            Requests whose answer has grown or ended.
+            Requests whose answer has grown or ended, each end once; not those that `abort` ended.
         """
-        self._expire()
+        changed = self._expire()
         started = set(self._row_numbers(self._reading))
         running = [row for row in range(len(self._batch.requests)) if row not in started]
         self._admit()
-        taken = list(self._batch.requests)
-        before = [len(request.tokens) for request in taken]
-        for arrivals, media, keep in self._prefills():
-            self._batch.denoise(self._row_numbers(arrivals), media, keep)
-            if keep:
-                self._reading = [arrival for arrival in self._reading if arrival not in arrivals]
+        going = [(request, len(request.tokens)) for request in self._batch.requests if not request.finished]
         if running:
             self._batch.denoise(running)
+        for arrivals, media, keep in self._prefills():
+            self._read(arrivals, media, keep)
         self._sweep()
-        return [
-            request
-            for request, length in zip(taken, before, strict=True)
-            if request.finished or len(request.tokens) > length
-        ]
+        return changed + [one for one, length in going if one.finished or len(one.tokens) > length]
 
     def stream(self, request: Request, drafts: bool = False) -> Iterator[Chunk]:
         """Drives the engine until a request has ended, and yields its tokens, each once and in order, block by block.
@@ -235,6 +221,10 @@ class Engine:
         Args:
             request: What `add_request` returned.
             drafts: Yield the block after every denoising step, too.
+
+        Raises:
+            ValueError: The request was added to another engine.
+            Exception: What the model raised when it read this request's prompt.
         """
         if not request.finished and request not in [*self.running, *self.waiting]:
             raise ValueError("this request was added to another engine; stream it from there")
@@ -245,6 +235,8 @@ class Engine:
                     new = request.tokens[sent:]
                     sent += len(new)
                     yield Chunk(new)
+                if request.error is not None:
+                    raise request.error
                 if request.finished:
                     return
                 if drafts and request.step > 0 and request.forwards > shown:
@@ -256,8 +248,8 @@ class Engine:
             self.abort(request)
 
     def draft(self, request: Request) -> list[int]:
-        """The block of a running request as it is now, with mask tokens; without the tokens of the prompt in it."""
-        return self._batch.draft(request)
+        """The block of a request as it is now, with mask tokens; without the prompt's. Nothing, if it has no row."""
+        return self._batch.draft(request) if request in self._batch.requests else []
 
     def abort(self, request: Request) -> None:
         """Ends a request and frees its slot; it keeps the blocks it has. Nothing happens if it has ended."""
@@ -268,13 +260,15 @@ class Engine:
         if not request.finished:
             request.finish_reason = reason
 
-    def _expire(self) -> None:
-        """Ends the requests whose time is up."""
+    def _expire(self) -> list[Request]:
+        """Ends the requests whose time is up, and returns them."""
         now = self.clock()
-        for request in [*self._batch.requests, *self.waiting]:
-            if now >= request.deadline:
-                self._end(request, "time")
+        there = [request for request in [*self._batch.requests, *self.waiting] if not request.finished]
+        late = [request for request in there if now >= request.deadline]
+        for request in late:
+            self._end(request, "time")
         self._sweep()
+        return late
 
     def _sweep(self) -> None:
         """Frees the rows of requests that have ended, and forgets those that wait for nothing.
@@ -329,15 +323,28 @@ class Engine:
                 together.append(([arrival], arrival.media, True))
         return alone + together
 
+    def _read(self, arrivals: list[_Arrival], media: dict[str, Any], keep: bool) -> None:
+        """Runs one of `_prefills`, with its rows' first step; an arrival that can not be read ends with the error."""
+        try:
+            self._batch.denoise(self._row_numbers(arrivals), media, keep)
+        except Exception as error:
+            if len(arrivals) > 1:  # one of them must not spoil the others
+                for arrival in arrivals:
+                    self._read([arrival], arrival.media, keep)
+                return
+            for request in arrivals[0].requests:
+                self._end(request, "error")
+                request.error = error
+        if keep:
+            self._reading = [arrival for arrival in self._reading if arrival not in arrivals]
+
     def _check_room(self, request: Request) -> None:
         """Refuses a request that would never fit."""
-        size = self.model.config.block_size
-        inside = 0 if self.model.config.block_origin == "response" else request.prompt_length % size
-        new = request.settings.max_new_tokens
-        needed = request.prompt_length - inside + columns_needed(inside, new, size)
+        config, new = self.model.config, request.settings.max_new_tokens
+        _, needed = lay_out(request.prompt_length, config.block_origin == "response", new, config.block_size)
         if needed > self.max_length:
             raise ValueError(
-                f"a prompt of {request.prompt_length} tokens and an answer of up to {new} need {needed} tokens "
-                f"in blocks of {size}, but this engine's rows hold {self.max_length}; shorten the prompt, lower "
-                "max_new_tokens, or build the engine with a larger max_length"
+                f"a prompt of {request.prompt_length} tokens and an answer of up to {new} need {needed} tokens in "
+                f"blocks of {config.block_size}, but this engine's rows hold {self.max_length}; shorten the prompt, "
+                "lower max_new_tokens, or build the engine with a larger max_length"
             )

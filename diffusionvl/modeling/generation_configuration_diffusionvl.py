@@ -23,7 +23,8 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         temperature: 0 takes the most probable token.
         top_k: Sample among the k most probable tokens; 0 for all.
         top_p: Sample among the smallest set of tokens that reaches this probability; 1 for all.
-        stop_strings: A text or texts that end an answer; the tokens that hold them belong to the answer.
+        stop_strings: A text or texts that end an answer; the tokens that hold them belong to the answer. Special tokens
+            are no text.
         max_time: Seconds after which an answer ends with the blocks that it has; no limit if left out.
         fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step;
             off, each commit (and the prefill) is a forward of its own, as in the reference.

@@ -78,7 +78,7 @@ class DiffusionVLGenerationMixin(_Model):
             streamer: Receives the prompt and each finished block by `put`, and every step by `put_draft` if it has
                 one, such as transformers' `TextDiffusionStreamer`.
             generator: Source of randomness where temperature > 0: one for the batch, or one a row, which makes a
-                row's samples independent of its batch.
+                row's samples independent of its batch. On the model's device.
             tokenizer: Needed for `stop_strings`.
             **kwargs: Settings of `DiffusionVLGenerationConfig` that differ in this call, and the inputs for images
                 and videos that the processor gave.
@@ -91,38 +91,22 @@ class DiffusionVLGenerationMixin(_Model):
                 model's scores are not numbers.
         """
         settings, media = resolve_settings(self, generation_config, kwargs)
-        padding, prompt = settings.pad_token_id or 0, input_ids.shape[-1]
-        engine = Engine(
-            self,
-            max_batch_size=max(len(input_ids), 1),
-            max_length=prompt + settings.max_new_tokens + 2 * self.config.block_size,
-            max_waiting=len(input_ids),
-            tokenizer=tokenizer,
-            fused_commit=settings.fused_commit,
-        )
+        padding, prompt, rows = settings.pad_token_id or 0, input_ids.shape[-1], max(len(input_ids), 1)
+        length = prompt + settings.max_new_tokens + self.config.block_size  # in whole blocks
+        engine = Engine(self, rows, length, rows, tokenizer=tokenizer, fused_commit=settings.fused_commit)
         requests = engine.add_batch(input_ids, attention_mask, settings, generator, **media)
-        stream = None if streamer is None else _BatchStream(streamer, engine, requests, padding)
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
-        while engine.busy:
-            engine.step()
-            if stream is not None:
-                stream.send()
-        if streamer is not None:
-            streamer.end()
-        broken = [row for row, request in enumerate(requests) if request.finish_reason == "not_a_number"]
-        if broken:
-            raise ValueError(
-                f"the model's scores for the prompts {broken} are not numbers; load it in float32 or bfloat16, and "
-                "check its weights and the images"
-            )
+        if streamer is None:
+            while engine.busy:
+                engine.step()
+        else:
+            _BatchStream(streamer, engine, requests, padding).run(input_ids)
+        _check_answers(requests)
         answers = _rectangle([request.tokens for request in requests], padding)
         sequences = torch.cat([input_ids, answers.to(input_ids)], dim=1)
         if not settings.return_dict_in_generate:
             return sequences
-        lengths, forwards = torch.tensor(
-            [(len(request.tokens), request.forwards) for request in requests], device=input_ids.device
-        ).unbind(1)
+        counts = [(len(request.tokens), request.forwards) for request in requests]
+        lengths, forwards = torch.tensor(counts, device=input_ids.device).unbind(1)
         return DiffusionVLGenerationOutput(
             sequences=sequences,
             tokens_per_forward=lengths / forwards.clamp(min=1),
@@ -139,13 +123,20 @@ class _BatchStream:
         self.streamer, self.engine, self.requests, self.padding = streamer, engine, requests, padding
         self.sent = 0
 
+    def run(self, input_ids: Tensor) -> None:
+        """Answers the prompts [B, P], which come first."""
+        self.streamer.put(input_ids.cpu())
+        while self.engine.busy:
+            self.engine.step()
+            self.send()
+        self.streamer.end()
+
     def send(self) -> None:
         """Shows the blocks as they are now, if the streamer can; then puts the columns that are done in every row."""
         running = [request for request in self.requests if not request.finished]
         if hasattr(self.streamer, "put_draft"):
             drafts = [
-                [*request.tokens, *(self.engine.draft(request) if request.step and not request.finished else [])]
-                for request in self.requests
+                [*request.tokens, *(self.engine.draft(request) if request.step else [])] for request in self.requests
             ]
             self.streamer.put_draft(self._columns(drafts, max(map(len, drafts))))
         lengths = [len(request.tokens) for request in running or self.requests]
@@ -160,6 +151,19 @@ class _BatchStream:
         fillers = [self.padding if request.finished else mask for request in self.requests]
         filled = [[*row, *[filler] * end][self.sent : end] for row, filler in zip(rows, fillers, strict=True)]
         return torch.tensor(filled, dtype=torch.long)
+
+
+def _check_answers(requests: list[Request]) -> None:
+    """Raises what has kept a request from being answered."""
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+    broken = [row for row, request in enumerate(requests) if request.finish_reason == "not_a_number"]
+    if broken:
+        raise ValueError(
+            f"the model's scores for the prompts {broken} are not numbers; load it in float32 or bfloat16, and check "
+            "its weights and the images"
+        )
 
 
 def _rectangle(rows: list[list[int]], padding: int) -> Tensor:
@@ -192,11 +196,8 @@ def _join_histories(requests: list[Request], prompt: int, padding: int) -> list[
                     last = blocks[block][-1]
                     rows.append(replace(last, confidence=torch.ones_like(last.confidence)))
                 rows[-1] = replace(rows[-1], columns=rows[-1].columns + prompt - request.prompt_length)
-            fields = (
-                torch.cat([getattr(row, name) for row in rows])
-                for name in ("tokens", "masked", "confidence", "columns")
-            )
-            joined.append(DenoisingStep(block, *fields))
+            fields = zip(*((row.tokens, row.masked, row.confidence, row.columns) for row in rows), strict=True)
+            joined.append(DenoisingStep(block, *map(torch.cat, fields)))
     return joined
 
 

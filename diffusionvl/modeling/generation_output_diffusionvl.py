@@ -1,9 +1,10 @@
-"""What `generate` gives back.
+"""What `generate` and the streams of an engine give back.
 
 Legend: B batch, P padded prompt, G generated tokens, D block size.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -27,6 +28,18 @@ class DenoisingStep:
     masked: Tensor
     confidence: Tensor
     columns: Tensor
+
+
+class Chunk(NamedTuple):
+    """A part of an answer that `Engine.stream` yields.
+
+    Attributes:
+        tokens: Tokens that follow those before them for good; of a draft, the block as it is, with mask tokens.
+        draft: Whether the next chunk replaces these tokens.
+    """
+
+    tokens: list[int]
+    draft: bool = False
 
 
 @dataclass

@@ -59,6 +59,8 @@ def check_prompts(
 ) -> None:
     """Checks that prompts [B, P] and what comes with them can be read as they are meant.
 
+    What is wrong with a prompt must not show in a forward, where it would stop the others.
+
     Raises:
         ValueError: They can not; the message says why and what to do.
     """
@@ -74,14 +76,29 @@ def check_prompts(
             "set processor.tokenizer.padding_side='left'"
         )
     placeholders = input_ids.new_tensor(placeholder_ids(model.base.config))
-    if bool(torch.isin(input_ids, placeholders).any()) != bool(media):
+    marked = torch.isin(input_ids, placeholders)
+    vocabulary = model.base.config.get_text_config(decoder=True).vocab_size
+    strange = attention_mask.bool() & ~marked & ((input_ids < 0) | (input_ids >= vocabulary))
+    if bool(strange.any()):
+        raise ValueError(
+            f"the prompts hold the id {int(input_ids[strange][0])}, but the model's vocabulary has {vocabulary}; use "
+            "the processor of its own checkpoint"
+        )
+    if bool(marked.any()) != bool(media):
         given = sorted(media) or "no image or video inputs"
         raise ValueError(
             f"image and video inputs must come with their placeholder tokens {placeholders.tolist()} in the "
             f"prompts, and the other way round; got {given} and {'no placeholders' if media else 'placeholders'}"
         )
-    if isinstance(generator, Sequence) and len(generator) != len(input_ids):
-        raise ValueError(f"{len(generator)} generators for {len(input_ids)} prompts; give one, or one a prompt")
+    generators = generator if isinstance(generator, Sequence) else [generator] * len(input_ids)
+    if len(generators) != len(input_ids):
+        raise ValueError(f"{len(generators)} generators for {len(input_ids)} prompts; give one, or one a prompt")
+    device = model.get_input_embeddings().weight.device
+    for own in generators:
+        if own is not None and own.device.type != device.type:
+            raise ValueError(
+                f"a generator on {own.device} can not draw for a model on {device}; give one of {device.type!r}"
+            )
 
 
 def joinable(first: dict[str, Any], second: dict[str, Any]) -> bool:

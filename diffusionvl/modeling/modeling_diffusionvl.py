@@ -85,7 +85,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
     """A block-diffusion vision-language model: an unchanged AR base that sees a different mask.
 
     The base runs through its public `forward`, given a 4-D mask and explicit positions, and merges its own image
-    features. Everything this class adds is the mask, the positions and the choice of tokens that need logits.
+    features. Everything this class adds is the mask, the positions and the choice of tokens that need logits. These
+    are not shifted: the logits at a token predict that token.
     """
 
     config_class = DiffusionVLConfig
@@ -164,38 +165,28 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
 
         Args:
             input_ids: Tokens [B, T]; noisy tokens that are masked hold `config.mask_token_id`.
-            attention_mask: 2-D padding mask [B, T] of clean rows, or a boolean mask [B, 1, T, K], K keys, that is
-                used as it is. Not needed beside `block_ids`.
+            attention_mask: Padding mask [B, T] of clean rows, or a boolean mask [B, 1, T, K] that is used as it is.
             position_ids: [A, B, T]; left out, those of clean rows are computed from `input_ids`.
             block_ids: Block of each token [B, T]; left out, the row is clean and cut by the config's grid.
             stream_ids: 0 for clean, 1, 2, ... for noisy copies [B, T]; all clean if left out.
             document_ids: Document of each token [B, T], -1 for padding; one document if left out.
-            media_twins: Noisy tokens that stand for image features, and their clean twins, as indices into the
-                flattened batch [2, n].
-            past_key_values: Cache of clean tokens before these; needs a 4-D `attention_mask`.
-            key_positions: Positions [B, K] of the cache's tokens and these, for layers with a sliding window; those of
-                these tokens if left out.
-            token_indices: Indices [M] into the flattened batch: logits are computed for these tokens alone.
+            media_twins: As of `media_features_of_twins`.
+            past_key_values: Cache of clean tokens before these, for `use_cache`; needs a 4-D `attention_mask`.
+            key_positions: [B, K], for layers with a sliding window over a cache.
+            token_indices: Indices [M] into the flattened batch: logits [M, V] are computed for these tokens alone.
             logits_to_keep: As in transformers; ignored beside `token_indices`.
-            use_cache: Whether to write a cache.
+            use_cache: As in transformers.
             **media: The base's image and video inputs; the types of tokens are read off their ids.
-
-        Returns:
-            The base's output. `logits` is [B, T, V], or [M, V] with `token_indices`. There is no label shift: the
-            logits at a token predict that token.
         """
-        media = {name: value for name, value in media.items() if name not in TOKEN_TYPE_INPUTS}
+        seen: TokenTags | Tensor
         if attention_mask is None or attention_mask.ndim == 2:
-            tags = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
+            seen = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
             if position_ids is None:
-                position_ids = self.position_ids(input_ids, tags.document != PADDING, media)
-            seen: TokenTags | Tensor = tags
+                position_ids = self.position_ids(input_ids, seen.document != PADDING, media)
         elif position_ids is None:
             raise ValueError("a 4-D attention_mask needs explicit position_ids")
         else:
             seen = attention_mask
-        assert position_ids is not None
-        key_positions = position_ids[0] if key_positions is None else key_positions
         inputs = dict(
             input_ids=input_ids,
             attention_mask=layer_masks(self.base, self.windows, seen, position_ids[0], key_positions),
@@ -203,7 +194,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             past_key_values=past_key_values,
             use_cache=use_cache,
             **self.fixed_inputs,
-            **media,
+            **{name: value for name, value in media.items() if name not in TOKEN_TYPE_INPUTS},
         )
         with ExitStack() as hooks:
             if media_twins is not None and media_twins.shape[1]:

@@ -9,7 +9,7 @@ from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_output_diffusionvl import DenoisingStep
 from .sampling_diffusionvl import Sampling
 
-FinishReason = Literal["eos", "stop_string", "length", "time", "abort", "not_a_number"]
+FinishReason = Literal["eos", "stop_string", "length", "time", "abort", "error", "not_a_number"]
 
 
 @dataclass(eq=False)
@@ -23,8 +23,9 @@ class Request:
         deadline: When its time is up, by the engine's clock.
         tokens: The answer so far: whole blocks, and at its end an end of sequence or the token that completes a stop
             string.
-        finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `abort`, or `not_a_number` where
-            the model's scores were not; None while it goes on.
+        finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `abort`, `error` where the model
+            could not read the prompt, or `not_a_number` where its scores were not; None while it goes on.
+        error: What the model raised, with `error`.
         forwards: Forwards that it took part in, reading the prompt included.
         block: Index of the block that is being denoised.
         step: Denoising steps that this block has had.
@@ -37,6 +38,7 @@ class Request:
     deadline: float = float("inf")
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
     forwards: int = 0
     block: int = 0
     step: int = 0

@@ -1,0 +1,186 @@
+"""What `decode.py` lets decode, and who does: a trained model on easy-VQA, and random weights of a known shape."""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from decode_baselines import Answers, Inputs, cut, decode_fully, decode_like_the_reference
+from decode_report import Measured
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+from diffusionvl.checkpoint import load_model, load_processor
+from diffusionvl.evaluate.decoding import generate, on_model
+from diffusionvl.infer import find_device
+from diffusionvl.quickstart import easy_vqa
+from diffusionvl.quickstart.evaluate import answer, encode
+
+LONGEST = 64  # tokens of an answer to a long question of easy-VQA, which has 30 to 48
+# SmolLM2-135M, and the language model of Qwen2.5-VL-3B.
+SHAPES = {
+    "135M": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "3B": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
+}
+
+
+class Batch(NamedTuple):
+    """Prompts together, padded on the left, and each alone."""
+
+    together: Inputs
+    alone: list[Inputs]
+
+
+class Contender(NamedTuple):
+    """A way to decode.
+
+    Attributes:
+        name: For the table.
+        base: The AR model that runs underneath.
+        decode: Answers a batch.
+        one_by_one: Whether it answers one prompt after another, whatever the batch size.
+    """
+
+    name: str
+    base: PreTrainedModel
+    decode: Callable[[Batch], Answers]
+    one_by_one: bool = False
+
+
+class Task(NamedTuple):
+    """Prompts and those that answer them.
+
+    Attributes:
+        name: For the table.
+        contenders: In the order of the table.
+        batches: The prompts in batches of a size.
+        judge: The quality of a contender's answers, in the order of the prompts; None where it has none.
+        repeats: How often each batch is decoded; its time is the median.
+    """
+
+    name: str
+    contenders: list[Contender]
+    batches: Callable[[int], list[Batch]]
+    judge: Callable[[Measured, list[Measured]], float | None]
+    repeats: int
+
+
+def decode_by_generate(model: PreTrainedModel, batch: Batch, ends: Sequence[int], **settings: Any) -> Answers:
+    """By the `generate` of an AR model or of ours."""
+    found = generate(model, batch.together, eos_token_id=list(ends) or None, **settings)
+    tokens = [cut(row, ends) for row in found.new.tolist()]
+    diffusion = isinstance(model, DiffusionVLForConditionalGeneration)
+    # An AR model's prefill gives the first token, so its forwards are its tokens.
+    forwards = int(found.forwards.sum()) if diffusion else sum(map(len, tokens))
+    return Answers(tokens, float(forwards), found.seconds, found.first_seconds)
+
+
+def contenders_of(
+    base: PreTrainedModel, model: DiffusionVLForConditionalGeneration, own: dict[str, Any], full_steps: int
+) -> list[Contender]:
+    """Those that every task has; `own` are the settings that all share."""
+    whole = full_steps >= own["max_new_tokens"]
+    full = {"steps": min(full_steps, own["max_new_tokens"]), **own, "ends": own["ends"] if whole else ()}
+    return [
+        Contender("AR", base, lambda batch: decode_by_generate(base, batch, **own)),
+        Contender("full", model.base, lambda batch: decode_fully(model, batch.together, **full)),
+        Contender(
+            "reference, static", model.base, lambda batch: decode_like_the_reference(model, batch.alone, **own), True
+        ),
+        Contender("ours, static", model.base, lambda batch: decode_by_generate(model, batch, **own)),
+    ]
+
+
+def trained_task(arguments: argparse.Namespace) -> Task:
+    """Long questions of easy-VQA's test split; quality is exact match."""
+    device = find_device(arguments.device)
+    base, model = (
+        load_model(name, getattr(torch, arguments.dtype)).eval().to(device)
+        for name in (arguments.base, arguments.model)
+    )
+    processor = load_processor(arguments.model)
+    records = easy_vqa.test_records("long", arguments.questions)
+    own: dict[str, Any] = {"max_new_tokens": LONGEST, "ends": tuple(model.generation_config.eos_token_ids)}
+    dynamic = {**own, "remasking": "low_confidence_dynamic", "confidence_threshold": arguments.confidence_threshold}
+
+    def batches(size: int) -> list[Batch]:
+        prepared = partial(on_model, model=model)
+        chosen = [records[begin : begin + size] for begin in range(0, len(records), size)]
+        return [
+            Batch(prepared(encode(processor, some)), [prepared(encode(processor, [one])) for one in some])
+            for some in chosen
+        ]
+
+    def judge(result: Measured, results: list[Measured]) -> float | None:
+        if result.contender == "full" and arguments.full_steps < LONGEST:
+            return None
+        texts = processor.tokenizer.batch_decode(result.ids, skip_special_tokens=True)
+        return statistics.mean(text.strip() == answer(one) for text, one in zip(texts, records, strict=True))
+
+    name = f"{arguments.name or Path(arguments.model).name}, easy-VQA long"
+    contenders = [
+        *contenders_of(base, model, own, arguments.full_steps),
+        Contender(
+            "ours, separate commit",
+            model.base,
+            lambda batch: decode_by_generate(model, batch, **own, fused_commit=False),
+        ),
+        Contender(
+            "reference, dynamic",
+            model.base,
+            lambda batch: decode_like_the_reference(model, batch.alone, **dynamic),
+            True,
+        ),
+        Contender("ours, dynamic", model.base, lambda batch: decode_by_generate(model, batch, **dynamic)),
+    ]
+    return Task(name, contenders, batches, judge, arguments.repeats)
+
+
+def build_random(shape: str, block_size: int) -> DiffusionVLForConditionalGeneration:
+    """A random model of a known shape, whose last id is the mask token."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)
+    own = DiffusionVLConfig(config, block_size, mask_token_id=config.vocab_size - 1)
+    return DiffusionVLForConditionalGeneration(own, LlamaForCausalLM(config)).eval()
+
+
+def random_task(arguments: argparse.Namespace, tokens: int) -> Task:
+    """Answers of a fixed length by random weights; quality is the share of tokens that agree with the reference's."""
+    model = build_random(arguments.shape, arguments.block_size)
+    model = model.to(find_device(arguments.device), getattr(torch, arguments.dtype))
+    generator = torch.Generator().manual_seed(1)
+    shape = (max(arguments.batches), arguments.prompt_tokens)
+    prompts = torch.randint(1, model.config.mask_token_id, shape, generator=generator).to(model.device)
+    own: dict[str, Any] = {"max_new_tokens": tokens, "ends": ()}
+
+    def batches(size: int) -> list[Batch]:
+        rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in prompts[:size].split(1)]
+        together = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return [Batch(together, rows)]
+
+    def judge(result: Measured, results: list[Measured]) -> float | None:
+        if not result.contender.startswith("ours"):
+            return None
+        expected = next(one for one in results if one.contender.startswith("reference"))
+        pairs = [pair for rows in zip(result.ids, expected.ids, strict=False) for pair in zip(*rows, strict=True)]
+        return statistics.mean(one == other for one, other in pairs)
+
+    contenders = contenders_of(model.base, model, own, arguments.full_steps)
+    return Task(f"{arguments.shape} random, {tokens} tokens", contenders, batches, judge, arguments.repeats_random)
