@@ -18,7 +18,7 @@ from diffusionvl.checkpoint import load_processor
 from diffusionvl.data import videos as module
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.layouts import DataError, Record, Video
-from diffusionvl.data.videos import VIDEO_REMEDY, video_inputs
+from diffusionvl.data.videos import REMEDY, video_inputs
 from diffusionvl.infer import encode
 from diffusionvl.infer import main as infer
 from diffusionvl.modeling.families import MEDIA_INPUTS, is_vision_parameter
@@ -130,8 +130,9 @@ def test_rows_of_videos_train_as_two_streams_do(video_processor, translated_dir,
         results.append((loss, gradients(model)))
     (loss, found), (expected_loss, expected) = results
     assert_same(loss, expected_loss)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6 * largest)
     assert any(is_vision_parameter(name) and gradient.any() for name, gradient in found.items())
     positions = collated(model, video_processor, records[:1])["position_ids"]
     assert not torch.equal(positions[0], positions[1])
@@ -187,7 +188,7 @@ def test_flags_of_infer(translated_dir, capsys, arguments, parts):
 def test_infer_names_the_packages_that_videos_need(translated_dir, tmp_path, capsys):
     (tmp_path / "a.mp4").write_bytes(b"")
     assert infer(["--model", translated_dir, "--prompt", "q", "--video", str(tmp_path / "a.mp4")]) == 2
-    assert VIDEO_REMEDY in capsys.readouterr().err
+    assert REMEDY in capsys.readouterr().err
 
 
 @real

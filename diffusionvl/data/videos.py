@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..modeling.processing_diffusionvl import VIDEO_REMEDY
 from .layouts import DataError, Video
 
+REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 PACKAGES = ("torchvision", "qwen_vl_utils")
 GRID = "video_grid_thw"  # what a video processor gives that cuts videos of any shape into a grid (Qwen-VL)
 
@@ -30,7 +30,7 @@ def video_inputs(videos: Sequence[Video], text: str, processor: Any, name: str) 
     if not videos:
         return {}
     if any(find_spec(package) is None for package in PACKAGES):
-        raise DataError(f"{name}: {videos[0]}: {VIDEO_REMEDY}", "bad video")
+        raise DataError(f"{name}: {videos[0]}: {REMEDY}", "bad video")
     if "video_processor" not in processor.get_attributes() or GRID not in processor.video_processor.model_input_names:
         raise DataError(
             f"{name}: {videos[0]}: videos are read for models of the Qwen-VL families alone; give its frames as images",
