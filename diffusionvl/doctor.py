@@ -19,7 +19,6 @@ EXTRAS = {
     "train": "LoRA, DeepSpeed, parquet and Hugging Face datasets, wandb",
     "eval": "benchmarks in lmms-eval, charts",
     "video": "videos",
-    "serve": "the demo and the server",
     "flash": "FlashAttention of AR models",
 }
 OTHERS = {

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from transformers import BatchFeature, ProcessorMixin
     from transformers.generation.streamers import BaseStreamer
 
+    from .data.layouts import Video
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
 FILM_SUFFIXES = (".gif", ".html")
+LEAST_FRAMES = 2  # qwen-vl-utils takes no fewer
 SETTINGS = (
     "max_new_tokens",
     "denoising_steps",
@@ -46,6 +49,9 @@ def build_parser() -> Parser:
     parser.add_argument("--model", required=True, help="block-diffusion checkpoint: a folder or a hub id")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeat for more")
+    parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; repeat for more")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames that are taken of a second of video (2)")
+    parser.add_argument("--max-frames", type=int, default=64, metavar="N", help="most frames of a video (64)")
     decoding = parser.add_argument_group("decoding (the checkpoint's own settings where left out)")
     decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
     decoding.add_argument("--denoising-steps", type=int, metavar="S", help="steps a block, 1 to its size")
@@ -105,9 +111,14 @@ def check_paths(arguments: argparse.Namespace) -> None:
     model = arguments.model
     if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise InputError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
-    for image in arguments.image:
-        if not Path(image).is_file():
-            raise InputError(f"--image {image!r}: no such file")
+    for flag, paths in (("--image", arguments.image), ("--video", arguments.video)):
+        for path in paths:
+            if not Path(path).is_file():
+                raise InputError(f"{flag} {path!r}: no such file")
+    if not 0 < arguments.fps < math.inf:
+        raise InputError(f"--fps {arguments.fps}: give a number above 0")
+    if arguments.max_frames < LEAST_FRAMES:
+        raise InputError(f"--max-frames {arguments.max_frames}: give {LEAST_FRAMES} or more")
     try:
         arguments.prompt.encode()
     except UnicodeEncodeError as error:
@@ -127,13 +138,16 @@ def _run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from .data.images import open_image
+    from .data.layouts import Video
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     images = [open_image(path, "--image") for path in arguments.image]
     device = find_device(arguments.device)
     model, processor = load(arguments, device)
-    inputs = encode(processor, arguments.prompt, images).to(device)
+    frames = {"fps": arguments.fps, "max_frames": arguments.max_frames}
+    videos = [Video(path, frames) for path in arguments.video]
+    inputs = encode(processor, arguments.prompt, images, videos).to(device)
     prompt_length = inputs["input_ids"].shape[1]
     streaming = not (arguments.json or arguments.no_stream)
     generator = None if arguments.seed is None else torch.Generator(device).manual_seed(arguments.seed)
@@ -240,19 +254,25 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
     return given
 
 
-def encode(processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]") -> "BatchFeature":
-    """A question about images as the model's inputs, images first; [1, P] tokens, as in training."""
+def encode(
+    processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]", videos: "list[Video] | None" = None
+) -> "BatchFeature":
+    """A question about images and videos as the model's inputs, these first; [1, P] tokens, as in training."""
     from .data.chat_template import special_tokens
+    from .data.videos import video_inputs
 
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
+    videos = videos or []
+    shown = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
     for token in special_tokens(processor.tokenizer).values():
         if token in prompt:
             raise InputError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
-    messages = [{"role": "user", "content": content}]
+    messages = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    media = video_inputs(videos, text, processor, "--video")
+    if images:
+        media["images"] = [images]
     # The template has written every special token.
-    options = {"text": [text], "return_tensors": "pt", "add_special_tokens": False}
-    return processor(images=[images], **options) if images else processor(**options)
+    return processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
 
 
 def _streamer(tokenizer: Any) -> "BaseStreamer":

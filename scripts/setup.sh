@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with diffusionvl in it, and can be run again: it does nothing where nothing has changed.
-#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of train,eval,video,flash,serve,dev (dev)
+#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of train,eval,video,flash,dev (dev)
 # PYTHON names the interpreter (python3). torch is the CPU build where there is no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."

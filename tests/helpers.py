@@ -7,6 +7,7 @@ from PIL import Image
 from diffusionvl import DiffusionVLForConditionalGeneration, RowDataset
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.records import Record
+from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 
 QUESTION = "what is the color of the shape?"
 
@@ -77,6 +78,33 @@ def prompts(processor, *questions):
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         images.append([Image.open(path) for path in paths])
     return processor(text=texts, images=images if any(images) else None, return_tensors="pt", padding=True)
+
+
+def decode_slowly(model, inputs, new):
+    """The surest token of the block, one a step, without a cache: every step runs the whole row."""
+    size, mask_id = model.config.block_size, model.config.mask_token_id
+    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    row, mask = inputs["input_ids"], inputs["attention_mask"]
+    prompt, blocks = row.shape[1], model.block_ids(row, mask)
+    while row.shape[1] < prompt + new:
+        row = torch.cat([row, row.new_full((1, size), mask_id)], dim=1)
+        blocks = torch.cat([blocks, (blocks.max() + 1).expand(1, size)], dim=1)
+        for _ in range(size):
+            with torch.no_grad():
+                chances = model(row, torch.ones_like(row), block_ids=blocks, **media).logits[0].softmax(-1)
+            chances[:, [mask_id, *placeholder_ids(model.base.config)]] = 0
+            sure, drawn = chances.max(-1)
+            place = sure.masked_fill(row[0] != mask_id, -1).argmax()
+            row[0, place] = drawn[place]
+        if torch.isin(row[0, prompt:], torch.tensor(model.generation_config.eos_token_ids)).any():
+            break
+    return row[0, prompt : prompt + new].tolist()
+
+
+def cut(answer, model):
+    """An answer up to its first end."""
+    ends = (place for place, token in enumerate(answer) if token in model.generation_config.eos_token_ids)
+    return answer[: next(ends, len(answer)) + 1]
 
 
 def gradients(model):

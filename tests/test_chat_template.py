@@ -135,5 +135,5 @@ def test_a_template_that_closes_no_turn_takes_one_answer():
 
 def test_pictures_for_a_text_model_are_refused(pictures):
     encoder = ConversationEncoder(build(GEMMA))
-    with pytest.raises(DataError, match=r"test: holds 1 image.*reads text alone; take them out"):
+    with pytest.raises(DataError, match=r"test: holds image .*reads text alone; take images and videos out"):
         encoder.encode(conversation(("is it?", "no", pictures[0])))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_same, collated, conversation, gradients, prompts, some_records
+from helpers import assert_same, collated, conversation, cut, decode_slowly, gradients, prompts, some_records
 from tiny_families import FAMILIES, save_base
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, DiffusionVLForConditionalGeneration, RowDataset
@@ -18,7 +18,6 @@ from diffusionvl.modeling.families import (
     is_vision_parameter,
     media_types,
     module_of,
-    placeholder_ids,
 )
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.translation import save_translation, translate
@@ -207,36 +206,10 @@ def test_one_token_ends_a_response_everywhere(family):
         assert tokenizer.eos_token_id == end or tokenizer.eos_token_id not in supervised
 
 
-def decode_slowly(model, inputs, new):
-    """The surest token of the block, one a step, without a cache: every step runs the whole row."""
-    size, mask_id = model.config.block_size, model.config.mask_token_id
-    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
-    row, mask = inputs["input_ids"], inputs["attention_mask"]
-    prompt, blocks = row.shape[1], model.block_ids(row, mask)
-    while row.shape[1] < prompt + new:
-        row = torch.cat([row, row.new_full((1, size), mask_id)], dim=1)
-        blocks = torch.cat([blocks, (blocks.max() + 1).expand(1, size)], dim=1)
-        for _ in range(size):
-            with torch.no_grad():
-                chances = model(row, torch.ones_like(row), block_ids=blocks, **media).logits[0].softmax(-1)
-            chances[:, [mask_id, *placeholder_ids(model.base.config)]] = 0
-            sure, drawn = chances.max(-1)
-            place = sure.masked_fill(row[0] != mask_id, -1).argmax()
-            row[0, place] = drawn[place]
-        if torch.isin(row[0, prompt:], torch.tensor(model.generation_config.eos_token_ids)).any():
-            break
-    return row[0, prompt : prompt + new].tolist()
-
-
 def answers(model, inputs, new):
     """Each row's answer up to its first end of turn."""
     output = model.generate(**inputs, max_new_tokens=new)[:, inputs["input_ids"].shape[1] :].tolist()
     return [cut(answer, model) for answer in output]
-
-
-def cut(answer, model):
-    ends = (place for place, token in enumerate(answer) if token in model.generation_config.eos_token_ids)
-    return answer[: next(ends, len(answer)) + 1]
 
 
 def test_decoding_with_a_cache_is_decoding_without_and_a_batch_is_each_row_alone(family):

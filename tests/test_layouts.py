@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from diffusionvl.data.layouts import DataError, ImageRoot, parse_record
+from diffusionvl.data.layouts import DataError, ImageRoot, Video, parse_record
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -21,6 +21,10 @@ def image(path):
 
 def with_images(count):
     return {"role": "user", "content": [{"type": "image"} for _ in range(count)]}
+
+
+def video_part(**settings):
+    return {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4", **settings}]}, ANSWER]}
 
 
 def parse(root, **record):
@@ -78,6 +82,39 @@ def test_images_fill_their_places_in_order(tmp_path):
     record = parse(tmp_path, images=["a.png", "b.png"], messages=[user, ANSWER])
     assert record.images == [str(tmp_path / name) for name in ("a.png", "own.png", "b.png")]
     assert [part["type"] for part in contents(record)[0]] == ["text", "image", "image", "text", "image"]
+
+
+def video(*paths, **settings):
+    return {"type": "video", "video": Video(paths[0] if len(paths) == 1 else paths, settings)}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"videos": ["a.mp4"], "messages": [{"role": "user", "content": [{"type": "video"}, text("which?")]}, ANSWER]},
+        {"videos": ["a.mp4"], "messages": [{"role": "user", "content": "<video>which?"}, ANSWER]},
+        {
+            "video": "a.mp4",  # LLaVA-Video marks a video as an image
+            "conversations": [{"from": "human", "value": "<image>\nwhich?"}, {"from": "gpt", "value": "a"}],
+        },
+        {
+            "video": "a.mp4",
+            "conversations": [{"from": "human", "value": "which?<video>"}, {"from": "gpt", "value": "a"}],
+        },
+    ],
+)
+def test_all_layouts_take_videos(tmp_path, raw):
+    record = parse(tmp_path, **raw)
+    assert contents(record) == [[video(str(tmp_path / "a.mp4")), text("which?")], [text("a")]]
+    assert (record.images, record.videos) == ([], [Video(str(tmp_path / "a.mp4"))])
+
+
+def test_videos_stand_beside_images_and_say_which_frames_are_taken(tmp_path):
+    own = {"type": "video", "video": ["1.png", "2.png"], "max_frames": 2, "fps": None}
+    user = {"role": "user", "content": [{"type": "video", "fps": 0.5}, {"type": "image"}, own]}
+    record = parse(tmp_path, images=["a.png"], videos=["a.mp4"], messages=[user, ANSWER])
+    a, b, one, two = (str(tmp_path / name) for name in ("a.mp4", "a.png", "1.png", "2.png"))
+    assert contents(record)[0] == [video(a, fps=0.5), image(b), video(one, two, max_frames=2)]
 
 
 @pytest.mark.parametrize("speaker", ["from", "role"])
@@ -200,7 +237,17 @@ BAD = {
     "content is a number": ({"conversations": [{"from": "human", "value": 3}]}, ["text or a list of parts", "3"]),
     "content is an object": ({"messages": [{"role": "user", "content": text("q")}]}, ["text or a list of parts"]),
     "part is text": ({"messages": [{"role": "user", "content": ["q"]}]}, ["a part must be", "'q'"]),
-    "part is a video": ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, ["a part must be", "video"]),
+    "part is a sound": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, ["a part must be", "audio"]),
+    "no video for a part": (
+        {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+        ["fewer videos", "paths"],
+    ),
+    "a video too many": ({"videos": ["a.mp4"], "messages": [USER, ANSWER]}, ["1 more video(s)", "'<video>'"]),
+    "a video is a number": ({"video": [3], "messages": [USER, ANSWER]}, ["a video must be given by its path", "got 3"]),
+    "a video of no frames": ({"videos": [[]], "messages": [USER, ANSWER]}, ["by a list of its frames", "got []"]),
+    "a video's unknown key": (video_part(frames=3), ["does not know 'frames'", "'fps'"]),
+    "a video's key is text": (video_part(fps="two"), ["fps of a video must be a number", "'two'"]),
+    "a video's key is negative": (video_part(fps=-1), ["fps of a video must be a number", "-1"]),
     "part's text is null": ({"messages": [{"role": "user", "content": [text(None)]}]}, ["a part must be", "None"]),
     "part's path is a number": ({"messages": [{"role": "user", "content": [image(3)]}]}, ["by its path", "got 3"]),
     "part's path is empty": ({"messages": [{"role": "user", "content": [image("")]}]}, ["by its path", "got ''"]),

@@ -16,13 +16,14 @@ from .chat_template import end_of_turn, response_header_ids
 from .collate import concatenate
 from .image_text import ImageText
 from .images import image_size, name_of, open_image
-from .layouts import DataError, Picture, Record
+from .layouts import DataError, Record
 from .streams import IGNORED
+from .videos import GRID, video_inputs
 
 SUPERVISIONS = ("assistant", "structural")
 SMALLEST = (28, 28)  # pixels: Qwen-VL takes none with a smaller side
 CONVERSATION = "conversation"  # the kind of error of turns that can not be told apart
-TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of images
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of media
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Piece:
     Attributes:
         input_ids: Tokens [n].
         labels: The token itself where it carries loss, else -100 [n].
-        media: Image inputs of this stretch.
-        images: How many images it holds.
+        media: Image and video inputs of this stretch.
+        images: How many images it holds; each step in time of a video counts as one.
         is_response: Whether it is a response, end of turn included.
     """
 
@@ -51,8 +52,8 @@ class Encoded:
     Attributes:
         input_ids: Tokens [L].
         labels: The token itself where it carries loss, else -100 [L].
-        media: Image inputs, concatenated over the conversation.
-        images: How many images there are.
+        media: Image and video inputs, concatenated over the conversation.
+        images: How many images there are; each step in time of a video counts as one.
         truncated: Whether something was cut off.
     """
 
@@ -97,14 +98,14 @@ class ConversationEncoder:
         """Encodes one record, or returns None if truncation leaves nothing to learn from.
 
         Without `render`, images are not decoded: their size alone tells which tokens they take, so that a data set is
-        measured in minutes. There are no media then.
+        measured in minutes. There are no media then. Videos are read in any case.
 
         Truncation drops the first prompt that does not fit with all behind it, and cuts a response that does not fit:
         an image's tokens are never cut apart.
 
         Raises:
-            DataError: An image is missing or broken, a text holds a token that is not text, or the chat template can
-                not render the conversation or rewrites earlier turns.
+            DataError: An image or a video is missing or broken, a text holds a token that is not text, or the chat
+                template can not render the conversation or rewrites earlier turns.
         """
         self._check(record)
         pieces = self._pieces(record, render)
@@ -131,20 +132,18 @@ class ConversationEncoder:
             )
         own = (self.tokenizer.eos_token, self.tokenizer.mask_token)
         reserved = [*self.placeholders, self.end_of_turn, *(token for token in own if token is not None)]
-        if record.images and not self.placeholders:
+        shown = named(record)
+        if shown and not self.placeholders:
             raise DataError(
-                f"{record.name}: holds {len(record.images)} image(s), but the model reads text alone; take them out",
+                f"{record.name}: holds {shown[0]}, but the model reads text alone; take images and videos out",
                 CONVERSATION,
             )
         for message in record.messages:
             text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
-            if message["role"] == "assistant":
-                images = [name_of(part["image"]) for part in message["content"] if part["type"] == "image"]
-                if images:
-                    raise DataError(
-                        f"{record.name}: an assistant turn holds image {images[0]}; move it to a user turn",
-                        CONVERSATION,
-                    )
+            if message["role"] == "assistant" and (found := named(Record([message], record.name))):
+                raise DataError(
+                    f"{record.name}: an assistant turn holds {found[0]}; move it to a user turn", CONVERSATION
+                )
             for token in reserved:
                 if token in text:
                     raise DataError(
@@ -170,8 +169,8 @@ class ConversationEncoder:
                     "behind a response, so responses can not be told apart; use a template that only appends",
                     CONVERSATION,
                 )
-            images = Record(record.messages[first:index], record.name).images
-            pieces.append(self._prompt_piece(prompt[done:], images, record.name, render))
+            shown = Record(record.messages[first:index], record.name)
+            pieces.append(self._prompt_piece(prompt[done:], shown, render))
             pieces.append(self._response_piece(response))
             done, first = len(prompt) + len(response), index + 1
         if self.supervision == "structural":  # the reference keeps, and supervises, what follows the last response
@@ -200,13 +199,15 @@ class ConversationEncoder:
     def _tokenize(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
 
-    def _prompt_piece(self, text: str, images: list[Picture], name: str, render: bool) -> Piece:
-        """Tokenises what stands before a response, its images included."""
+    def _prompt_piece(self, text: str, shown: Record, render: bool) -> Piece:
+        """Tokenises what stands before a response, its images and videos included."""
         media: dict[str, Any] = {}
-        if images and render:
-            input_ids, media = self._render_images(text, images, name)
-        elif images:
-            input_ids = self._count_images(text, images, name)
+        images = len(shown.images)
+        if shown.videos or (shown.images and render):
+            input_ids, media = self._render_media(text, shown)
+            images += int(media[GRID][:, 0].sum()) if shown.videos else 0
+        elif shown.images:
+            input_ids = self._count_images(text, shown)
         else:
             input_ids = self._tokenize(text)
         labels = torch.full_like(input_ids, IGNORED)
@@ -214,35 +215,37 @@ class ConversationEncoder:
             structural = torch.isin(input_ids, self.structural_ids)
             structural[len(input_ids) - len(self.header_ids) :] = True
             labels = torch.where(structural, input_ids, labels)
-        return Piece(input_ids, labels, media, len(images))
+        return Piece(input_ids, labels, media if render else {}, images)
 
-    def _render_images(self, text: str, images: list[Picture], name: str) -> tuple[Tensor, dict[str, Any]]:
-        """Tokens of a text with images, and the images' inputs."""
-        opened = [open_image(image, name) for image in images]
+    def _render_media(self, text: str, shown: Record) -> tuple[Tensor, dict[str, Any]]:
+        """Tokens of a text with images and videos, and their inputs."""
+        given = video_inputs(shown.videos, text, self.processor, shown.name)
+        if shown.images:
+            given["images"] = [[open_image(image, shown.name) for image in shown.images]]
         try:
-            inputs = self.processor(text=[text], images=[opened], return_tensors="pt", add_special_tokens=False)
+            inputs = self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **given)
         except ValueError as error:  # such as an image that is far longer than wide
-            raise self._refused(images, name, error) from error
+            raise self._refused(shown, error) from error
         media = {key: value for key, value in inputs.items() if key not in TOKEN_INPUTS}
         return inputs["input_ids"][0].long(), media
 
-    def _count_images(self, text: str, images: list[Picture], name: str) -> Tensor:
+    def _count_images(self, text: str, shown: Record) -> Tensor:
         """Tokens of a text with images, of which only the size is read."""
-        sizes = [image_size(image, name) for image in images]
+        sizes = [image_size(image, shown.name) for image in shown.images]
         try:
             return self._image_text.tokenize(text, sizes)
         except ValueError as error:
-            raise self._refused(images, name, error) from error
+            raise self._refused(shown, error) from error
 
     def smallest_image(self) -> tuple[Tensor, dict[str, Any]]:
         """Tokens and inputs of a turn with an image of `SMALLEST` pixels, as small as the processor leaves it."""
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ""}]}]
-        text = self._render(messages, "smallest image")
-        return self._render_images(text, [Image.new("RGB", SMALLEST)], "smallest image")
+        content = [{"type": "image", "image": Image.new("RGB", SMALLEST)}, {"type": "text", "text": ""}]
+        shown = Record([{"role": "user", "content": content}], "smallest image")
+        return self._render_media(self._render(shown.messages, shown.name), shown)
 
-    def _refused(self, images: list[Picture], name: str, error: Exception) -> DataError:
-        named = ", ".join(map(name_of, images))
-        return DataError(f"{name}: the processor refuses image {named}: {error}; change or drop the image", "bad image")
+    def _refused(self, shown: Record, error: Exception) -> DataError:
+        what = ", ".join(named(shown))
+        return DataError(f"{shown.name}: the processor refuses {what}: {error}; change or drop the record", "bad image")
 
     def _response_piece(self, text: str) -> Piece:
         """Tokenises a response; all of it carries loss."""
@@ -265,3 +268,8 @@ class ConversationEncoder:
         while kept and not kept[-1].is_response:
             kept.pop()
         return kept, True
+
+
+def named(record: Record) -> list[str]:
+    """Images and videos of a record as a message names them."""
+    return [f"image {name_of(image)}" for image in record.images] + [str(video) for video in record.videos]

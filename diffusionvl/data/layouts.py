@@ -6,20 +6,27 @@
 - LLaVA, ShareGPT: `{"id", "image": image or [images], "conversations": [{"from": "human" or "gpt", "value": ...}]}`,
   with `<image>` in the texts.
 
-An image is a path, or, in tables and archives, the bytes of a picture file.
+An image is a path, or, in tables and archives, the bytes of a picture file. Videos go the same ways: `"videos"`, parts
+`{"type": "video"}`, `"video"`, `<video>`. A video is a path, or a list of the paths of its frames.
 """
 
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-IMAGE_MARK = "<image>"
+MARKS = {"image": "<image>", "video": "<video>"}
+# Which frames of a video are taken and how large they are, in its part of a message: qwen-vl-utils' names.
+FRAME_KEYS = (
+    *("fps", "nframes", "min_frames", "max_frames"),
+    *("min_pixels", "max_pixels", "total_pixels"),
+    *("video_start", "video_end"),
+)
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one, no tokenizer takes it
 
 Picture = str | bytes | Image.Image  # a path, a picture file's bytes, or a picture
@@ -39,11 +46,31 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video that has not been read.
+
+    Attributes:
+        source: Path of a file, or paths of frames.
+        settings: Which frames are taken and how large they are, by `FRAME_KEYS`; the rest is up to qwen-vl-utils.
+    """
+
+    source: str | tuple[str, ...]
+    settings: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """As a message names it."""
+        if isinstance(self.source, str):
+            return f"video {self.source!r}"
+        return f"video of {len(self.source)} frames from {self.source[0]!r} on"
+
+
+@dataclass(frozen=True)
 class Record:
     """One conversation.
 
     Attributes:
-        messages: Chat messages; every content is a list of parts, and an image part holds its picture in `image`.
+        messages: Chat messages; every content is a list of parts, and an image part holds its picture in `image`, a
+            video part its `Video` in `video`.
         name: Where it stands (file, line and id), for messages.
     """
 
@@ -53,7 +80,15 @@ class Record:
     @property
     def images(self) -> list[Picture]:
         """The pictures in the order of the conversation."""
-        return [part["image"] for message in self.messages for part in message["content"] if part["type"] == "image"]
+        return self._shown("image")
+
+    @property
+    def videos(self) -> list[Video]:
+        """The videos in the order of the conversation."""
+        return self._shown("video")
+
+    def _shown(self, kind: str) -> list[Any]:
+        return [part[kind] for message in self.messages for part in message["content"] if part["type"] == kind]
 
 
 class Records(Protocol):
@@ -116,8 +151,11 @@ def parse_record(raw: Any, place: str, image_root: ImageRoot) -> Record:
     turns = _either(raw, "messages", "conversations", name)
     if not isinstance(turns, list):
         raise DataError(f"{name}: a record needs a list 'messages' or 'conversations', got {_brief(raw)}")
-    images = _either(raw, "images", "image", name)
-    rest = iter([_picture(image, name, image_root) for image in _listed(images, name)])
+    given = {kind: _either(raw, f"{kind}s", kind, name) for kind in MARKS}
+    rest = {
+        kind: iter([READERS[kind](one, name, image_root) for one in _listed(found, f"{kind}s", name)])
+        for kind, found in given.items()
+    }
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
@@ -125,15 +163,15 @@ def parse_record(raw: Any, place: str, image_root: ImageRoot) -> Record:
         speaker = _either(turn, "role", "from", name)
         if not isinstance(speaker, str) or speaker not in ROLES:
             raise DataError(f"{name}: unknown role {_brief(speaker)}; known are {sorted(ROLES)}")
-        llava = turn.get("from") is not None
-        content = _parts(_either(turn, "content", "value", name), name, llava, llava or images is not None)
+        content = _parts(_either(turn, "content", "value", name), name, turn.get("from") is not None, given)
         parts = [_parse_part(part, rest, name, image_root) for part in content]
         messages.append({"role": ROLES[speaker], "content": parts})
-    surplus = len(list(rest))
-    if surplus:
-        raise DataError(
-            f"{name}: {surplus} more image(s) than places for them; add image parts or {IMAGE_MARK!r}", "image places"
-        )
+    for kind, left in rest.items():
+        if surplus := len(list(left)):
+            raise DataError(
+                f"{name}: {surplus} more {kind}(s) than places for them; add {kind} parts or {MARKS[kind]!r}",
+                "image places",
+            )
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(f"{name}: has no assistant turn to learn from; add one or drop the record")
     return Record(messages, name)
@@ -147,15 +185,15 @@ def _either(raw: dict[str, Any], first: str, second: str, name: str) -> Any:
     return raw[found[0]] if found else None
 
 
-def _listed(images: Any, name: str) -> list[Any]:
-    """What stands under `images` or `image`, one, several or none, as a list."""
+def _listed(images: Any, what: str, name: str) -> list[Any]:
+    """What stands under `images` or `image`, one, several or none, as a list; or under `videos` or `video`."""
     if images is None or images == "":
         return []
     if isinstance(images, list):
         return images
     if isinstance(images, str | bytes | dict | Image.Image):
         return [images]
-    raise DataError(f"{name}: images must be a path or a list of paths, got {_brief(images)}")
+    raise DataError(f"{name}: {what} must be a path or a list of paths, got {_brief(images)}")
 
 
 def _picture(image: Any, name: str, image_root: ImageRoot) -> Picture:
@@ -169,38 +207,62 @@ def _picture(image: Any, name: str, image_root: ImageRoot) -> Picture:
     return image_root.locate(image, name)
 
 
-def _parts(content: Any, name: str, llava: bool, marked: bool) -> list[dict[str, Any]]:
-    """A turn's content as parts; `marked` tells whether `<image>` in a text is an image's place."""
+def _video(video: Any, name: str, image_root: ImageRoot) -> Video:
+    """One video, by its path or by those of its frames."""
+    paths = video if isinstance(video, list) else [video]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(f"{name}: a video must be given by its path or by a list of its frames, got {_brief(video)}")
+    found = tuple(image_root.locate(path, name) for path in paths)
+    return Video(found if isinstance(video, list) else found[0])
+
+
+READERS = {"image": _picture, "video": _video}
+
+
+def _parts(content: Any, name: str, llava: bool, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """A turn's content as parts; marks in a text are places where the record gives what they stand for."""
     if isinstance(content, list):
         return content
     if not isinstance(content, str):
         raise DataError(f"{name}: a turn's content must be text or a list of parts, got {_brief(content)}")
-    if not marked:
+    if llava and given["image"] is None and given["video"] is not None:  # LLaVA-Video marks videos as images
+        content = content.replace(MARKS["image"], MARKS["video"])
+    kinds = {mark: kind for kind, mark in MARKS.items() if given[kind] is not None or (llava and kind == "image")}
+    if not kinds:
         return [{"type": "text", "text": content}]
-    if llava and content.count(IMAGE_MARK) == 1:  # LLaVA puts a single image first, wherever the mark stands
-        content = f"{IMAGE_MARK}{content.replace(IMAGE_MARK, '').strip()}"
-    parts: list[dict[str, Any]] = []
-    for index, text in enumerate(content.split(IMAGE_MARK)):
-        parts += [{"type": "image"}] if index else []
-        parts += [{"type": "text", "text": text}] if text else []
-    return parts
+    pieces = re.split(f"({'|'.join(kinds)})", content)
+    if llava and len(pieces) == 3:  # LLaVA puts a single image first, wherever the mark stands
+        before, mark, behind = pieces
+        pieces = [mark, (before + behind).strip()]
+    return [{"type": kinds[piece]} if piece in kinds else {"type": "text", "text": piece} for piece in pieces if piece]
 
 
-def _parse_part(part: Any, rest: Iterator[Picture], name: str, image_root: ImageRoot) -> dict[str, Any]:
-    """Checks one part and gives an image its picture."""
+def _parse_part(part: Any, rest: dict[str, Iterator[Any]], name: str, image_root: ImageRoot) -> dict[str, Any]:
+    """Checks one part and gives an image or a video what it shows."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         if SURROGATE.search(part["text"]):
             raise DataError(f"{name}: a lone surrogate, half a character, in {_brief(part['text'])}; mend the text")
         return {"type": "text", "text": part["text"]}
-    if kind == "image":
-        if part.get("image") is not None:
-            return {"type": "image", "image": _picture(part["image"], name, image_root)}
-        picture = next(rest, None)
-        if picture is None:
-            raise DataError(f"{name}: fewer images than places for them; add paths to 'images'", "image places")
-        return {"type": "image", "image": picture}
-    raise DataError(f"{name}: a part must be text or an image, got {_brief(part)}")
+    if kind not in MARKS:
+        raise DataError(f"{name}: a part must be text, an image or a video, got {_brief(part)}")
+    shown = next(rest[kind], None) if part.get(kind) is None else READERS[kind](part[kind], name, image_root)
+    if shown is None:
+        raise DataError(f"{name}: fewer {kind}s than places for them; add paths to '{kind}s'", "image places")
+    if isinstance(shown, Video):
+        shown = replace(shown, settings=_frame_settings(part, name))
+    return {"type": kind, kind: shown}
+
+
+def _frame_settings(part: dict[str, Any], name: str) -> dict[str, float]:
+    """What a video's part says of its frames; null counts as absent."""
+    settings = {key: value for key, value in part.items() if key not in ("type", "video") and value is not None}
+    for key, value in settings.items():
+        if key not in FRAME_KEYS:
+            raise DataError(f"{name}: a video's part does not know {key!r}; it knows {[*FRAME_KEYS]}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise DataError(f"{name}: {key} of a video must be a number from 0 on, got {_brief(value)}")
+    return settings
 
 
 def _brief(value: Any) -> str:
