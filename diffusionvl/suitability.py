@@ -53,6 +53,9 @@ def _reason(config: PreTrainedConfig) -> str | None:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "it is an encoder, which was not trained to go on with a text"
     mappings = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+    quantization = config.to_dict().get("quantization_config")
+    if quantization is not None:
+        return f"its weights are quantised ({quantization.get('quant_method')}); give the model they are of"
     classes = [mapping[type(part)] for mapping in mappings for part in (config, text_config) if type(part) in mapping]
     if not classes:
         return "transformers has no causal language model and no image-text-to-text model of this type"
@@ -98,7 +101,9 @@ def _errors(model: DiffusionVLForConditionalGeneration, size: int = 4) -> tuple[
     config, device = model.base.config, model.device
     ids = torch.arange(model.base.get_input_embeddings().num_embeddings)
     ids = ids[~torch.isin(ids, torch.tensor([model.config.mask_token_id, *placeholder_ids(config)]))]
-    first, second, other = ids[-3 * size :].to(device)[None].split(size, dim=1)
+    # From all over the vocabulary: the last rows of the embeddings often belong to no token, and are all the same.
+    ids = ids[:: len(ids) // (3 * size)][: 3 * size]
+    first, second, other = ids.to(device)[None].split(size, dim=1)
     tokens = torch.arange(2 * size, device=device)[None]
     noisy_stream = torch.cat([torch.zeros_like(tokens), torch.ones_like(other)], dim=1)
     positions = sequential_positions(torch.ones_like(tokens), position_axes(config))

@@ -278,6 +278,15 @@ def test_a_mask_token_with_another_meaning_is_refused(base_dir, tmp_path):
         translate(str(tmp_path / "base"))
 
 
+def test_a_mask_token_that_is_another_token_already_is_refused(base_dir, tmp_path):
+    shutil.copytree(base_dir, tmp_path / "base")
+    tokenizer = load_processor(base_dir).tokenizer
+    tokenizer.add_tokens([MASK_TOKEN])
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"is that of another token.*set the tokenizer's mask_token"):
+        translate(str(tmp_path / "base"))
+
+
 def test_a_template_without_a_header_needs_absolute_blocks(base_dir, tmp_path):
     shutil.copytree(base_dir, tmp_path / "base")
     template = tmp_path / "base/chat_template.jinja"
