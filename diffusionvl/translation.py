@@ -12,7 +12,7 @@ from .data.chat_template import check_template, end_of_turn, response_header_ids
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class, placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
-from .suitability import check_config, check_model
+from .suitability import check_config, check_images, check_model
 from .text_processor import TextProcessor
 from .vocabulary import give_row, origin_of_row
 
@@ -91,6 +91,8 @@ def translate(
     )
     translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
     check_model(translated, base)
+    if auto_class(model.config) is AutoModelForImageTextToText:
+        check_images(translated, processor, base)
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
     return Translation(translated, processor, message)
 

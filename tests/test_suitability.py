@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration, cli
 from diffusionvl.checkpoint import load_processor
+from diffusionvl.modeling import families
 from diffusionvl.modeling.families import auto_class
 from diffusionvl.suitability import check_config, check_model
 from diffusionvl.translation import save_translation, translate
@@ -129,6 +130,20 @@ def test_quantised_weights_are_refused():
     config = transformers.LlamaConfig(quantization_config={"quant_method": "awq"})
     with pytest.raises(ValueError, match=r"its weights are quantised \(awq\); give the model"):
         check_config(config, "some/base")
+
+
+def test_a_picture_that_is_seen_in_another_way_is_refused(tmp_path, monkeypatch):
+    """Gemma 3's tokens of a picture see one another, which nobody might know of a family that is not tested."""
+    save_base("Gemma 3", str(tmp_path))
+    monkeypatch.setattr(families, "WHOLE_IMAGE_FAMILIES", ())
+    with pytest.raises(ValueError, match=r"'gemma3' can not be translated: text sees a picture.*in another way"):
+        translate(str(tmp_path))
+
+
+def test_a_picture_that_the_template_leaves_out_is_refused(base_dir):
+    template = "{% for m in messages %}{{ m['content'][-1]['text'] }}<|im_end|>{% endfor %}"
+    with pytest.raises(ValueError, match="fails on a picture in front of a question"):
+        translate(base_dir, block_origin="absolute", chat_template=template)
 
 
 CONFIGURATION = """
