@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -15,14 +15,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file, is_torchvision_available, logging
 
+from .data.chat_template import with_opening
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class, caps_scores
 from .modeling.processing_diffusionvl import without_video
@@ -57,7 +57,7 @@ def load_config(path: str) -> PreTrainedConfig:
         pass  # told below
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:  # a value of a wrong type in config.json is a TypeError
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:  # the last two for a value in config.json
         what = "the folder holds" if Path(path).is_dir() else "there is no such folder, and the hub gave"
         raise ValueError(f"{path}: {what} no checkpoint that transformers can read ({_brief(error)})") from error
 
@@ -137,6 +137,8 @@ def load_weights(model_class: Any, path: str, dtype: str | torch.dtype = "auto",
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: its weights are broken ({error}); copy or save it again") from error
+    except ImportError as error:  # which says how to install it
+        raise ValueError(f"{path}: its model needs a package that is not here ({_brief(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
     if info["missing_keys"]:
@@ -166,18 +168,15 @@ def load_processor(path: str) -> ProcessorMixin:
     """
     config = load_config(path)
     base_config = config.base_config if isinstance(config, DiffusionVLConfig) else config
-    remote = is_remote_code(base_config)
-    if auto_class(base_config) is AutoModelForCausalLM:
-        processor: ProcessorMixin = TextProcessor(_load_tokenizer(path, remote))
-    elif is_torchvision_available() or remote:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=remote)
-    elif base_config.model_type in PROCESSOR_MAPPING_NAMES:
-        processor_class = without_video(getattr(transformers, PROCESSOR_MAPPING_NAMES[base_config.model_type]))
-        processor = processor_class.from_pretrained(path, backend="pil")
-    else:
-        raise ValueError(
-            f"{path}: model type {base_config.model_type!r} has no processor in transformers; give another model"
-        )
+    text_only = auto_class(base_config) is AutoModelForCausalLM
+    if cached_file(path, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False) is None:
+        # transformers would make one up that knows no words
+        raise ValueError(f"{path}: has no tokenizer ({TOKENIZER_CONFIG_FILE} is missing); put the model's own there")
+    try:
+        processor = (_text_processor if text_only else _image_text_processor)(path, base_config)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        part = "tokenizer" if text_only else "processor"
+        raise ValueError(f"{path}: has no {part} that transformers can read ({_brief(error)})") from error
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:  # as of Llama; padding is masked, so any token will do
@@ -185,12 +184,25 @@ def load_processor(path: str) -> ProcessorMixin:
     return processor
 
 
-def _load_tokenizer(path: str, remote: bool) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer; from a folder without one, transformers would make one up that knows no words."""
-    found = cached_file(path, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
-    if found is None:
-        raise ValueError(f"{path}: has no tokenizer ({TOKENIZER_CONFIG_FILE} is missing); put the model's own there")
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=remote)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: has no tokenizer that transformers can read ({_brief(error)})") from error
+def _text_processor(path: str, base_config: PreTrainedConfig) -> ProcessorMixin:
+    """A tokenizer with the interface of a processor."""
+    return TextProcessor(AutoTokenizer.from_pretrained(path, trust_remote_code=is_remote_code(base_config)))
+
+
+def _image_text_processor(path: str, base_config: PreTrainedConfig) -> ProcessorMixin:
+    """The processor that a folder names, or else its family's; one that opens prompts as the tokenizer would."""
+    remote = is_remote_code(base_config)
+    if is_torchvision_available() or remote:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=remote)
+    else:
+        settings, _ = ProcessorMixin.get_processor_dict(path)
+        name = settings.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(base_config.model_type)
+        processor_class = None if name is None else processor_class_from_name(name)
+        if processor_class is None:
+            raise ValueError(f"{name or base_config.model_type} is none of its processors")
+        processor = without_video(processor_class).from_pretrained(path, backend="pil")
+    if not isinstance(processor, ProcessorMixin):  # of a family without one, AutoProcessor gives a part
+        raise ValueError(f"a {type(processor).__name__} alone does not read text and images")
+    if isinstance(processor.chat_template, str):
+        processor.chat_template = with_opening(processor.chat_template, processor.tokenizer)
+    return processor

@@ -81,12 +81,13 @@ def build_parser() -> Parser:
 def _assemble(arguments: argparse.Namespace) -> int:
     """Assembles and saves a checkpoint."""
     from .assembly import assemble, save_assembly
+    from .output_folder import output_folder
 
     try:
-        _make_folder(Path(arguments.out), new=True)
-        settings = (arguments.image_grid, arguments.projector, arguments.dtype, arguments.seed)
-        assembly = assemble(arguments.lm, arguments.vision, *settings)
-        save_assembly(assembly, arguments.out)
+        with output_folder(arguments.out) as folder:
+            settings = (arguments.image_grid, arguments.projector, arguments.dtype, arguments.seed)
+            assembly = assemble(arguments.lm, arguments.vision, *settings)
+            save_assembly(assembly, folder)
     except (OSError, ValueError) as error:
         return fail("diffusionvl assemble", error)
     print(f"{assembly.message}\nwrote {arguments.out}")
@@ -96,68 +97,76 @@ def _assemble(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     """Converts and saves a checkpoint."""
     from .integrations import hustvl, llada
+    from .output_folder import output_folder
 
     mask = {} if arguments.mask_token_id is None else {"mask_token_id": arguments.mask_token_id}
     try:
         if arguments.layout == "llada" and (mask or arguments.to_reference):
             raise ValueError("--to-reference and --mask-token-id are settings of hustvl; leave them out for llada")
-        _make_folder(Path(arguments.out), new=True)
-        if arguments.to_reference:
-            hustvl.convert_to_reference(arguments.folder, arguments.out, **mask)
-        elif arguments.layout == "hustvl":
-            hustvl.save_conversion(hustvl.convert_hustvl(arguments.folder, **mask), arguments.out)
-        else:
-            conversion = llada.convert_llada(arguments.folder)
-            llada.save_conversion(conversion, arguments.out)
-            print(f"{conversion.model.num_parameters() / 1e6:.1f} M parameters")
+        with output_folder(arguments.out) as out:
+            if arguments.to_reference:
+                hustvl.convert_to_reference(arguments.folder, out, **mask)
+            elif arguments.layout == "hustvl":
+                hustvl.save_conversion(hustvl.convert_hustvl(arguments.folder, **mask), out)
+            else:
+                conversion = llada.convert_llada(arguments.folder)
+                llada.save_conversion(conversion, out)
+                print(f"{conversion.model.num_parameters() / 1e6:.1f} M parameters")
     except (OSError, ValueError) as error:
         return fail("diffusionvl convert", error)
     print(f"wrote {arguments.out}")
     return 0
 
 
-def _make_folder(out: Path, new: bool = False) -> None:
-    """Makes the folder for a checkpoint; a new one must not hold anything yet."""
-    if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"the folder {str(out)!r} is there already; give a new one")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {str(out)!r} can not be made ({error.strerror})") from error
-
-
 def _translate(arguments: argparse.Namespace) -> int:
     """Translates and saves a checkpoint."""
+    from .output_folder import output_folder
     from .remote_code import trust_remote_code
     from .translation import save_translation, translate
 
     try:
-        out = Path(arguments.out)
-        if out.resolve() == Path(arguments.base).resolve():
-            raise ValueError(f"--out {arguments.out!r} is the AR checkpoint itself; give another folder")
-        if Path(out, "trainer_state.json").exists():
-            raise ValueError(f"--out {arguments.out!r} holds a finetuned model; give another folder")
-        _make_folder(out)
-        if arguments.trust_remote_code:
-            trust_remote_code(arguments.base)
-        if arguments.chat_template is not None:
-            arguments.chat_template = Path(arguments.chat_template).read_text(encoding="utf-8")
-        others = ("command", "out", "trust_remote_code")
-        translation = translate(**{name: value for name, value in vars(arguments).items() if name not in others})
-        save_translation(translation, arguments.out)
+        _check_untaken(Path(arguments.out), Path(arguments.base))
+        with output_folder(arguments.out, new=False) as folder:
+            if arguments.trust_remote_code:
+                trust_remote_code(arguments.base)
+            if arguments.chat_template is not None:
+                arguments.chat_template = _read_template(arguments.chat_template)
+            others = ("command", "out", "trust_remote_code")
+            translation = translate(**{name: value for name, value in vars(arguments).items() if name not in others})
+            save_translation(translation, folder)
     except (OSError, ValueError) as error:
         return fail("diffusionvl translate", error)
     print(f"{translation.message}\nwrote {arguments.out}")
     return 0
 
 
+def _check_untaken(out: Path, base: Path) -> None:
+    """Refuses a folder that holds another model than a translation, which can be made again."""
+    if out.resolve() == base.resolve():
+        raise ValueError(f"--out {str(out)!r} is the AR checkpoint itself; give another folder")
+    if Path(out, "trainer_state.json").exists():
+        raise ValueError(f"--out {str(out)!r} holds a finetuned model; give another folder")
+    config = out / "config.json"
+    if config.exists() and b'"diffusionvl"' not in config.read_bytes():
+        raise ValueError(f"--out {str(out)!r} holds another model; give another folder")
+
+
+def _read_template(path: str) -> str:
+    """The text of a file."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--chat-template {path!r} is not written in UTF-8 ({error.reason}); give a text") from error
+
+
 def _export(arguments: argparse.Namespace) -> int:
     """Exports a checkpoint with its code."""
     from .export import export
+    from .output_folder import output_folder
 
     try:
-        _make_folder(Path(arguments.out), new=True)
-        export(arguments.folder, arguments.out)
+        with output_folder(arguments.out) as folder:
+            export(arguments.folder, folder)
     except (OSError, ValueError) as error:
         return fail("diffusionvl export", error)
     print(f"wrote {arguments.out}")

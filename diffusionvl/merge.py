@@ -1,7 +1,6 @@
 """`diffusionvl merge ADAPTER --out DIR`: a LoRA adapter and its base as one checkpoint, which no longer needs PEFT."""
 
 import sys
-from pathlib import Path
 
 from .command_line import Parser, fail
 
@@ -43,18 +42,18 @@ def merge(adapter: str, out: str, dtype: str = "auto") -> str:
     """
     from .checkpoint import adapter_base, load_model, load_processor
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
+    from .output_folder import output_folder
     from .translation import write_model_card
 
     base = adapter_base(adapter)
     if base is None:
         raise ValueError(f"{adapter}: holds no adapter; give a folder that training with lora_r has written")
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise ValueError(f"--out {out!r}: is there already; give a new folder")
-    model = load_model(adapter, dtype)
-    model.save_pretrained(out)
-    load_processor(adapter).save_pretrained(out)
-    if isinstance(model.config, DiffusionVLConfig):
-        write_model_card(out, model.config, finetuned=True)
+    with output_folder(out) as folder:
+        model = load_model(adapter, dtype)
+        model.save_pretrained(folder)
+        load_processor(adapter).save_pretrained(folder)
+        if isinstance(model.config, DiffusionVLConfig):
+            write_model_card(folder, model.config, finetuned=True)
     return base
 
 

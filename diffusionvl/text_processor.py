@@ -35,10 +35,10 @@ class TextProcessor(ProcessorMixin):
         """
         batched = bool(conversation) and isinstance(conversation[0], list)
         chats = [[_as_text(message) for message in chat] for chat in (conversation if batched else [conversation])]
+        # Of several templates, the tokenizer takes its default one.
+        own = {} if isinstance(self.chat_template, dict) else {"chat_template": self.chat_template}
         kwargs["tokenizer_kwargs"] = {"return_token_type_ids": False, **kwargs.get("tokenizer_kwargs", {})}
-        return self.tokenizer.apply_chat_template(
-            chats if batched else chats[0], **{"chat_template": self.chat_template, **kwargs}
-        )
+        return self.tokenizer.apply_chat_template(chats if batched else chats[0], **{**own, **kwargs})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Saves the tokenizer and the chat template."""

@@ -8,11 +8,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from .checkpoint import load_config, load_model, load_processor
-from .data.chat_template import end_of_turn, response_header_ids
+from .data.chat_template import check_template, end_of_turn, response_header_ids, with_opening
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
 from .modeling.families import auto_class, placeholder_ids
 from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
-from .suitability import check_config, check_model
+from .suitability import check_config, check_images, check_model
 from .text_processor import TextProcessor
 from .vocabulary import give_row, origin_of_row
 
@@ -91,6 +91,8 @@ def translate(
     )
     translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
     check_model(translated, base)
+    if auto_class(model.config) is AutoModelForImageTextToText:
+        check_images(translated, processor, base)
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
     return Translation(translated, processor, message)
 
@@ -120,12 +122,19 @@ def set_chat_template(processor: ProcessorMixin, template: str | None, base: str
     """Sets the chat template, unless it is None.
 
     Raises:
-        ValueError: There is none, given or of the base's own.
+        ValueError: There is none, given or of the base's own, several without a default one, or it loses what is said.
     """
     if template is not None:
-        processor.chat_template = template
-    if processor.chat_template is None:
-        raise ValueError(f"{base}: has no chat template; give one, a Jinja file, by --chat-template")
+        text_only = isinstance(processor, TextProcessor)
+        processor.chat_template = template if text_only else with_opening(template, processor.tokenizer)
+    own = processor.chat_template
+    if own is None or (isinstance(own, dict) and "default" not in own):
+        found = "no chat template" if own is None else f"the chat templates {sorted(own)} and no default one"
+        raise ValueError(f"{base}: has {found}; give one, a Jinja file, by --chat-template")
+    try:
+        check_template(processor)
+    except ValueError as error:
+        raise ValueError(f"{base}: {error}; another one, a Jinja file, can be given by --chat-template") from error
 
 
 def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
@@ -158,7 +167,10 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
         taken += tokenizer.get_vocab().values()
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
         if tokenizer.mask_token_id in taken:
-            raise ValueError(f"the id {tokenizer.mask_token_id} of the new mask token is in use; mend the tokenizer")
+            raise ValueError(
+                f"the id {tokenizer.mask_token_id} that a new mask token {MASK_TOKEN!r} would have is that of another "
+                "token, by the tokenizer or by config.json; set the tokenizer's mask_token to a token of its own"
+            )
     give_row(model, tokenizer.mask_token_id)
     return tokenizer.mask_token_id
 

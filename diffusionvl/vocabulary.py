@@ -27,5 +27,6 @@ def origin_of_row(rows: int, token_id: int, own: bool) -> str:
         own: Whether the tokenizer knew the token before.
     """
     if token_id >= rows:
-        return "one row added to the embeddings"
+        added = token_id + 1 - rows  # several where the tokenizer has more tokens than the model had rows
+        return "one row added to the embeddings" if added == 1 else f"one of {added} rows added to the embeddings"
     return f"the tokenizer's own row of the {rows} embeddings" if own else f"an unused row of the {rows} embeddings"

@@ -192,9 +192,24 @@ def test_the_module_is_the_command(monkeypatch, capsys):
     assert "COMMAND" in capsys.readouterr().out
 
 
-def test_a_finetuned_model_is_not_overwritten(base_dir, tmp_path, capsys):
-    (tmp_path / "trainer_state.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("trainer_state.json", "{}", "holds a finetuned model"),
+        ("config.json", '{"model_type": "llama"}', "holds another model"),
+    ],
+)
+def test_another_model_is_not_overwritten(base_dir, tmp_path, capsys, name, content, reason):
+    (tmp_path / name).write_text(content)
     code, _, err = run(capsys, "translate", base_dir, "--out", str(tmp_path))
     assert code == 2
-    assert "holds a finetuned model" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["trainer_state.json"]
+    assert reason in err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_template_that_is_no_text(base_dir, tmp_path, capsys):
+    (tmp_path / "template.jinja").write_bytes(b"\xff")
+    argv = ("translate", base_dir, "--out", str(tmp_path / "out"), "--chat-template", str(tmp_path / "template.jinja"))
+    code, out, err = run(capsys, *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "template.jinja' is not written in UTF-8" in err

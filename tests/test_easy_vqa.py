@@ -119,7 +119,7 @@ def test_contradictory_questions_are_an_error():
 
 def test_the_command_writes_records_of_attributes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["easy_vqa", "--out", str(tmp_path), "--attributes", "both"])
-    easy_vqa.main()
+    assert easy_vqa.main() == 0
     lines = (tmp_path / "attributes.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == easy_vqa.attribute_records()
     assert [path.name for path in tmp_path.iterdir()] == ["attributes.jsonl"]
@@ -131,6 +131,15 @@ def test_the_command_writes_conversations(tmp_path, monkeypatch, capsys):
     lines = (tmp_path / "conversations.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == easy_vqa.train_records(turns=4)
     assert "conversations.jsonl: 4,000 records" in capsys.readouterr().out
+
+
+def test_a_folder_that_can_not_be_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["easy_vqa", "--out", str(tmp_path / "file"), "--attributes", "shape"])
+    assert easy_vqa.main() == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(tmp_path / "file") in err
 
 
 @pytest.mark.parametrize("flags", [["--repeats", "0"], ["--turns", "-1"], ["--longs", "2", "1"], ["--turns", "0"]])

@@ -298,6 +298,7 @@ def test_it_is_set_as_the_reference_is(references, tmp_path, capsys, name):
             "weights of no DiffusionVL, such as .*model.layers.2.*12 in all",
         ),
         ("text_config", {**TEXT, "rope_theta": None}, r"lacks \['rope_theta'\]"),
+        ("text_config", {**TEXT, "intermediate_size": "96"}, r"(?s)config\.json: .*'intermediate_size' expected int"),
         ("text_config", {**TEXT, "intermediate_size": 96}, r"has shape \[128, 64\].*wants \[96, 64\]"),
     ],
 )

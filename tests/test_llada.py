@@ -161,7 +161,7 @@ def test_the_llama_computes_what_llada_does(llada_dir, tmp_path, capsys):
     torch.testing.assert_close(found, llada_logits(weights, ids), rtol=1e-4, atol=1e-4)
 
 
-def test_the_tokenizer_says_what_llada_leaves_to_its_users(llada_dir):
+def test_the_tokenizer_says_what_llada_leaves_to_its_users(llada_dir, tmp_path):
     model, tokenizer = convert_llada(str(llada_dir))
     assert (tokenizer.mask_token, tokenizer.eos_token, tokenizer.pad_token) == (
         "<|mdm_mask|>",
@@ -171,6 +171,10 @@ def test_the_tokenizer_says_what_llada_leaves_to_its_users(llada_dir):
     assert set(model.generation_config.eos_token_id) == set(
         tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|endoftext|>"])
     )
+    settings = json.loads((llada_dir / "config.json").read_text())
+    shutil.copytree(llada_dir, tmp_path / "endless")
+    (tmp_path / "endless/config.json").write_text(json.dumps(settings | {"eos_token_id": None}))
+    assert convert_llada(str(tmp_path / "endless")).model.generation_config.eos_token_id == [tokenizer.eos_token_id]
     messages = [{"role": "user", "content": "what is it"}]
     opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert opened == tiny_tokenizer().apply_chat_template(messages, tokenize=False)
@@ -219,6 +223,8 @@ def test_it_takes_the_road_of_any_language_model(llada_dir, tower_dirs, pictures
     [
         ("model_type", "llama", "is no config of a LLaDA"),
         ("n_layers", None, r"lacks \['n_layers'\]"),
+        ("n_layers", "3", r"lacks \['n_layers'\], or they are no numbers"),
+        ("n_heads", 5, r"(?s)config.json: can not be a Llama's \(.*32.*5"),
         ("block_type", "sequential", "'block_type': 'sequential'.*which is.*'llama'"),
         ("include_qkv_bias", True, "'include_qkv_bias': True"),
         ("n_layers", LAYERS + 1, "lacks weights.*blocks.3.attn_norm.weight'.*9 in all"),
@@ -254,6 +260,13 @@ def test_a_missing_file(llada_dir, tmp_path, file, reason):
         path.unlink()
     with pytest.raises(ValueError, match=reason):
         convert_llada(str(folder))
+
+
+def test_weights_of_two_checkpoints_are_not_mixed(llada_dir, tmp_path):
+    shutil.copytree(llada_dir, tmp_path / "changed")
+    shutil.copy(llada_dir / "model-00001-of-00002.safetensors", tmp_path / "changed/model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: holds 'model\.transformer\..*as another file does"):
+        convert_llada(str(tmp_path / "changed"))
 
 
 def test_a_broken_file(llada_dir, tmp_path):

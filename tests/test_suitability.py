@@ -7,9 +7,11 @@ from tiny_families import save_base
 from transformers import AutoConfig
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration, cli
+from diffusionvl.checkpoint import load_processor
+from diffusionvl.modeling import families
 from diffusionvl.modeling.families import auto_class
 from diffusionvl.suitability import check_config, check_model
-from diffusionvl.translation import translate
+from diffusionvl.translation import save_translation, translate
 
 STATE = "keeps a recurrent state"
 CROSS = "reads images by cross-attention"
@@ -117,6 +119,33 @@ def test_other_families_that_do_are_taken(config, dtype):
     check_model(wrapped(config).to(dtype), "some/base")
 
 
+def test_a_base_is_judged_by_rows_that_tokens_use():
+    """The last rows of Qwen's embeddings belong to no token and are all the same: there, nothing tells tokens apart."""
+    model = wrapped(transformers.Qwen2Config(**SIZES, intermediate_size=48, num_key_value_heads=2))
+    model.get_input_embeddings().weight.data[-16:] = 0
+    check_model(model, "some/base")
+
+
+def test_quantised_weights_are_refused():
+    config = transformers.LlamaConfig(quantization_config={"quant_method": "awq"})
+    with pytest.raises(ValueError, match=r"its weights are quantised \(awq\); give the model"):
+        check_config(config, "some/base")
+
+
+def test_a_picture_that_is_seen_in_another_way_is_refused(tmp_path, monkeypatch):
+    """Gemma 3's tokens of a picture see one another, which nobody might know of a family that is not tested."""
+    save_base("Gemma 3", str(tmp_path))
+    monkeypatch.setattr(families, "WHOLE_IMAGE_FAMILIES", ())
+    with pytest.raises(ValueError, match=r"'gemma3' can not be translated: text sees a picture.*in another way"):
+        translate(str(tmp_path))
+
+
+def test_a_picture_that_the_template_leaves_out_is_refused(base_dir):
+    template = "{% for m in messages %}{{ m['content'][-1]['text'] }}<|im_end|>{% endfor %}"
+    with pytest.raises(ValueError, match="fails on a picture in front of a question"):
+        translate(base_dir, block_origin="absolute", chat_template=template)
+
+
 CONFIGURATION = """
 from transformers import LlamaConfig
 
@@ -186,3 +215,34 @@ def test_a_chat_template_may_be_given(tmp_path, capsys):
     assert "none.jinja" in capsys.readouterr().err
     assert cli.main([*argv, "--chat-template", str(template)]) == 0
     assert (tmp_path / "out/chat_template.jinja").read_text() == template.read_text()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0]['content'] }}", r"writes \"\[\{'type'"),
+        ("{{ 'user: ' + messages[0]['content'] }}", "can not render a question and its answer: can only concatenate"),
+        ("{{ 'hello' }}", "writes 'hello' for the question"),
+    ],
+)
+def test_a_chat_template_that_loses_what_is_said(base_dir, template, reason):
+    with pytest.raises(ValueError, match=f"^{base_dir}: the chat template {reason}.*by --chat-template$"):
+        translate(base_dir, chat_template=template)
+
+
+def test_of_several_chat_templates_the_default_one_is_taken(tmp_path):
+    save_base("Llama", str(tmp_path / "base"))
+    (tmp_path / "base/chat_template.jinja").unlink()
+    tokenizer = load_processor(str(tmp_path / "base")).tokenizer
+    own = {"default": "{{ messages[-1]['content'] }}<|im_end|>", "tool_use": "{{ tools }}"}
+    for templates in ({"one": "", "two": ""}, own):
+        tokenizer.chat_template = templates
+        tokenizer.save_pretrained(tmp_path / "base")
+        if templates is not own:
+            with pytest.raises(ValueError, match=r"the chat templates \['one', 'two'\] and no default one; give one"):
+                translate(str(tmp_path / "base"))
+    translation = translate(str(tmp_path / "base"), block_origin="absolute")
+    save_translation(translation, str(tmp_path / "out"))
+    for processor in (translation.processor, load_processor(str(tmp_path / "out"))):
+        assert processor.apply_chat_template([{"role": "user", "content": "why?"}], tokenize=False) == "why?<|im_end|>"
+        assert own.items() <= processor.chat_template.items()

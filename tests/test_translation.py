@@ -31,7 +31,7 @@ def same_weights(found, expected, rows):
 def make_base(request, tmp_path):
     """A function that saves an AR base; without `spare` rows its embeddings end where the vocabulary does."""
 
-    def make(spare, mask_token=None):
+    def make(spare, mask_token=None, missing=0):
         model, processor = build_base()
         tied = request.param == "tied"
         if not tied:
@@ -40,7 +40,7 @@ def make_base(request, tmp_path):
         if mask_token:
             processor.tokenizer.add_special_tokens({"mask_token": mask_token})
         if not spare:
-            model.resize_token_embeddings(len(processor.tokenizer))
+            model.resize_token_embeddings(len(processor.tokenizer) - missing)
         assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
         model.save_pretrained(tmp_path / "base")
         processor.save_pretrained(tmp_path / "base")
@@ -77,6 +77,13 @@ def test_a_full_matrix_gets_one_row_the_mean_of_the_others(make_base, tmp_path):
             torch.testing.assert_close(matrix[size], own.mean(0))
     ids = torch.tensor([[1, size, 2]])
     assert model(input_ids=ids).logits.shape == (1, 3, size + 1)
+
+
+def test_tokens_without_rows_are_told(make_base):
+    folder, _, size = make_base(spare=False, missing=2)
+    model, _, message = translate(folder)
+    assert model.get_input_embeddings().num_embeddings == size + 1
+    assert message == f"mask token {MASK_TOKEN!r} has id {size}: one of 3 rows added to the embeddings"
 
 
 def test_a_tokenizer_keeps_the_mask_token_it_has(make_base):
@@ -275,6 +282,15 @@ def test_a_mask_token_with_another_meaning_is_refused(base_dir, tmp_path):
     tokenizer.mask_token = tokenizer.eos_token
     tokenizer.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="another meaning already"):
+        translate(str(tmp_path / "base"))
+
+
+def test_a_mask_token_that_is_another_token_already_is_refused(base_dir, tmp_path):
+    shutil.copytree(base_dir, tmp_path / "base")
+    tokenizer = load_processor(base_dir).tokenizer
+    tokenizer.add_tokens([MASK_TOKEN])
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"is that of another token.*set the tokenizer's mask_token"):
         translate(str(tmp_path / "base"))
 
 

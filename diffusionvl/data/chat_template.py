@@ -21,6 +21,30 @@ class EndOfTurn(NamedTuple):
     written: bool
 
 
+def with_opening(template: str, tokenizer: Any) -> str:
+    """A chat template that writes the beginning of sequence, where a tokenizer puts one in front and it writes none.
+
+    LLaVA 1.5's leaves it to the tokenizer. Here a template writes all special tokens, since a conversation is tokenised
+    in pieces; and transformers takes a prompt that opens with the token as it is.
+    """
+    opening = tokenizer.bos_token
+    if opening is None or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return template
+    return template if opening in template or "bos_token" in template else "{{ bos_token }}" + template
+
+
+def check_template(processor: Any) -> None:
+    """Checks that the chat template writes what a user says.
+
+    Raises:
+        ValueError: It loses it, or writes the list of a content's parts as a list.
+    """
+    (message,) = _chat(QUESTIONS[0])
+    text = _render(processor, [message])
+    if QUESTIONS[0] not in text or str(message["content"]) in text:
+        raise ValueError(f"the chat template writes {text!r} for the question {QUESTIONS[0]!r}")
+
+
 def response_header(processor: Any) -> str:
     """What the chat template writes in front of a response when it is asked for one: `<|im_start|>assistant\\n`."""
     messages = _chat(QUESTIONS[0])
@@ -89,5 +113,5 @@ def _chat(*texts: str) -> list[dict[str, Any]]:
 def _render(processor: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
     try:
         return processor.apply_chat_template(messages, tokenize=False, **settings)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # a template of strings fails on the parts of a content
         raise ValueError(f"the chat template can not render a question and its answer: {error}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import save_torch_state_dict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     LlavaOnevisionProcessor,
     PreTrainedConfig,
@@ -84,7 +85,10 @@ def convert_hustvl(folder: str, mask_token_id: int = MASK_TOKEN_ID) -> Conversio
     """
     settings = read_settings(Path(folder))
     tokenizer = read_tokenizer(folder)
-    base_config = build_base_config(settings, tokenizer)
+    try:
+        base_config = build_base_config(settings, tokenizer)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder}/config.json: {error}; copy it from the hub again") from error
     rows = base_config.text_config.vocab_size
     if not 0 <= mask_token_id < rows:
         raise ValueError(f"{folder}: the mask token {mask_token_id} has no row among its {rows} embeddings")

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -83,10 +84,13 @@ def convert_llada(folder: str) -> Conversion:
     """
     settings = read_settings(Path(folder))
     tokenizer = convert_tokenizer(folder, settings["mask_token_id"])
-    config = convert_config(settings, tokenizer)
+    try:
+        config = convert_config(settings, tokenizer)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder}/config.json: can not be a Llama's ({error}); copy it from the hub again") from error
     weights = rename_weights(read_weights(Path(folder)), llama_names(config), config, folder, "Llama")
     model = load_renamed(config, weights)
-    ends = {tokenizer.eos_token_id, settings.get("eos_token_id", tokenizer.eos_token_id)}
+    ends = {tokenizer.eos_token_id, settings.get("eos_token_id")} - {None}
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=sorted(ends), pad_token_id=config.pad_token_id
     )
@@ -112,9 +116,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: can not be read ({error}); give the folder of a LLaDA checkpoint") from error
     if not isinstance(settings, dict) or settings.get("model_type") != "llada":
         raise ValueError(f"{path}: is no config of a LLaDA; its model_type must be 'llada'")
-    missing = sorted(name for name in REQUIRED if settings.get(name) is None)
+    missing = sorted(name for name in REQUIRED if not isinstance(settings.get(name), int | float))
     if missing:
-        raise ValueError(f"{path}: lacks {missing}; copy it from the hub again")
+        raise ValueError(f"{path}: lacks {missing}, or they are no numbers; copy it from the hub again")
     strange = {name: settings[name] for name, usual in LLAMA.items() if settings.get(name, usual) != usual}
     if strange:
         wanted = {name: LLAMA[name] for name in strange}

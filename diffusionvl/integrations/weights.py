@@ -15,11 +15,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Reads every `.safetensors` file of a folder.
 
     Raises:
-        ValueError: There is none, or one is broken.
+        ValueError: There is none, one is broken, or two hold the same weight.
     """
     weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        weights |= _load_shard(path)
+        shard = _load_shard(path)
+        twice = weights.keys() & shard
+        if twice:
+            raise ValueError(f"{path}: holds {min(twice)!r}, as another file does; leave one checkpoint there")
+        weights |= shard
     if not weights:
         raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
     return weights

@@ -7,13 +7,14 @@ from the official annotations, so each has exactly one right answer and exact ma
 """
 
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusionvl.command_line import Parser
+from diffusionvl.command_line import Parser, fail
 from diffusionvl.data.json_records import write_jsonl
 from diffusionvl.quickstart.shapes import COLORS as RGB
 from diffusionvl.quickstart.shapes import draw_shape
@@ -228,8 +229,12 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
     return records[:limit]
 
 
-def main() -> None:
-    """Writes training records: `conversations.jsonl`, or with `--attributes` the records of `attribute_records`."""
+def main() -> int:
+    """Writes training records: `conversations.jsonl`, or with `--attributes` the records of `attribute_records`.
+
+    Returns:
+        0, or 2 for an input that can not be used.
+    """
     parser = Parser(description="Write easy-VQA's training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
@@ -245,18 +250,21 @@ def main() -> None:
         parser.error("--repeats must be at least 1, --turns at least 0, and --longs two of 0 to 3, the least first")
     if not args.turns and not args.longs[0]:
         parser.error("--turns 0 needs --longs 1 or more, or conversations would be empty")
-    if args.attributes:
-        path = args.out / "attributes.jsonl"
-        records = attribute_records(args.repeats, args.seed, colors=args.attributes == "both")
-    else:
-        path = args.out / "conversations.jsonl"
-        drawn = args.out / "images" if args.draw else None
-        if drawn is not None:
-            drawn.mkdir(parents=True, exist_ok=True)
-        records = train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn)
-    write_jsonl(records, path)
+    path = args.out / ("attributes.jsonl" if args.attributes else "conversations.jsonl")
+    try:
+        if args.attributes:
+            records = attribute_records(args.repeats, args.seed, colors=args.attributes == "both")
+        else:
+            drawn = args.out / "images" if args.draw else None
+            if drawn is not None:
+                drawn.mkdir(parents=True, exist_ok=True)
+            records = train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn)
+        write_jsonl(records, path)
+    except (OSError, ImportError) as error:
+        return fail(parser.prog, error)
     print(f"{path}: {len(records):,} records")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         parameters = unpack(arguments.out)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # the last where gguf is missing
         return fail(parser.prog, error)
     print(f"{arguments.out}: {parameters:,} parameters")
     return 0
