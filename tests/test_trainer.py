@@ -16,6 +16,7 @@ from diffusionvl.objective import corruption
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN
 from diffusionvl.training import metrics as metrics_module
+from diffusionvl.training.parameters import freeze_others
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ def test_what_is_not_trained_stays_and_costs_nothing(build, records, modules, se
 def test_nothing_to_train_is_an_error(modules, reason):
     model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=reason):
-        metrics_module.freeze_others(model, modules)
+        freeze_others(model, modules)
 
 
 @pytest.mark.parametrize(
