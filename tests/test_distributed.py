@@ -25,9 +25,11 @@ ENGINES = {
     "ddp": [],
     "zero2": ["--deepspeed", "configs/deepspeed/zero2.json"],
     "zero3": ["--deepspeed", "configs/deepspeed/zero3.json"],
+    "zero3_offload": ["--deepspeed", "configs/deepspeed/zero3_offload.json"],  # compiles its optimizer, once
     "fsdp2": ["--fsdp_config", "configs/fsdp/fsdp2.json"],
 }
-SHARDS = {"zero2": "global_step7", "zero3": "global_step7", "fsdp2": "pytorch_model_fsdp.bin"}
+STEP = "global_step7"
+SHARDS = {"zero2": STEP, "zero3": STEP, "zero3_offload": STEP, "fsdp2": "pytorch_model_fsdp.bin"}
 
 
 def arguments(recipe, out, engine):  # noqa: F811
@@ -81,7 +83,7 @@ def test_an_engine_trains_and_resumes_as_one_process(recipe, alone, tmp_path, en
     assert_loads(tmp_path / "whole/checkpoint-7")
     run(recipe, tmp_path / "out", engine, kill=("_save_rng_state", 4), expected=-signal.SIGKILL)
     run(recipe, tmp_path / "out", engine)
-    assert_close(tmp_path / "out", tmp_path / "whole", 1e-6)
+    assert_close(tmp_path / "out", tmp_path / "whole", 1e-5 if engine == "zero3_offload" else 1e-6)
 
 
 def assert_loads(folder):
