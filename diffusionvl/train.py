@@ -77,7 +77,8 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
         raise ValueError("attention flex trains on a GPU only; take it out, or set it to sdpa")
     if on_gpu and model_args.attention != "sdpa":
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
-        rows.pad_to_multiple_of = data.pack_tokens if data.packing else TILE  # one length is compiled once
+        rows.pad_to_multiple_of = TILE
+        rows.least_width = data.pack_tokens if data.packing else 0  # one length is compiled once
     train = packed(rows, data, args)
     evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
     trainer = BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)

@@ -83,8 +83,9 @@ def test_a_trained_model_goes_on_training(recipe, tmp_path):
     assert isinstance(load_model(str(tmp_path / "more")), DiffusionVLForConditionalGeneration)
 
 
-def test_resume_last_goes_on_where_the_run_stopped(recipe, tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
+@pytest.mark.parametrize("packing", [{}, {"packing": True, "pack_tokens": 60, "noisy_views": 2, "complementary": True}])
+def test_resume_last_goes_on_where_the_run_stopped(recipe, tmp_path, packing):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant", **packing}
     assert main([recipe(**saving, output_dir=str(tmp_path / "whole"))]) == 0
     path = recipe(**saving, resume_from_checkpoint="last")
     assert main([path, "--max_steps", "2"]) == 0  # there is none yet: `last` begins

@@ -21,7 +21,7 @@ from ..checkpoint import adapter_base, load_model
 from ..data.records import DataError
 from ..modeling.attention_diffusionvl import layer_masks
 from ..modeling.block_masks import CLEAN, PADDING, TokenTags
-from ..modeling.families import layer_windows, mask_inputs
+from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
@@ -219,6 +219,7 @@ class BlockDiffusionTrainer(Trainer):
                 position_ids=positions[0] if positions.shape[0] == 1 else positions,
                 use_cache=False,
                 **mask_inputs(self.model.config, inputs["input_ids"]),
+                **fixed_inputs(self.model.config),
                 **{name: value for name, value in inputs.items() if name not in CLEAN_TAGS},
             ).logits[0]
         targets = labels.flatten()[supervised]
