@@ -83,7 +83,7 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
     trainer = BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
     if args.sample_steps is not None:
-        trainer.add_callback(SampleTable(trainer, (evaluate or rows).records, args.sample_count))
+        trainer.add_callback(SampleTable(trainer, rows if evaluate is None else evaluate, args.sample_count))
     return trainer
 
 

@@ -59,6 +59,7 @@ def assert_close(found, expected, tolerance):
 def test_two_processes_train_as_one(recipe, alone, tmp_path):  # noqa: F811
     run(recipe, tmp_path / "whole", "ddp")
     assert_close(tmp_path / "whole", alone, 1e-4)
+    assert_loads(tmp_path / "whole/checkpoint-4")
     # Killed in the middle of the second checkpoint, in the second epoch.
     run(recipe, tmp_path / "out", "ddp", kill=("_save_rng_state", 4), expected=-signal.SIGKILL)
     assert newest_checkpoint(str(tmp_path / "out")) == str(tmp_path / "out/checkpoint-2")

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from helpers import QUESTION, load_model
+from helpers import QUESTION, conversation, load_model
 from safetensors.torch import load_file
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
-from diffusionvl.data.records import Record
+from diffusionvl import RowDataset
+from diffusionvl.checkpoint import load_config
+from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.data.records import DataError, Record
 from diffusionvl.train import main
 from diffusionvl.training.samples import MASK, Sample, SampleTable, answer
 
@@ -103,6 +106,16 @@ def test_wandb_gets_metrics_and_samples(recipe, tmp_path, monkeypatch):
     assert sent["samples"].columns[:3] == ["step", "record", "question"]
     assert len(sent["samples"].data) == 1
     assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_what_can_not_be_used_is_not_asked(translated_dir, processor, pictures):
+    records = [conversation((QUESTION, "red", path)) for path in ("gone.png", pictures[0], pictures[1])]
+    config = load_config(translated_dir)
+    rows = RowDataset(records, ConversationEncoder(processor), config, max_bad_samples=1)
+    assert SampleTable(None, rows, 1).records == records[1:2]
+    assert SampleTable(None, rows, 4).records == records[1:]
+    with pytest.raises(DataError, match=r"gone\.png"):
+        SampleTable(None, RowDataset(records, ConversationEncoder(processor), config), 1)
 
 
 @pytest.fixture

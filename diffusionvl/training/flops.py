@@ -73,7 +73,7 @@ def attended_pairs(tags: TokenTags) -> Tensor:
 
 
 class StepFlops:
-    """Counts the operations of training steps of one model.
+    """Counts the operations that training steps of one model need.
 
     A weight costs each token 2 operations forward, 2 for the gradient of its input, and 2 for its own if it is trained.
     A pair of attention costs 4 operations forward and 8 backward for each channel of each head.
@@ -86,15 +86,15 @@ class StepFlops:
         language, projector, vision = (Part.of(model, name) for name in ("language_model", "projector", "vision_tower"))
         text = model.config.get_text_config(decoder=True)
         head_dim = text.to_dict().get("head_dim") or text.hidden_size // text.num_attention_heads
-        logits = model.config.get_text_config(decoder=True).vocab_size * text.hidden_size
         head_trained = any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters())
         self.token = 4 * language.weights + 2 * language.trained_weights
         self.pair = 12 * text.num_hidden_layers * text.num_attention_heads * head_dim
-        self.logit = (6 if head_trained else 4) * logits
+        self.logit = (6 if head_trained else 4) * text.vocab_size * text.hidden_size
         # The vision tower's own backward pass ends with its first trained weight; the projector's leads to it.
         tower = (4 if vision.trained else 2) * vision.weights + 2 * vision.trained_weights
         joint = (4 if vision.trained else 2) * projector.weights + 2 * projector.trained_weights
-        self.patch = tower + joint / max(projector.hidden // max(vision.hidden, 1), 1)  # patches that make up a token
+        merged = max(projector.hidden // max(vision.hidden, 1), 1)  # patches that make up a token
+        self.patch = tower + joint / merged
         self.model = model
 
     def __call__(self, batch: dict[str, Any], logits: int) -> Tensor:

@@ -72,7 +72,7 @@ class TrainingMetrics:
             names: Which sums are wanted as they are.
         """
         scalars = ("correct", "targets", "t", "flops", "processes", *COUNTED, *names)
-        self.add(processes=1.0)
+        self.add(processes=1.0)  # summed, their number
         by_level = [torch.zeros(BUCKETS) + self._sums[name] for name in ("cross_entropy", "masked")]
         values = torch.tensor([float(self._sums[name]) for name in scalars], dtype=torch.float64)
         sums = reduce(torch.cat([values, *(level.double().cpu() for level in by_level)]).to(self.device))

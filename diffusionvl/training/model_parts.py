@@ -10,13 +10,13 @@ from ..modeling.families import module_of
 
 
 class Part(NamedTuple):
-    """A stack of layers in a model. All numbers hold for weights that ZeRO-3 or FSDP2 has shared out, too.
+    """A stack of layers in a model.
 
     Attributes:
         layers: Their number.
         hidden: Width of the first linear layer's input.
         widths: Inputs and outputs of all linear layers together.
-        weights: Weights of all linear layers.
+        weights: Weights of all linear layers, also where ZeRO-3 has shared them out.
         trained_weights: Those of them that are trained.
         layer_parameters: Parameters of one layer.
         trained: Whether any parameter is trained.

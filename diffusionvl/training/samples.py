@@ -11,9 +11,10 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from ..data.images import open_image
-from ..data.layouts import Record, Records
+from ..data.layouts import DataError, Record
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.generation_output_diffusionvl import DenoisingStep
+from .dataset import RowDataset
 
 MASK = "░"
 MAX_NEW_TOKENS = 64
@@ -98,13 +99,26 @@ class SampleTable(TrainerCallback):
 
     Args:
         trainer: Whose run it is; it tells the trackers.
-        records: Whose first questions are asked.
+        rows: Whose first questions are asked; records that it may leave out are passed over.
         count: How many.
+
+    Raises:
+        DataError: A record can not be used.
     """
 
-    def __init__(self, trainer: Any, records: Records, count: int) -> None:
+    def __init__(self, trainer: Any, rows: RowDataset, count: int) -> None:
         self.trainer = trainer
-        self.records = [records[index] for index in range(min(count, len(records)))]
+        self.records: list[Record] = []
+        for index in range(len(rows)):
+            if len(self.records) == count:
+                break
+            try:
+                rows.encoder.encode(rows.records[index])
+            except DataError:
+                if not rows.max_bad_samples:
+                    raise
+                continue
+            self.records.append(rows.records[index])
 
     def on_step_end(
         self,

@@ -193,7 +193,7 @@ class BlockDiffusionTrainer(Trainer):
             supervised=(info["labels"] != IGNORED).sum(),
             flops=self._operations,
         )
-        self._check_bad_samples(self.metrics.sum_of("bad_samples"))
+        self._check_bad_samples()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> Any:
         """Operations of the last batch, which transformers sums in `total_flos`."""
@@ -239,10 +239,10 @@ class BlockDiffusionTrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return count
 
-    def _check_bad_samples(self, count: Tensor | float) -> None:
+    def _check_bad_samples(self) -> None:
         """Stops when more samples were left out than is allowed: of this process at once, of all at each log."""
         allowed = self.train_dataset.max_bad_samples if self.train_dataset is not None else 0
-        if allowed and self._totals["bad_samples"] + float(count) > allowed:
+        if allowed and self._totals["bad_samples"] + self.metrics.sum_of("bad_samples") > allowed:
             raise DataError(f"more than max_bad_samples={allowed} samples can not be used; mend the ones told above")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -340,9 +340,9 @@ class BlockDiffusionTrainer(Trainer):
                 f"truncation left no supervised token in the last {counts['dropped']:.0f} samples, all there were; "
                 "raise max_length"
             )
-        self._check_bad_samples(counts["bad_samples"])
         for name in COUNTS:
             self._totals[name] += counts[name]
+        self._check_bad_samples()
         return logs | {name: count for name, count in counts.items() if count}
 
 
