@@ -47,7 +47,7 @@ CASES = {
     "324 + 40, 150, 400": [Document(1, 36, 40, response) for response in (40, 150, 400)],
     "16 short texts": [Document(0, 0, 24, response) for response in (8, 16, 24, 32)] * 4,
 }
-TINY_CASES = {
+TINY_CASES = {  # by the names of the rows that they stand for
     "324 + 150": [Document(1, 8, 8, 16)],
     "2880 + 150": [Document(2, 8, 8, 16)],
     "texts": [Document(0, 0, 8, response) for response in (8, 16, 24)],

@@ -7,7 +7,6 @@ matrix products are left out.
 Legend: B rows, T tokens of a row, M tokens that need logits.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -54,19 +53,17 @@ def attended_pairs(tags: TokenTags) -> Tensor:
     blocks and its own copy of its block.
 
     Args:
-        tags: Of the tokens [B, T].
+        tags: Of the tokens [B, T]; each document of the batch has a number of its own.
 
     Returns:
         A number, fp64.
     """
-    row = torch.arange(len(tags.block), device=tags.block.device)[:, None].expand_as(tags.block)
+    documents, streams, blocks = (int(tag.max()) + 1 for tag in (tags.document, tags.stream, tags.block))
     real = tags.document != PADDING
-    sizes = [len(tags.block), *(int(tag.max()) + 1 for tag in (tags.document, tags.stream, tags.block))]
-    row, document, stream, block = (tag[real] for tag in (row, tags.document, tags.stream, tags.block))
-    cell = ((row * sizes[1] + document) * sizes[2] + stream) * sizes[3] + block  # where each token stands
-    ones = torch.ones_like(cell, dtype=torch.float64)
-    count = torch.zeros(math.prod(sizes), dtype=torch.float64, device=cell.device).index_add(0, cell, ones)
-    count = count.view(sizes[0] * sizes[1], sizes[2], sizes[3])
+    document, stream, block = (tag[real] for tag in (tags.document, tags.stream, tags.block))
+    cell = (document * streams + stream) * blocks + block  # where each token stands
+    count = torch.zeros(documents * streams * blocks, dtype=torch.float64, device=cell.device)
+    count = count.index_add(0, cell, torch.ones_like(cell, dtype=torch.float64)).view(documents, streams, blocks)
     clean, noisy = count[:, CLEAN], count[:, CLEAN + 1 :]
     up_to = clean.cumsum(-1)
     return (clean * up_to).sum() + (noisy * ((up_to - clean)[:, None] + noisy)).sum()
