@@ -141,9 +141,11 @@ def diffusion_inputs(model: DiffusionVLForConditionalGeneration, batch: Batch, m
 
 
 def reference_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> Tensor:
-    """As the reference computes it: a dense mask, and logits of the whole noisy stream, of which some are used."""
+    """As the reference computes it: a dense mask of numbers, and logits of all noisy tokens, of which some are used."""
     masked, length = masked_tokens(batch["labels"]), batch["labels"].numel() // 2
-    mask = dense_mask(TokenTags(batch["block_ids"], batch["stream_ids"], batch["document_ids"]))
+    seen = dense_mask(TokenTags(batch["block_ids"], batch["stream_ids"], batch["document_ids"]))
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
     inputs = diffusion_inputs(model, batch, masked)
     logits = model(**inputs, attention_mask=mask, logits_to_keep=length, use_cache=False).logits[0]
     return cross_entropy(logits.float()[masked - length], batch["labels"].flatten()[masked]).sum()
