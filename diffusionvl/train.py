@@ -23,6 +23,7 @@ from .training.checks import check_objective
 from .training.parameters import freeze_others
 from .training.plan import build_meta_model, plan
 from .training.run_folder import is_finished, locked, resume_from
+from .training.samples import SampleTable
 from .translation import write_model_card
 
 STOPPED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
@@ -76,10 +77,14 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
         raise ValueError("attention flex trains on a GPU only; take it out, or set it to sdpa")
     if on_gpu and model_args.attention != "sdpa":
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
-        rows.pad_to_multiple_of = data.pack_tokens if data.packing else TILE  # one length is compiled once
+        rows.pad_to_multiple_of = TILE
+        rows.least_width = data.pack_tokens if data.packing else 0  # one length is compiled once
     train = packed(rows, data, args)
     evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
-    return BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
+    trainer = BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
+    if args.sample_steps is not None:
+        trainer.add_callback(SampleTable(trainer, rows if evaluate is None else evaluate, args.sample_count))
+    return trainer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
 def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> int:
     """Prints the plan of a run. Of the model, config and processor are read, not the weights."""
     try:
+        if model_args.trust_remote_code:
+            trust_remote_code(model_args.model)
         model = build_meta_model(load_config(model_args.model), model_args.dtype)
         check_objective(model.config, args.objective)
         if model_args.lora_r is not None:

@@ -84,6 +84,9 @@ def train(argv, kill=None, term=None):
             a method of the trainer, such as `_save_rng_state`.
         term: Sends SIGTERM in the same way, to the whole group of the last process and to no other.
     """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
     from diffusionvl import train as command
 
     if "--deepspeed" in argv:
@@ -94,6 +97,8 @@ def train(argv, kill=None, term=None):
     build = command.build_trainer
 
     def build_and_watch(*args):
+        if "--fsdp_config" in argv:  # accelerate shards nothing on CPUs; it does if it takes them for GPUs
+            PartialState().distributed_type = DistributedType.MULTI_GPU
         trainer = build(*args)
         if kill is not None:
             interrupt(trainer, *kill, lambda: os.kill(os.getpid(), signal.SIGKILL))

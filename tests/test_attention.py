@@ -43,11 +43,11 @@ def test_layers_of_several_types_get_a_mask_each(translated_dir):
         assert torch.equal(tiled.mask_mod(zero, zero, query, key), masks[kind][0, 0])
 
 
-def a_batch(model, processor, pictures, device="cpu"):
+def a_batch(model, processor, pictures, device="cpu", tiles=0):
     """Packed and padded rows with several pictures, several turns and two views, all supervised tokens masked."""
     records = [*some_records(pictures), conversation(("is it?", "no"), ("why?", "it is red"))]
     rows = RowDataset(records, ConversationEncoder(processor), model.config, views=2)
-    rows.pad_to_multiple_of = TILE
+    rows.pad_to_multiple_of, rows.least_width = TILE, tiles * TILE
     batch = rows.collate([[rows[0], rows[2]], [rows[1], rows[3]]])
     labels = batch["labels"].flatten()
     indices = (labels != IGNORED).nonzero()[:, 0]
@@ -69,6 +69,20 @@ def test_tiles_give_the_logits_of_the_dense_mask(translated_dir, processor, pict
         found = model(**inputs).logits
     assert_same(found, expected)
     assert model.base.model.visual.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rows_of_other_lengths_are_not_compiled_anew(translated_dir, processor, pictures):
+    """The second length is: from then on, lengths are variables. Forward alone."""
+    model = load_model(translated_dir)
+    attend_over_tiles(model.base)
+    with torch.no_grad():
+        for tiles in (6, 7):
+            model(**a_batch(model, processor, pictures, tiles=tiles)[0])
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for tiles in (8, 11, 16):
+                model(**a_batch(model, processor, pictures, tiles=tiles)[0])
 
 
 def test_a_model_that_attends_over_tiles_decodes_as_before(translated_dir, processor):

@@ -71,6 +71,12 @@ def test_a_pack_written_out():
     assert {name: batch[name].tolist() for name in expected} == expected
 
 
+def test_the_width_of_a_batch():
+    rows = [[hand_row([2, 1], [0, 1], 0)]]
+    for settings, width in (((1, 0), 4), ((3, 0), 6), ((1, 9), 9), ((4, 9), 12), ((3, 2), 6)):
+        assert collate(rows, PAD, [], None, *settings)["labels"].shape == (1, width)
+
+
 @pytest.mark.parametrize("packs", [[[0, 1, 2]], [[2, 0], [1]], [[1], [2, 0]]])
 def test_a_document_is_the_same_in_every_pack(translated_dir, processor, pictures, packs):
     dataset = dataset_of(translated_dir, processor, some_records(pictures), block_origin="absolute", block_size=36)

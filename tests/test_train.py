@@ -1,11 +1,13 @@
 """`python -m diffusionvl.train`: from a recipe to a checkpoint, and what stops it is one line with exit code 2."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers import QUESTION, prompts
+from test_tar_records import write as write_archive
 
 from diffusionvl import DiffusionVLForConditionalGeneration, load_processor
 from diffusionvl.checkpoint import load_model
@@ -83,8 +85,25 @@ def test_a_trained_model_goes_on_training(recipe, tmp_path):
     assert isinstance(load_model(str(tmp_path / "more")), DiffusionVLForConditionalGeneration)
 
 
-def test_resume_last_goes_on_where_the_run_stopped(recipe, tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
+def into_archives(folder):
+    """Writes the four records of a recipe into two WebDataset shards."""
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    for shard in range(2):
+        files = []
+        for key, line in enumerate(lines[2 * shard : 2 * shard + 2]):
+            raw = json.loads(line)
+            files += [(f"{key}.{place}.png", Path(path).read_bytes()) for place, path in enumerate(raw["images"])]
+            files.append((f"{key}.json", raw))
+        write_archive(folder / f"{shard}.tar", files)
+    return {"train_records": [str(folder / "*.tar")], "per_device_train_batch_size": 1}
+
+
+@pytest.mark.parametrize("kind", ["rows", "packs", "archives"])
+def test_resume_last_goes_on_where_the_run_stopped(recipe, tmp_path, kind):
+    """Archives: in the middle of an epoch of four steps."""
+    packs = {"packing": True, "pack_tokens": 60, "noisy_views": 2, "complementary": True}
+    kinds = {"rows": {}, "packs": packs, "archives": into_archives(tmp_path)}
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant", **kinds[kind]}
     assert main([recipe(**saving, output_dir=str(tmp_path / "whole"))]) == 0
     path = recipe(**saving, resume_from_checkpoint="last")
     assert main([path, "--max_steps", "2"]) == 0  # there is none yet: `last` begins

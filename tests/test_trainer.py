@@ -15,7 +15,8 @@ from diffusionvl.modeling.families import is_vision_parameter, media_types, modu
 from diffusionvl.objective import corruption
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN
-from diffusionvl.training import trainer as trainer_module
+from diffusionvl.training import metrics as metrics_module
+from diffusionvl.training.parameters import freeze_others
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ def test_what_is_not_trained_stays_and_costs_nothing(build, records, modules, se
 def test_nothing_to_train_is_an_error(modules, reason):
     model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=reason):
-        trainer_module.freeze_others(model, modules)
+        freeze_others(model, modules)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch_size(build, records, o
 @pytest.mark.parametrize("objective", ["block_diffusion", "ar"])
 def test_the_log_counts_tokens_without_padding(build, records, objective, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(trainer_module, "time", clock)
+    monkeypatch.setattr(metrics_module, "time", clock)
     trainer = build(records, objective)
     trainer.model.train()
     batch = batch_of(trainer)

@@ -19,6 +19,7 @@ def collate(
     placeholder_ids: list[int],
     filler: Row | None = None,
     pad_to_multiple_of: int = 1,
+    least_width: int = 0,
 ) -> dict[str, Any]:
     """Joins the documents of each pack into one row, and pads rows on the right into a batch.
 
@@ -33,6 +34,7 @@ def collate(
             is not padding, but every process of a run then uses the vision tower's parameters in every step, and none
             waits for their gradients in vain.
         pad_to_multiple_of: T is a multiple of this.
+        least_width: T is not smaller.
 
     Returns:
         `input_ids`, `labels`, `block_ids`, `stream_ids`, `document_ids` (0 to K - 1 over the batch, -1 for padding)
@@ -49,7 +51,7 @@ def collate(
         document_ids[0] = _pad_last(document_ids[0], len(document_ids[0]) + len(filler), PADDING)
         documents.append(filler)
     rows = [join(pack) for pack in packs]
-    width = -(-max(len(row) for row in rows) // pad_to_multiple_of) * pad_to_multiple_of
+    width = -(-max(least_width, *(len(row) for row in rows)) // pad_to_multiple_of) * pad_to_multiple_of
     input_ids = _pad([row.input_ids for row in rows], width, pad_id)
     stream_ids = _pad([row.stream_ids for row in rows], width, 0)
     placeholder = torch.isin(input_ids, torch.tensor(placeholder_ids, dtype=torch.long)) & (stream_ids > 0)

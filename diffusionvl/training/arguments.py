@@ -36,6 +36,9 @@ LEAST = {
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
     "dry_run_processes": 1,
+    "peak_tflops": 1e-3,
+    "sample_steps": 1,
+    "sample_count": 1,
 }
 ATTENTIONS = ("auto", "sdpa", "flex")
 
@@ -145,6 +148,11 @@ class BlockDiffusionConfig(TrainingArguments):
     stage: str | None = field(
         default=None, metadata={"help": f"what the recipe is for, one of {STAGES}: it is checked against the rest"}
     )
+    peak_tflops: float | None = field(
+        default=None, metadata={"help": "what a device can do, for the MFU; known by name for common GPUs"}
+    )
+    sample_steps: int | None = field(default=None, metadata={"help": "steps between two tables of answers; none"})
+    sample_count: int = field(default=4, metadata={"help": "answers in such a table"})
     dry_run: bool = field(default=False, metadata={"help": "tell shapes, steps and memory, and train nothing"})
     dry_run_processes: int = field(default=1, metadata={"help": "processes that the dry run plans for"})
     dataloader_multiprocessing_context: str | None = field(

@@ -88,7 +88,8 @@ class RowDataset(Dataset):
             )
         self.views = views
         self.max_bad_samples = max_bad_samples
-        self.pad_to_multiple_of = 1  # the width of a batch is a multiple of this
+        self.pad_to_multiple_of = 1  # the width of a batch is a multiple of this,
+        self.least_width = 0  # and not smaller
         self._meta_base: PreTrainedModel | None = None
         self._filler: Row | None = None
 
@@ -138,6 +139,7 @@ class RowDataset(Dataset):
             placeholder_ids(self.base_config),
             self._smallest_image(),
             self.pad_to_multiple_of,
+            self.least_width,
         )
         every = [item for pack in packs for item in pack]
         counts = {

@@ -6,11 +6,10 @@ Legend: B rows, T tokens of a row, M tokens with a loss, V vocabulary, E hidden,
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from ..modeling.families import module_of
 from .arguments import BlockDiffusionConfig
+from .model_parts import Part
 
 QUANTIZED_BYTES = 0.52  # half a byte, and the scales of NF4 with double quantisation
 OPTIMIZER_STATES = 2  # of AdamW: the mean of the gradient and of its square
@@ -83,7 +82,8 @@ def estimate(
     width = 2 if half and engine.master else model.dtype.itemsize
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    packed = _quantized(model) if quantized else 0
+    language, vision = Part.of(model, "language_model"), Part.of(model, "vision_tower")
+    packed = language.weights - language.trained_weights if quantized else 0
     over_weights, over_rest = (processes if engine.zero >= stage else 1 for stage in (3, 2))
     on_gpu = 0 if engine.offload else 1
     states = OPTIMIZER_STATES * max(engine.master, width) + engine.master
@@ -93,7 +93,6 @@ def estimate(
         Item("gradients", width * trained / over_rest, f"{width} P_t{_over(over_rest)}"),
         Item("optimizer", on_gpu * states * trained / over_rest, f"{states} P_t{_over(over_rest)}"),
     ]
-    language, vision = Part.of(model, "language_model"), Part.of(model, "vision_tower")
     if engine.zero == 3:
         items.append(Item("gathered weights", 2 * 2 * language.layer_parameters, "2 layers x 2 bytes"))
     elif processes > 1:
@@ -107,7 +106,7 @@ def estimate(
     act = 2 if half else 4
     for name, part, entries in (("language model", language, tokens), ("vision tower", vision, patches)):
         if part.layers and entries and (part.trained or part is language):
-            values, formula = part.activations(args.gradient_checkpointing)
+            values, formula = _activations(part, args.gradient_checkpointing)
             items.append(Item(f"activations, {name}", act * values * entries, f"{act} x {entries:,} x {formula}"))
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     items.append(Item("logits", (8 + act) * losses * vocabulary, f"{8 + act} M V"))
@@ -118,55 +117,9 @@ def _over(number: int) -> str:
     return f" / {number}" if number > 1 else ""
 
 
-def _quantized(model: PreTrainedModel) -> int:
-    """Parameters that QLoRA loads in four bits."""
-    head = model.get_output_embeddings()
-    return sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and module_of(name) == "language_model"
-        and not module.weight.requires_grad
-    )
-
-
-class Part(NamedTuple):
-    """A stack of layers in a model.
-
-    Attributes:
-        layers: Their number.
-        hidden: E.
-        widths: Inputs and outputs of all linear layers together: what a token leaves behind for the backward pass.
-        layer_parameters: Parameters of one layer.
-        trained: Whether any parameter is trained.
-    """
-
-    layers: int
-    hidden: int
-    widths: int
-    layer_parameters: int
-    trained: bool
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, name: str) -> "Part":
-        """Reads one of `families.MODULES` off a model; without layers if the model lacks it."""
-        head = model.get_output_embeddings()
-        modules = [(key, module) for key, module in model.named_modules() if module_of(f"{key}.") == name]
-        linear = [module for _, module in modules if isinstance(module, nn.Linear) and module is not head]
-        stacks = [module for _, module in modules if isinstance(module, nn.ModuleList)]
-        stack = max(stacks, key=len, default=nn.ModuleList())
-        return cls(
-            layers=len(stack),
-            hidden=linear[0].in_features if linear else 0,
-            widths=sum(module.in_features + module.out_features for module in linear),
-            layer_parameters=sum(parameter.numel() for parameter in stack.parameters()) // max(len(stack), 1),
-            trained=any(p.requires_grad for key, p in model.named_parameters() if module_of(key) == name),
-        )
-
-    def activations(self, checkpointing: bool) -> tuple[int, str]:
-        """Numbers that one token leaves behind, and how they are counted."""
-        if not checkpointing:
-            return self.widths, "widths in and out of all linear layers"
-        kept = self.layers * self.hidden + 2 * self.widths // self.layers
-        return kept, "width of each layer, and twice the widths in and out of one layer's linear layers"
+def _activations(part: Part, checkpointing: bool) -> tuple[int, str]:
+    """Numbers that one token leaves behind for the backward pass, and how they are counted."""
+    if not checkpointing:
+        return part.widths, "widths in and out of all linear layers"
+    kept = part.layers * part.hidden + 2 * part.widths // part.layers
+    return kept, "width of each layer, and twice the widths in and out of one layer's linear layers"

@@ -3,11 +3,10 @@
 Legend: B rows, T tokens of a row.
 """
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
@@ -17,6 +16,7 @@ from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import MODULES, auto_class, module_of
 from .arguments import BlockDiffusionConfig
 from .memory import Item, engine_of, estimate
+from .model_parts import count_patches
 
 
 def build_meta_model(config: PreTrainedConfig, dtype: str | torch.dtype) -> PreTrainedModel:
@@ -103,10 +103,7 @@ def _steps(rows: int, args: BlockDiffusionConfig) -> tuple[str, list[str]]:
 def _memory(
     model: PreTrainedModel, batch: dict[str, Any], args: BlockDiffusionConfig, max_length: int | None, quantized: bool
 ) -> tuple[str, list[str]]:
-    patches = 0
-    if "pixel_values" in batch:  # rows of patches or images as a whole: the tower's first convolution takes patches
-        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
-        patches = batch["pixel_values"].numel() // (first.in_channels * math.prod(first.kernel_size))
+    patches = count_patches(model, batch)
     losses = int((batch["labels"] != IGNORED).sum())  # at t = 1; half of them on average
     tokens = batch["input_ids"].numel()
     items = estimate(model, args, tokens, losses, patches, quantized)

@@ -63,14 +63,15 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(output_dir: str) -> str | None:
-    """The newest whole checkpoint of a run. Others are told on stderr and left where they are."""
+def newest_checkpoint(output_dir: str, tell: bool = True) -> str | None:
+    """The newest whole checkpoint of a run. Others are told on stderr, if wanted, and left where they are."""
     folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]")
     for folder in sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         wrong = damage(folder)
         if wrong is None:
             return str(folder)
-        print(f"diffusionvl train: {folder} is only half written ({wrong}) and is left out", file=sys.stderr)
+        if tell:
+            print(f"diffusionvl train: {folder} is only half written ({wrong}) and is left out", file=sys.stderr)
     return None
 
 
@@ -90,7 +91,7 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
                 "give `last` or the folder of another one"
             )
         return wanted
-    newest = newest_checkpoint(args.output_dir)
+    newest = newest_checkpoint(args.output_dir, args.local_process_index == 0)
     if len(set(gather_object([newest]))) > 1:
         raise ValueError(
             f"output_dir {args.output_dir!r}: the machines do not see the same checkpoints in it; "

@@ -4,8 +4,8 @@ Legend: B rows, T tokens of a row, M tokens with a loss.
 """
 
 import shutil
-import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 from ..checkpoint import adapter_base, load_model
 from ..data.records import DataError
 from ..modeling.attention_diffusionvl import layer_masks
-from ..modeling.block_masks import PADDING, TokenTags
-from ..modeling.families import layer_windows, mask_inputs
+from ..modeling.block_masks import CLEAN, PADDING, TokenTags
+from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
@@ -31,6 +31,8 @@ from .callbacks import BlockDiffusionProgress, LogLastStep
 from .checks import check_objective, check_rows
 from .dataset import RowDataset
 from .evaluation import EvaluationLoss
+from .flops import StepFlops, peak_of
+from .metrics import TrainingMetrics
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others, parameter_groups
 from .run_folder import seal
@@ -78,12 +80,12 @@ class BlockDiffusionTrainer(Trainer):
             )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the count over the whole accumulated batch
         self.can_return_loss = True
-        self._sums: dict[str, Tensor | float] = defaultdict(float)  # since the last log
+        self.metrics = TrainingMetrics(args.device, peak_of(args.device, args.peak_tflops))
+        self._flops = StepFlops(model)
         self._totals: dict[str, float] = defaultdict(float)  # of the whole run
         if isinstance(train_dataset, PackedRowDataset):
             self._totals["bad_samples"] = train_dataset.bad_samples
         self._evaluation = EvaluationLoss()
-        self._logged_at = time.perf_counter()
         self._arguments = args.to_json_string()
         self._progress = BlockDiffusionProgress()
         self.add_callback(LogLastStep())
@@ -93,7 +95,7 @@ class BlockDiffusionTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; an error finds the progress bar closed, so that it is told on a line of its own."""
-        self._logged_at = time.perf_counter()
+        self.metrics.restart_clock()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -142,8 +144,8 @@ class BlockDiffusionTrainer(Trainer):
         loss = losses.sum() / max(count, 1)  # 0 where truncation has emptied every row
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged, not summed
-        self._add(**{name: info[name] for name in COUNTS}, tokens=(documents != PADDING).sum())
-        self._check_bad_samples(self._sums["bad_samples"])
+        if model.training:
+            self._tell(inputs, info, len(tokens))
         return (loss, {}) if return_outputs else loss
 
     def _diffusion_loss(
@@ -172,9 +174,30 @@ class BlockDiffusionTrainer(Trainer):
         logits = model(**{**inputs, "input_ids": noisy.x_t}, token_indices=indices, use_cache=False).logits
         targets = labels.flatten()[indices]
         weights = token_weights(labels, self.args.normalizer, documents).flatten()[indices]
-        self._add_accuracy(logits, targets)
-        self._add(t=noisy.t.sum(), supervised=supervised.sum())
-        return indices, cross_entropy(logits, targets) * weights * weight(noisy.t.flatten()[indices])
+        t = noisy.t.flatten()[indices]
+        losses = cross_entropy(logits, targets)
+        if model.training:
+            self.metrics.add_predictions(logits, targets)
+            self.metrics.add_noise(losses, t)
+            self.metrics.add(t=noisy.t.sum())
+        return indices, losses * weights * weight(t)
+
+    def _tell(self, inputs: dict[str, Any], info: dict[str, Tensor], logits: int) -> None:
+        """Adds a batch to the metrics of training."""
+        real, clean = inputs["document_ids"] != PADDING, inputs["stream_ids"] == CLEAN
+        self._operations = self._flops(inputs, logits)
+        self.metrics.add(
+            **{name: info[name] for name in COUNTS},
+            clean=(real & clean).sum(),
+            noisy=(real & ~clean).sum(),
+            supervised=(info["labels"] != IGNORED).sum(),
+            flops=self._operations,
+        )
+        self._check_bad_samples()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> Any:
+        """Operations of the last batch, which transformers sums in `total_flos`."""
+        return self._operations
 
     def _ar_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Supervised tokens, as indices into the flattened batch, and the weighted cross-entropy of each.
@@ -196,11 +219,12 @@ class BlockDiffusionTrainer(Trainer):
                 position_ids=positions[0] if positions.shape[0] == 1 else positions,
                 use_cache=False,
                 **mask_inputs(self.model.config, inputs["input_ids"]),
+                **fixed_inputs(self.model.config),
                 **{name: value for name, value in inputs.items() if name not in CLEAN_TAGS},
             ).logits[0]
         targets = labels.flatten()[supervised]
-        self._add_accuracy(logits, targets)
-        self._add(supervised=torch.tensor(len(supervised)))
+        if model.training:
+            self.metrics.add_predictions(logits, targets)
         weights = token_weights(labels, self.args.normalizer, documents).flatten()[supervised]
         return supervised, cross_entropy(logits, targets) * weights
 
@@ -215,10 +239,10 @@ class BlockDiffusionTrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return count
 
-    def _check_bad_samples(self, count: Tensor | float) -> None:
+    def _check_bad_samples(self) -> None:
         """Stops when more samples were left out than is allowed: of this process at once, of all at each log."""
         allowed = self.train_dataset.max_bad_samples if self.train_dataset is not None else 0
-        if allowed and self._totals["bad_samples"] + float(count) > allowed:
+        if allowed and self._totals["bad_samples"] + self.metrics.sum_of("bad_samples") > allowed:
             raise DataError(f"more than max_bad_samples={allowed} samples can not be used; mend the ones told above")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -291,13 +315,11 @@ class BlockDiffusionTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; its time does not count in the tokens per second of training."""
-        begin = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
-        self._logged_at += time.perf_counter() - begin
-        return metrics
+        with self.metrics.paused():
+            return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds masked accuracy, mean t, tokens per second and data counts to the training log."""
+        """Adds what the steps since the last log tell, or, at the end, the counts of the whole run."""
         if "loss" in logs:
             logs |= self._metrics()
         elif "train_runtime" in logs:
@@ -306,40 +328,22 @@ class BlockDiffusionTrainer(Trainer):
         super().log(logs, start_time)
 
     def _metrics(self) -> dict[str, float]:
-        """Metrics since the last log, summed over the processes; resets them."""
-        names = sorted(METRICS)
-        sums = torch.tensor([float(self._sums[name]) for name in names], device=self.args.device)
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, "sum")
-        total = dict(zip(names, sums.tolist(), strict=True))
-        seconds = time.perf_counter() - self._logged_at
-        self._sums, self._logged_at = defaultdict(float), time.perf_counter()
-        metrics = {
-            "accuracy": total["correct"] / max(total["targets"], 1),
-            "tokens_per_second": total["tokens"] / seconds,
-        }
+        """Metrics since the last log, over all processes."""
+        reduce = partial(self.accelerator.reduce, reduction="sum") if self.args.world_size > 1 else Tensor.clone
+        logs, counts = self.metrics.collect(reduce, COUNTS)
         if self.args.objective == "block_diffusion":
-            metrics["masked_accuracy"] = metrics.pop("accuracy")
-            metrics["mean_t"] = total["t"] / max(total["supervised"], 1)
-        if total["dropped"] and not total["supervised"]:
+            logs["masked_accuracy"] = logs.pop("accuracy")
+        else:
+            del logs["mean_t"], logs["noisy_tokens_per_second"]
+        if counts["dropped"] and not logs["supervised_tokens_per_second"]:
             raise DataError(
-                f"truncation left no supervised token in the last {total['dropped']:.0f} samples, all there were; "
+                f"truncation left no supervised token in the last {counts['dropped']:.0f} samples, all there were; "
                 "raise max_length"
             )
-        self._check_bad_samples(total["bad_samples"])
         for name in COUNTS:
-            self._totals[name] += total[name]
-        return metrics | {name: total[name] for name in COUNTS if total[name]}
-
-    def _add_accuracy(self, logits: Tensor, targets: Tensor) -> None:
-        self._add(correct=(logits.detach().argmax(-1) == targets).sum(), targets=targets.numel())
-
-    def _add(self, **values: Tensor | float) -> None:
-        """Adds to the metrics of training without waiting for the device."""
-        if self.model.training:
-            for name, value in values.items():
-                self._sums[name] = self._sums[name] + value
+            self._totals[name] += counts[name]
+        self._check_bad_samples()
+        return logs | {name: count for name, count in counts.items() if count}
 
 
-METRICS = ("correct", "targets", "tokens", "t", "supervised", *COUNTS)
 CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")

@@ -1,0 +1,95 @@
+"""What training steps tell: accuracy, cross-entropy by noise level, tokens and operations a second.
+
+Legend: M tokens with a loss.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BUCKETS = 4  # of t, for the cross-entropy
+COUNTED = ("clean", "noisy", "supervised")  # kinds of tokens
+
+
+class TrainingMetrics:
+    """Sums from one log to the next. Adding waits for no device; collecting does, and sums over the processes.
+
+    Args:
+        device: Where the sums of several processes meet.
+        peak: Operations a second that one device can do, if it is known.
+    """
+
+    def __init__(self, device: torch.device, peak: float | None) -> None:
+        self.device = device
+        self.peak = peak
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._begin = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Time runs from here."""
+        self._begin = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, time does not count, as it is not spent on training."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
+
+    def add(self, **values: Tensor | float) -> None:
+        """Adds to sums."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value
+
+    def sum_of(self, name: str) -> float:
+        """A sum of this process alone, as it stands."""
+        return float(self._sums[name])
+
+    def add_predictions(self, logits: Tensor, targets: Tensor) -> None:
+        """Adds to the accuracy: logits [M, V] and right tokens [M]."""
+        self.add(correct=(logits.detach().argmax(-1) == targets).sum(), targets=targets.numel())
+
+    def add_noise(self, losses: Tensor, t: Tensor) -> None:
+        """Adds to the cross-entropy by noise level: that of each masked token [M], and its block's t [M]."""
+        bucket = (t * BUCKETS).long().clamp(max=BUCKETS - 1)
+        zeros = torch.zeros(BUCKETS, device=losses.device)
+        self.add(
+            cross_entropy=zeros.index_add(0, bucket, losses.detach().float()),
+            masked=zeros.index_add(0, bucket, torch.ones_like(t)),
+        )
+
+    def collect(
+        self, reduce: Callable[[Tensor], Tensor], names: tuple[str, ...]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """What goes into the log, and sums as they are; begins anew.
+
+        Args:
+            reduce: Sums a tensor over the processes.
+            names: Which sums are wanted as they are.
+        """
+        scalars = ("correct", "targets", "t", "flops", "processes", *COUNTED, *names)
+        self.add(processes=1.0)  # summed, their number
+        by_level = [torch.zeros(BUCKETS) + self._sums[name] for name in ("cross_entropy", "masked")]
+        values = torch.tensor([float(self._sums[name]) for name in scalars], dtype=torch.float64)
+        sums = reduce(torch.cat([values, *(level.double().cpu() for level in by_level)]).to(self.device))
+        total = dict(zip(scalars, sums.tolist(), strict=False))
+        seconds = time.perf_counter() - self._begin
+        self._sums, self._begin = defaultdict(float), time.perf_counter()
+        logs = {"accuracy": total["correct"] / max(total["targets"], 1)}
+        logs["tokens_per_second"] = (total["clean"] + total["noisy"]) / seconds
+        logs |= {f"{kind}_tokens_per_second": total[kind] / seconds for kind in COUNTED}
+        operations = total["flops"] / seconds / total["processes"]
+        logs["tflops_per_device"] = operations / 1e12
+        if self.peak is not None:
+            logs["mfu"] = operations / self.peak
+        logs["mean_t"] = total["t"] / max(total["supervised"], 1)
+        surprise, masked = sums[len(scalars) :].view(2, BUCKETS).tolist()
+        for level in range(BUCKETS):
+            if masked[level]:
+                name = f"cross_entropy_t{level / BUCKETS:.2f}-{(level + 1) / BUCKETS:.2f}"
+                logs[name] = surprise[level] / masked[level]
+        return logs, {name: total[name] for name in names}
