@@ -96,8 +96,8 @@ def contenders_of(
     base: PreTrainedModel, model: DiffusionVLForConditionalGeneration, own: dict[str, Any], full_steps: int
 ) -> list[Contender]:
     """Those that every task has; `own` are the settings that all share."""
-    whole = full_steps >= own["max_new_tokens"]
-    full = {"steps": min(full_steps, own["max_new_tokens"]), **own, "ends": own["ends"] if whole else ()}
+    # It writes all its tokens whatever they are; one that it was not trained for may end with the first of them.
+    full = {**own, "steps": min(full_steps, own["max_new_tokens"]), "ends": ()}
     return [
         Contender("AR", base, lambda batch: decode_by_generate(base, batch, **own)),
         Contender("full", model.base, lambda batch: decode_fully(model, batch.together, **full)),
@@ -131,7 +131,8 @@ def trained_task(arguments: argparse.Namespace) -> Task:
     def judge(result: Measured, results: list[Measured]) -> float | None:
         if result.contender == "full" and arguments.full_steps < LONGEST:
             return None
-        texts = processor.tokenizer.batch_decode(result.ids, skip_special_tokens=True)
+        ids = [cut(row, own["ends"]) for row in result.ids]
+        texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return statistics.mean(text.strip() == answer(one) for text, one in zip(texts, records, strict=True))
 
     name = f"{arguments.name or Path(arguments.model).name}, easy-VQA long"
