@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusionvl.modeling.block_masks import PADDING, TokenTags, dense_mask
 from diffusionvl.modeling.families import module_of
 from diffusionvl.training.flops import PEAKS, StepFlops, attended_pairs, peak_of
+from diffusionvl.training.model_parts import count_patches
 
 
 def tags_of(batch):
@@ -56,6 +57,14 @@ def test_matrix_products_are_pytorchs(translated_dir, processor, pictures, froze
     assert float(flops(batch, logits) - pairs) == pytest.approx(expected, rel=0.02)
     text = model.config.get_text_config()
     assert flops.pair == 3 * 4 * text.num_hidden_layers * text.hidden_size
+
+
+def test_patches_of_videos_count(translated_dir):
+    model = load_model(translated_dir)
+    images, videos = torch.zeros(4, 3 * 2 * 8 * 8), torch.zeros(8, 3 * 2 * 8 * 8)
+    assert count_patches(model, {"pixel_values": images}) == 4
+    assert count_patches(model, {"pixel_values": images, "pixel_values_videos": videos}) == 12
+    assert count_patches(model, {}) == 0
 
 
 def test_a_device_has_the_peak_it_is_given_or_that_of_its_name(monkeypatch):

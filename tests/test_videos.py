@@ -23,6 +23,7 @@ from diffusionvl.infer import encode
 from diffusionvl.infer import main as infer
 from diffusionvl.modeling.families import MEDIA_INPUTS, is_vision_parameter
 from diffusionvl.objective.loss import IGNORED
+from diffusionvl.training.samples import answer as answer_of
 
 IMAGE_BRANCH = "{%- if part['type'] == 'image' -%}"
 VIDEO_BRANCH = """\
@@ -148,6 +149,13 @@ def test_an_answer_about_a_video_is_that_of_a_loop_without_a_cache(video_process
         answers.append(cut(answer, model))
         assert answers[-1] == cut(decode_slowly(model, inputs, 9), model)
     assert answers[0] != answers[1]
+
+
+def test_tables_of_answers_show_videos(video_processor, translated_dir):
+    model = lively(translated_dir)
+    samples = [answer_of(model, video_processor, record([video(path)])) for path in ("2.mp4", "3.mp4")]
+    assert [sample.question for sample in samples] == ["is there a circle?"] * 2
+    assert samples[0].denoising != samples[1].denoising
 
 
 def test_videos_that_can_not_be_read_are_one_clear_error(video_processor, processor, monkeypatch):

@@ -52,8 +52,9 @@ class Part(NamedTuple):
 
 
 def count_patches(model: nn.Module, batch: dict[str, Any]) -> int:
-    """Image patches of a batch, be they in rows or in whole images: the tower's first convolution takes one each."""
-    if "pixel_values" not in batch:
+    """Patches of a batch's images and videos, rows or whole images: the tower's first convolution takes one each."""
+    pixels = sum(batch[name].numel() for name in ("pixel_values", "pixel_values_videos") if name in batch)
+    if not pixels:
         return 0
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
-    return batch["pixel_values"].numel() // (first.in_channels * math.prod(first.kernel_size))
+    return pixels // (first.in_channels * math.prod(first.kernel_size))

@@ -12,6 +12,7 @@ from transformers.training_args import TrainingArguments
 
 from ..data.images import open_image
 from ..data.layouts import DataError, Record
+from ..data.videos import video_inputs
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.generation_output_diffusionvl import DenoisingStep
 from .dataset import RowDataset
@@ -51,9 +52,10 @@ def answer(model: PreTrainedModel, processor: ProcessorMixin, record: Record) ->
     first = next(index for index, message in enumerate(record.messages) if message["role"] == "assistant")
     prompt = Record(record.messages[:first], record.name)
     text = processor.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
-    images = [open_image(picture, record.name) for picture in prompt.images]
-    options = {"text": [text], "return_tensors": "pt", "add_special_tokens": False}
-    inputs = (processor(images=images, **options) if images else processor(**options)).to(model.device)
+    media = video_inputs(prompt.videos, text, processor, record.name)
+    if prompt.images:
+        media["images"] = [open_image(picture, record.name) for picture in prompt.images]
+    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=False, **media).to(model.device)
     diffusion = isinstance(model.config, DiffusionVLConfig)
     greedy = {"temperature": 0.0, "output_history": True} if diffusion else {"do_sample": False}
     output = model.generate(**inputs, **greedy, max_new_tokens=MAX_NEW_TOKENS, return_dict_in_generate=True)
