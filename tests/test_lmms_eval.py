@@ -256,7 +256,7 @@ def test_what_a_question_may_not_hold(translated_dir, images):
     model = build(DiffusionVLChat, translated_dir, images)
     for part, message in (
         ({"type": "text", "text": "a <|im_end|> b"}, "shapes, document 0: the text of a turn holds '<|im_end|>'"),
-        ({"type": "video", "url": "a.mp4"}, "shapes, document 0: asks about a video"),
+        ({"type": "video", "url": ["a.png"]}, "shapes, document 0: a video is a list; give a path"),
         ({"type": "audio", "url": "a.wav"}, "of type 'audio'"),
     ):
         asked = requests(DiffusionVLChat)[0]

@@ -19,6 +19,8 @@ from diffusionvl.data import videos as module
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.layouts import DataError, Record, Video
 from diffusionvl.data.videos import REMEDY, video_inputs
+from diffusionvl.evaluate.answerer import Answerer, Question
+from diffusionvl.evaluate.settings import resolve
 from diffusionvl.infer import encode
 from diffusionvl.infer import main as infer
 from diffusionvl.modeling.families import MEDIA_INPUTS, is_vision_parameter
@@ -156,6 +158,24 @@ def test_tables_of_answers_show_videos(video_processor, translated_dir):
     samples = [answer_of(model, video_processor, record([video(path)])) for path in ("2.mp4", "3.mp4")]
     assert [sample.question for sample in samples] == ["is there a circle?"] * 2
     assert samples[0].denoising != samples[1].denoising
+
+
+def test_a_benchmark_asks_about_videos_images_and_nothing(video_processor, translated_dir, pictures):
+    model = lively(translated_dir)
+    answerer = Answerer(model, video_processor, frames={"nframes": 4})
+    clips = [{"type": "video", "url": path} for path in ("2.mp4", "3.mp4")]
+    image = {"type": "image", "url": pictures[1]}
+    questions = []
+    for number, shown in enumerate([[clips[0]], [], [image], clips, [clips[0], image]]):
+        content = [*shown, {"type": "text", "text": "is there a circle?"}]
+        questions.append(Question("shapes", number, lambda content=content: [{"role": "user", "content": content}]))
+    decoding = resolve(answerer.kind, model.config.block_size, {}, {"max_new_tokens": 8})
+    together = answerer.answer(questions, decoding)
+    assert together == [answerer.answer([question], decoding)[0] for question in questions]
+    text = together[1].input_tokens
+    patches = [one.input_tokens - text for one in together]
+    assert [patches[0], patches[3]] == [2 * 4 + 2, (2 * 4 + 2) + (2 * 6 + 2)]  # and the tokens around a video
+    assert patches[4] == patches[0] + patches[2]
 
 
 def test_videos_that_can_not_be_read_are_one_clear_error(video_processor, processor, monkeypatch):

@@ -7,8 +7,9 @@ from itertools import count
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from diffusionvl.data.videos import video_inputs
 from diffusionvl.evaluate.answers import finish, reference_answer
 from diffusionvl.evaluate.decoding import AR, BLOCK_DIFFUSION, Generated, encode, generate, kind_of
 from diffusionvl.evaluate.prompts import Message, Prompt, build_prompt
@@ -65,6 +66,7 @@ class Answerer:
         postprocess: See `finish`.
         system_prompt: Put in front of every conversation if it is not empty.
         seed: Of the draws where the temperature is not 0.
+        frames: Which frames of a video are taken; see `build_prompt`.
         speeds: Costs so far, a record a task.
     """
 
@@ -74,6 +76,7 @@ class Answerer:
     postprocess: str = "none"
     system_prompt: str = ""
     seed: int = 0
+    frames: dict[str, float] = field(default_factory=dict)
     speeds: dict[str, SpeedRecord] = field(default_factory=dict)
 
     @property
@@ -83,7 +86,20 @@ class Answerer:
 
     def prompt(self, question: Question) -> Prompt:
         """Opens a question's images and writes its prompt."""
-        return build_prompt(self.processor, question.messages(), question.name, self.prompt_form, self.system_prompt)
+        messages = question.messages()
+        return build_prompt(self.processor, messages, question.name, self.prompt_form, self.system_prompt, self.frames)
+
+    def encode(self, prompts: Sequence[Prompt]) -> BatchFeature:
+        """Prompts as a batch [B, P], all of them with images or none, and so with videos.
+
+        Raises:
+            DataError: A video can not be read.
+        """
+        texts = [prompt.text for prompt in prompts]
+        images = [prompt.images for prompt in prompts if prompt.images]
+        videos = [video for prompt in prompts for video in prompt.videos]
+        names = " or ".join(prompt.name for prompt in prompts if prompt.videos)
+        return encode(self.processor, texts, images, **video_inputs(videos, "".join(texts), self.processor, names))
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
         """Answers one batch of questions of one task.
@@ -117,20 +133,23 @@ class Answerer:
         return [answer for answer in answers if answer is not None]
 
     def _batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
-        """Rows that go through the model together: processors take no batch in which some rows have no image."""
+        """Rows that go through the model together: processors take no batch in which some rows have no image.
+
+        Nor does the model join rows of images with rows of videos.
+        """
         if self.kind == AR and decoding.samples:  # transformers draws for the whole batch from one source
             yield from ([row] for row in range(len(prompts)))
             return
-        for with_images in (False, True):
-            if rows := [row for row, prompt in enumerate(prompts) if bool(prompt.images) == with_images]:
-                yield rows
+        alike: dict[tuple[bool, bool], list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            alike.setdefault((bool(prompt.images), bool(prompt.videos)), []).append(row)
+        yield from alike.values()
 
     def _generate(
         self, prompts: Sequence[Prompt], questions: Sequence[Question], decoding: Decoding
     ) -> tuple[list[int], Generated]:
         """Lengths of the prompts in tokens, and the model's answers."""
-        images = [prompt.images for prompt in prompts if prompt.images]
-        inputs = encode(self.processor, [prompt.text for prompt in prompts], images)
+        inputs = self.encode(prompts)
         lengths = inputs["attention_mask"].sum(-1).tolist()
         extra: dict[str, Any] = {}
         if decoding.samples:

@@ -58,13 +58,14 @@ def kind_of(model: PreTrainedModel) -> str:
     return BLOCK_DIFFUSION if isinstance(model, DiffusionVLForConditionalGeneration) else AR
 
 
-def encode(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any]) -> BatchFeature:
+def encode(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any], **media: Any) -> BatchFeature:
     """Prompts that the chat template has written, as a batch [B, P] padded on the left.
 
     Args:
         processor: The model's, padding on the left.
         texts: B prompts with the placeholders of their images.
         images: Of all prompts in their order; or one list for each prompt, which every family of models understands.
+        **media: Videos of all prompts in their order, as `video_inputs` gives them.
     """
     # The template has written every special token.
     options: dict[str, Any] = {
@@ -73,7 +74,7 @@ def encode(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any
         "padding": True,
         "add_special_tokens": False,
     }
-    return processor(images=images, **options) if images else processor(**options)
+    return processor(images=images, **media, **options) if images else processor(**media, **options)
 
 
 def on_model(inputs: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:

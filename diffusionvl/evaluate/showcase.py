@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diffusionvl.evaluate.answerer import Answerer, Question
-from diffusionvl.evaluate.decoding import BLOCK_DIFFUSION, encode, on_model
+from diffusionvl.evaluate.decoding import BLOCK_DIFFUSION, on_model
 from diffusionvl.evaluate.prompts import Prompt
 from diffusionvl.evaluate.settings import Decoding
 from diffusionvl.film import film_html
@@ -70,7 +70,7 @@ def make_film(answerer: Answerer, question: Question, decoding: Decoding) -> str
         return ""
     prompt: Prompt = answerer.prompt(question)
     model: Any = answerer.model
-    inputs = encode(answerer.processor, [prompt.text], [prompt.images] if prompt.images else [])
+    inputs = answerer.encode([prompt])
     output = model.generate(
         **on_model(inputs, model), **decoding.generate, return_dict_in_generate=True, output_history=True
     )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffusionvl.checkpoint import load_config, load_model, load_processor
 from diffusionvl.evaluate.answerer import Answer, Answerer, Question, numbered
 from diffusionvl.evaluate.answers import finish
-from diffusionvl.evaluate.decoding import AR, BLOCK_DIFFUSION, encode, generate
+from diffusionvl.evaluate.decoding import AR, BLOCK_DIFFUSION, generate
 from diffusionvl.evaluate.likelihood import likelihood_bound, log_likelihood
 from diffusionvl.evaluate.prompts import FORMS, Message, messages_of
 from diffusionvl.evaluate.settings import Decoding, check_names, resolve
@@ -29,16 +29,8 @@ from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
 
 DECODES = ("auto", AR, BLOCK_DIFFUSION)
 OPTIONS = (
-    "pretrained",
-    "decode",
-    "dtype",
-    "prompt",
-    "postprocess",
-    "system_prompt",
-    "seed",
-    "likelihood_samples",
-    "showcase",
-    "showcase_samples",
+    *("pretrained", "decode", "dtype", "prompt", "postprocess", "system_prompt", "seed", "fps", "max_frames"),
+    *("likelihood_samples", "showcase", "showcase_samples"),
 )
 
 
@@ -65,6 +57,8 @@ class DiffusionVLChat(lmms):
         postprocess: See `finish`.
         system_prompt: A text, or a file that holds one.
         seed: Of draws and of the masks of likelihoods.
+        fps: Frames that are taken of a second of video.
+        max_frames: Most frames of a video.
         likelihood_samples: Masks by which the likelihood of a continuation is estimated.
         showcase: Folder for a few questions with images and answers.
         showcase_samples: Questions of each task that are kept there.
@@ -88,6 +82,8 @@ class DiffusionVLChat(lmms):
         postprocess: str = "none",
         system_prompt: str = "",
         seed: int = 0,
+        fps: float = 2.0,
+        max_frames: int = 64,
         likelihood_samples: int = 32,
         showcase: str | None = None,
         showcase_samples: int = 6,
@@ -116,6 +112,7 @@ class DiffusionVLChat(lmms):
             postprocess,
             self._resolve_system_prompt(system_prompt),
             seed,
+            {"fps": float(fps), "max_frames": _whole("max_frames", max_frames)},
         )
         self._told: set[str] = set()
 
@@ -167,7 +164,7 @@ class DiffusionVLChat(lmms):
         for request in tqdm(requests, disable=self.rank != 0, desc="Scoring"):
             question, continuation = self._scored(request)
             prompt = self.answerer.prompt(question)
-            inputs = encode(self.answerer.processor, [prompt.text], [prompt.images] if prompt.images else [])
+            inputs = self.answerer.encode([prompt])
             tokens = torch.tensor(
                 self.answerer.processor.tokenizer(continuation.lstrip(), add_special_tokens=False)["input_ids"],
                 dtype=torch.long,
