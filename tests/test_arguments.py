@@ -149,6 +149,8 @@ def test_null_leaves_out_and_a_flag_puts_in(recipe):
         ({"normalizer": "row"}, ["normalizer", "'row'", "per_sample"]),
         ({"train_modules": ["projector", "head"]}, ["train_modules", "'head'", "language_model"]),
         ({"noise_order": "random"}, ["noise_order", "'random'", "permuted"]),
+        ({"weighting": "t"}, ["weighting", "'t'", "mask_ratio"]),
+        ({"weighting": "mask_ratio", "noise_order": "reference"}, ["mask_ratio", "noise_order reference"]),
         ({"supervision": "all"}, ["supervision", "'all'", "assistant"]),
         ({"lr_scheduler_type": "sawtooth"}, ["lr_scheduler_type", "'sawtooth'", "cosine"]),
         ({"save_strategy": "yes"}, ["save_strategy", "'yes'", "'steps'"]),

@@ -81,9 +81,18 @@ def logged(trainer, name):
     return [log[name] for log in trainer.state.log_history if name in log]
 
 
-@pytest.mark.parametrize("normalizer", ["per_sample", "tokens"])
-def test_the_diffusion_loss_is_a_loop_over_tokens(build, records, normalizer):
-    trainer = build(records[:4], normalizer=normalizer)
+@pytest.mark.parametrize(
+    ("normalizer", "weighting", "noise_order"),
+    [
+        ("per_sample", "inverse_t", "permuted"),
+        ("tokens", "inverse_t", "permuted"),
+        ("per_sample", "mask_ratio", "permuted"),
+        ("tokens", "mask_ratio", "sequence"),
+        ("per_sample", "uniform", "permuted"),
+    ],
+)
+def test_the_diffusion_loss_is_a_loop_over_tokens(build, records, normalizer, weighting, noise_order):
+    trainer = build(records[:4], normalizer=normalizer, weighting=weighting, noise_order=noise_order)
     trainer.model.train()
     sums, supervised = [], []
     for index in range(4):
@@ -91,7 +100,14 @@ def test_the_diffusion_loss_is_a_loop_over_tokens(build, records, normalizer):
         batch = trainer.train_dataset.collate([item])
         carries = batch["labels"] != IGNORED
         noisy = corruption.corrupt(
-            batch["input_ids"], carries, batch["block_ids"], trainer.model.config.mask_token_id, 42, 0, [index]
+            batch["input_ids"],
+            carries,
+            batch["block_ids"],
+            trainer.model.config.mask_token_id,
+            42,
+            0,
+            [index],
+            noise_order,
         )
         names = ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
         inputs = {name: batch[name] for name in (*names, "pixel_values", "image_grid_thw")}
@@ -101,7 +117,13 @@ def test_the_diffusion_loss_is_a_loop_over_tokens(build, records, normalizer):
         for place, label in enumerate(item.row.labels.tolist()):
             if noisy.masked[0, place]:
                 surprise = logits[place].exp().sum().log() - logits[place, label]
-                terms.append(surprise / noisy.t[0, place])
+                same = carries & (noisy.t == noisy.t[0, place])  # levels tell blocks, or the row, apart
+                by_noise = {
+                    "inverse_t": 1 / noisy.t[0, place],
+                    "mask_ratio": (same.sum() + 1) / (same & noisy.masked).sum(),
+                    "uniform": 1,
+                }
+                terms.append(surprise * by_noise[weighting])
         sums.append(sum(terms))
         supervised.append(int(carries.sum()))
     if normalizer == "per_sample":

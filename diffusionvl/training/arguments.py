@@ -20,6 +20,7 @@ from ..data.records import KINDS
 from ..modeling.families import MODULES
 from ..objective.loss import NORMALIZERS
 from ..objective.noise_schedule import NOISE_ORDERS
+from ..objective.weighting import WEIGHTINGS
 
 OBJECTIVES = ("block_diffusion", "ar")
 QUANTIZATIONS = ("4bit",)
@@ -127,6 +128,9 @@ class BlockDiffusionConfig(TrainingArguments):
     noise_order: str = field(
         default="permuted", metadata={"help": f"how noise levels lie over a row's blocks, one of {NOISE_ORDERS}"}
     )
+    weighting: str = field(
+        default="inverse_t", metadata={"help": f"weight of a masked token by its block's noise, one of {WEIGHTINGS}"}
+    )
     complementary: bool = field(
         default=False, metadata={"help": "of two noisy views, the second masks what the first leaves (noisy_views: 2)"}
     )
@@ -175,6 +179,11 @@ class BlockDiffusionConfig(TrainingArguments):
         _check("objective", self.objective, OBJECTIVES)
         _check("normalizer", self.normalizer, NORMALIZERS)
         _check("noise_order", self.noise_order, NOISE_ORDERS)
+        _check("weighting", self.weighting, WEIGHTINGS)
+        if self.weighting == "mask_ratio" and self.noise_order == "reference":
+            raise ValueError(
+                "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference"
+            )
         for module in self.train_modules or []:
             _check("train_modules", module, MODULES)
         for name, least in LEAST.items():

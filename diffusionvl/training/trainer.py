@@ -25,7 +25,7 @@ from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
-from ..objective.noise_schedule import weight
+from ..objective.weighting import noise_weights
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
 from .checks import check_objective, check_rows
@@ -180,7 +180,10 @@ class BlockDiffusionTrainer(Trainer):
             self.metrics.add_predictions(logits, targets)
             self.metrics.add_noise(losses, t)
             self.metrics.add(t=noisy.t.sum())
-        return indices, losses * weights * weight(t)
+        blocks = inputs["block_ids"]
+        shared = torch.zeros_like(blocks) if self.args.noise_order == "sequence" else blocks  # of one noise level
+        by_noise = noise_weights(noisy, self.args.weighting, supervised, shared, documents, inputs["stream_ids"])
+        return indices, losses * weights * by_noise.flatten()[indices]
 
     def _tell(self, inputs: dict[str, Any], info: dict[str, Tensor], logits: int) -> None:
         """Adds a batch to the metrics of training."""
