@@ -18,7 +18,7 @@ done
 case "$budget" in
   smoke) repeats=1 tower=2 align=2 train=2 ablate=2 text=2 prompts=8 questions=(--short 8 --long 4 --timed 1) ;;
   cpu) repeats=2 tower=1000 align=250 train=480 ablate=44 text=160 prompts=400
-    questions=(--short 500 --long 200 --few 100 --timed 8) ;;
+    questions=(--short 500 --long 200 --few 60 --timed 6) ;;
   gpu) repeats=10 tower=3000 align=1000 train=5000 ablate=1500 text=2500 prompts=1085 questions=() ;;
   *) echo "reproduce_smollm2.sh: error: --budget must be smoke, cpu or gpu, got '$budget'" >&2; exit 2 ;;
 esac
