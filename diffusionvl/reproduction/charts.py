@@ -99,49 +99,77 @@ def tables(found: Sequence[Measurement]) -> str:
 
 
 def draw_charts(found: Sequence[Measurement], out: Path) -> None:
-    """`speed_quality.png`, `block_size.png` and `threshold.png`."""
+    """`threshold.png`, `block_size.png` and `speed_quality.png`, of long answers."""
     long = [one for one in found if one.kind == "long"]
-    ar = select(long, model="ar")
+    for name, draw in (("threshold", _thresholds), ("block_size", _block_sizes), ("speed_quality", _speed_quality)):
+        figure = draw(long, select(long, model="ar"))
+        figure.savefig(out / f"{name}.png", dpi=150)
 
-    figure, axes = _chart("Threshold of dynamic remasking", "forwards per token")
+
+def _thresholds(long: Sequence[Measurement], ar: Measurement) -> Figure:
+    """What the threshold of dynamic remasking changes: quality above, cost below."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    quality, cost = figure.subplots(2, 1, sharex=True)
     sweep = [one for one in long if one.model == "translation" and one.decoding == "dynamic"]
-    axes.plot([one.forwards_per_token for one in sweep], [100 * one.exact_match for one in sweep], "o-")
-    for one in sweep:
-        _label(axes, str(one.threshold), one.forwards_per_token, one)
-    _ar_line(axes, ar, "AR baseline, 1 forward/token")
-    figure.savefig(out / "threshold.png", dpi=150)
-
-    figure, axes = _chart("Block size", "block size D (denoising steps = D)")
-    sizes = [select(long, model=f"block_{size}", decoding="static") for size in BLOCK_SIZES]
-    axes.bar([str(size) for size in BLOCK_SIZES], [100 * one.exact_match for one in sizes])
-    _ar_line(axes, ar, "AR baseline")
-    figure.savefig(out / "block_size.png", dpi=150)
-
-    figure, axes = _chart("Speed and quality", "tokens/s at batch size 1")
-    for one in long:
-        if one.tokens_per_second is not None:
-            axes.scatter(one.tokens_per_second, 100 * one.exact_match)
-            parts = (one.model, "" if one is ar else one.decoding, "" if one.threshold is None else one.threshold)
-            _label(axes, " ".join(str(part) for part in parts if part), one.tokens_per_second, one)
-    figure.savefig(out / "speed_quality.png", dpi=150)
+    places = [str(one.threshold) for one in sweep]
+    quality.plot(places, [100 * one.exact_match for one in sweep], "o-", label="translation")
+    _ar_line(quality, 100 * ar.exact_match)
+    quality.set(title="Threshold of dynamic remasking", ylabel="exact match (%)", ylim=_room(sweep, ar))
+    cost.plot(places, [one.forwards_per_token for one in sweep], "o-")
+    most = max(one.forwards_per_token for one in sweep)
+    cost.set(ylabel="forwards per token", xlabel="threshold", ylim=(0, 1.2 * most))
+    return figure
 
 
-def _chart(title: str, across: str) -> tuple[Figure, Axes]:
-    """An empty chart of the exact match of long answers over something."""
+def _room(shown: Sequence[Measurement], ar: Measurement) -> tuple[float, float]:
+    """Ends of an axis of per cents, ten points apart at least, so that one question does not look like a cliff."""
+    lowest = 100 * min(one.exact_match for one in (*shown, ar))
+    return max(0.0, min(90.0, lowest - 5)), 101.0
+
+
+def _block_sizes(long: Sequence[Measurement], ar: Measurement) -> Figure:
+    """Quality over the block size."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.set(title=title, xlabel=across, ylabel="exact match, long answers (%)")
-    return figure, axes
+    sizes = [select(long, model=f"block_{size}", decoding="static") for size in BLOCK_SIZES]
+    bars = axes.bar([str(size) for size in BLOCK_SIZES], [100 * one.exact_match for one in sizes])
+    axes.bar_label(bars, fmt="{:.0f}", padding=2)
+    _ar_line(axes, 100 * ar.exact_match)
+    axes.set(title="Block size, a small budget", xlabel="block size D (denoising steps = D)", ylabel="exact match (%)")
+    axes.set_ylim(0, 115)  # room for the legend
+    return figure
 
 
-def _label(axes: Axes, text: str, across: float, one: Measurement) -> None:
-    """Names the point of a measurement."""
-    axes.annotate(text, (across, 100 * one.exact_match), (4, 4), textcoords="offset points", fontsize=8)
+def _speed_quality(long: Sequence[Measurement], ar: Measurement) -> Figure:
+    """Quality over speed; models of a small budget in grey."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    timed = [one for one in long if one.tokens_per_second is not None]
+    sweep = sorted((one for one in timed if one.model == "translation"), key=lambda one: one.threshold or 1.0)
+    axes.plot(*_points([ar]), "k*", markersize=12, label="AR baseline")
+    axes.plot(*_points(sweep), "o-", label="translation, equal budget: threshold 0.5 to 0.99, static")
+    small = [one for one in timed if one not in sweep and one is not ar]
+    axes.plot(*_points(small), "o", color="gray", label="translations of a small budget")
+    for one in small:
+        name = one.model.replace("block_", "D = ") + ("" if one.decoding == "static" else f", {one.decoding}")
+        speed, quality = _points([one])
+        # The two that stand at one speed are told apart by the side of their names.
+        above = quality[0] > 1
+        axes.annotate(name, (speed[0], quality[0]), (6, 4 if above else -10), textcoords="offset points", fontsize=8)
+    axes.set(title="Speed and quality", xlabel="tokens/s at batch size 1", ylabel="exact match (%)")
+    axes.set(ylim=(-8, 108), xlim=(0, None))
+    axes.legend(loc="center right", fontsize=8)
+    return figure
 
 
-def _ar_line(axes: Axes, ar: Measurement, text: str) -> None:
-    """A dashed line at the AR baseline's exact match."""
-    axes.axhline(100 * ar.exact_match, color="black", linestyle="--", label=text)
+def _points(shown: Sequence[Measurement]) -> tuple[list[float], list[float]]:
+    """Tokens per second and per cents."""
+    return [one.tokens_per_second or 0.0 for one in shown], [100 * one.exact_match for one in shown]
+
+
+def _ar_line(axes: Axes, quality: float) -> None:
+    """A dashed line at the AR baseline's quality."""
+    axes.axhline(quality, color="black", linestyle="--", label="AR baseline")
     axes.legend()
 
 
