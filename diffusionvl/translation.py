@@ -65,12 +65,7 @@ def translate(
     processor = load_processor(base)
     set_pixels(processor, min_pixels, max_pixels)
     set_chat_template(processor, chat_template, base)
-    header_ids = response_header_ids(processor)
-    if block_origin == "response" and not header_ids:
-        raise ValueError(
-            f"{base}: the chat template writes nothing in front of a response, so its blocks can not start there; "
-            "use block_origin='absolute'"
-        )
+    header_ids = _header_ids(processor, base, block_origin)
     model = load_model(base, dtype)
     rows = model.get_input_embeddings().num_embeddings
     own = processor.tokenizer.mask_token_id is not None
@@ -95,6 +90,21 @@ def translate(
         check_images(translated, processor, base)
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
     return Translation(translated, processor, message)
+
+
+def _header_ids(processor: ProcessorMixin, base: str, block_origin: str) -> list[int]:
+    """What stands in front of a response.
+
+    Raises:
+        ValueError: Nothing does, and blocks are to start there.
+    """
+    found = response_header_ids(processor)
+    if block_origin == "response" and not found:
+        raise ValueError(
+            f"{base}: the chat template writes nothing in front of a response, so its blocks can not start there; "
+            "use block_origin='absolute'"
+        )
+    return found
 
 
 def set_pixels(processor: ProcessorMixin, least: int | None, most: int | None) -> None:

@@ -97,32 +97,47 @@ def corrupt(
     if noise_order not in NOISE_ORDERS:
         raise ValueError(f"noise_order must be one of {NOISE_ORDERS}, got {noise_order!r}")
     generators = [row_generator(seed, step, row) for row in rows]
-    blocks = block_ids.flatten().cpu()
-    t, u = torch.zeros(x_0.numel()), torch.ones(x_0.numel())
+    views = _views(supervised, document_ids, stream_ids)
+    levels = level_ids(block_ids, noise_order).flatten().cpu()
+    t, u = (noise.view_as(x_0).to(x_0.device) for noise in _draw(views, levels, generators, noise_order, complementary))
+    return mask_tokens(x_0, supervised, t, u, mask_token_id)
+
+
+def level_ids(block_ids: Tensor, noise_order: str) -> Tensor:
+    """What shares a noise level inside a view: a block, or with the order `sequence` all blocks. [B, T] -> [B, T]."""
+    return torch.zeros_like(block_ids) if noise_order == "sequence" else block_ids
+
+
+def _draw(
+    views: dict[int, list[Tensor]],
+    levels: Tensor,
+    generators: list[torch.Generator],
+    noise_order: str,
+    complementary: bool,
+) -> tuple[Tensor, Tensor]:
+    """Noise levels and uniform draws of the supervised tokens, over the flattened batch."""
+    t, u = torch.zeros(len(levels)), torch.ones(len(levels))
     reference = torch.empty(0)
     if noise_order == "reference":
-        width = int(blocks.max()) + 1
+        width = int(levels.max()) + 1
         reference = reference_t(torch.stack([torch.rand(width, generator=own) for own in generators]))
     t_max = 1 - T_MIN if complementary else 1.0
-    for document, views in _views(supervised, document_ids, stream_ids).items():
+    for document, own_views in views.items():
         own = generators[document]
-        for number, view in enumerate(views):
+        for number, view in enumerate(own_views):
             if complementary and number % 2:
-                first = views[number - 1]
+                first = own_views[number - 1]
                 t[view] = 1 - t[first]
                 u[view] = torch.where(u[first] <= t[first], 2.0, 0.0)  # never masked, always masked
                 continue
-            distinct, order = blocks[view].unique(return_inverse=True)
-            if noise_order == "permuted":
-                t[view] = stratified_t(len(distinct), own, t_max)[order]
-            elif noise_order == "sequence":
-                t[view] = stratified_t(1, own, t_max)
+            if noise_order == "reference":
+                t[view] = reference[document, levels[view]]
             else:
-                t[view] = reference[document, blocks[view]]
+                distinct, order = levels[view].unique(return_inverse=True)
+                t[view] = stratified_t(len(distinct), own, t_max)[order]
             # Drawn for the supervised tokens alone, so that neither padding nor the layout of the row changes them.
             u[view] = torch.rand(len(view), generator=own)
-    t, u = t.view_as(x_0).to(x_0.device), u.view_as(x_0).to(x_0.device)
-    return mask_tokens(x_0, supervised, t, u, mask_token_id)
+    return t, u
 
 
 def _views(supervised: Tensor, document_ids: Tensor | None, stream_ids: Tensor | None) -> dict[int, list[Tensor]]:

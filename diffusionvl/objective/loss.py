@@ -15,14 +15,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def rows_as_documents(labels: Tensor) -> Tensor:
-    """Document of each token where every row is one. [B, T] -> [B, T]."""
+def documents_of(labels: Tensor, document_ids: Tensor | None) -> Tensor:
+    """Document of each token; every row is one where there are no ids. [B, T] -> [B, T]."""
+    if document_ids is not None:
+        return document_ids
     return torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
 
 
 def supervised_counts(labels: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Supervised tokens of each document, over all its noisy copies. [B, T] -> [K]."""
-    documents = rows_as_documents(labels) if document_ids is None else document_ids
+    documents = documents_of(labels, document_ids)
     return documents[labels != IGNORED].bincount(minlength=int(documents.max()) + 1)
 
 
@@ -45,7 +47,7 @@ def token_weights(labels: Tensor, normalizer: str, document_ids: Tensor | None =
     supervised = labels != IGNORED
     if normalizer == "tokens":
         return supervised.float()
-    documents = rows_as_documents(labels) if document_ids is None else document_ids
+    documents = documents_of(labels, document_ids)
     counts = supervised_counts(labels, documents).clamp(min=1)
     return supervised / counts[documents.clamp(min=0)]
 

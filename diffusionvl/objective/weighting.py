@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .corruption import Corrupted
-from .loss import rows_as_documents
+from .loss import documents_of
 from .noise_schedule import weight
 
 WEIGHTINGS = ("inverse_t", "mask_ratio", "uniform")
@@ -33,7 +33,7 @@ def noise_weights(
         noisy: The corrupted batch.
         weighting: One of `WEIGHTINGS`.
         supervised: Which tokens carry loss [B, T].
-        block_ids: What shares a noise level, inside a document [B, T]; all 0 where a document has one level.
+        block_ids: What shares a noise level inside a view [B, T] (see `level_ids`).
         document_ids: Document of each token [B, T]; every row is one if left out.
         stream_ids: View of each supervised token [B, T]; all are of one if left out.
 
@@ -49,7 +49,7 @@ def noise_weights(
         return weight(noisy.t).masked_fill(~noisy.masked, 0)
     if weighting == "uniform":
         return noisy.masked.float()
-    documents = rows_as_documents(block_ids) if document_ids is None else document_ids
+    documents = documents_of(block_ids, document_ids)
     streams = torch.zeros_like(block_ids) if stream_ids is None else stream_ids
     places = torch.stack([ids[supervised] for ids in (documents, streams, block_ids)])
     block = places.unique(dim=1, return_inverse=True)[1]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffusionvl.command_line import Parser, fail
-from diffusionvl.reproduction.measure import BLOCK_SIZE, BLOCK_SIZES, THRESHOLD, Measurement
+from diffusionvl.reproduction.measure import BLOCK_SIZE, BLOCK_SIZES, THRESHOLD, THRESHOLDS, Measurement
 
 
 def read_results(run: Path) -> list[Measurement]:
@@ -101,9 +101,9 @@ def tables(found: Sequence[Measurement]) -> str:
 def draw_charts(found: Sequence[Measurement], out: Path) -> None:
     """`threshold.png`, `block_size.png` and `speed_quality.png`, of long answers."""
     long = [one for one in found if one.kind == "long"]
+    ar = select(long, model="ar")
     for name, draw in (("threshold", _thresholds), ("block_size", _block_sizes), ("speed_quality", _speed_quality)):
-        figure = draw(long, select(long, model="ar"))
-        figure.savefig(out / f"{name}.png", dpi=150)
+        draw(long, ar).savefig(out / f"{name}.png", dpi=150)
 
 
 def _thresholds(long: Sequence[Measurement], ar: Measurement) -> Figure:
@@ -147,15 +147,16 @@ def _speed_quality(long: Sequence[Measurement], ar: Measurement) -> Figure:
     timed = [one for one in long if one.tokens_per_second is not None]
     sweep = sorted((one for one in timed if one.model == "translation"), key=lambda one: one.threshold or 1.0)
     axes.plot(*_points([ar]), "k*", markersize=12, label="AR baseline")
-    axes.plot(*_points(sweep), "o-", label="translation, equal budget: threshold 0.5 to 0.99, static")
+    axes.plot(
+        *_points(sweep), "o-", label=f"translation, equal budget: threshold {THRESHOLDS[0]} to {THRESHOLDS[-1]}, static"
+    )
     small = [one for one in timed if one not in sweep and one is not ar]
     axes.plot(*_points(small), "o", color="gray", label="translations of a small budget")
     for one in small:
         name = one.model.replace("block_", "D = ") + ("" if one.decoding == "static" else f", {one.decoding}")
         speed, quality = _points([one])
-        # The two that stand at one speed are told apart by the side of their names.
-        above = quality[0] > 1
-        axes.annotate(name, (speed[0], quality[0]), (6, 4 if above else -10), textcoords="offset points", fontsize=8)
+        side = 4 if quality[0] > 1 else -10  # names of points on the floor go below it, away from those just above
+        axes.annotate(name, (speed[0], quality[0]), (6, side), textcoords="offset points", fontsize=8)
     axes.set(title="Speed and quality", xlabel="tokens/s at batch size 1", ylabel="exact match (%)")
     axes.set(ylim=(-8, 108), xlim=(0, None))
     axes.legend(loc="center right", fontsize=8)

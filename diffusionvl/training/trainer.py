@@ -3,31 +3,28 @@
 Legend: B rows, T tokens of a row, M tokens with a loss.
 """
 
-import shutil
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..checkpoint import adapter_base, load_model
 from ..data.records import DataError
 from ..modeling.attention_diffusionvl import layer_masks
 from ..modeling.block_masks import CLEAN, PADDING, TokenTags
 from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
-from ..objective.corruption import corrupt
+from ..objective.corruption import corrupt, level_ids
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
 from ..objective.weighting import noise_weights
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
+from .checkpoints import CheckpointTrainer
 from .checks import check_objective, check_rows
 from .dataset import RowDataset
 from .evaluation import EvaluationLoss
@@ -35,14 +32,13 @@ from .flops import StepFlops, peak_of
 from .metrics import TrainingMetrics
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others, parameter_groups
-from .run_folder import seal
 from .sampler import EpochLengthGroupedSampler
 
 COUNTS = ("truncated", "dropped", "bad_samples")
 ROW_INFO = ("labels", "rows", *COUNTS)  # what a batch holds besides the model's inputs
 
 
-class BlockDiffusionTrainer(Trainer):
+class BlockDiffusionTrainer(CheckpointTrainer):
     """transformers' Trainer with the block-diffusion objective, or the AR one over the same rows.
 
     Args:
@@ -86,7 +82,6 @@ class BlockDiffusionTrainer(Trainer):
         if isinstance(train_dataset, PackedRowDataset):
             self._totals["bad_samples"] = train_dataset.bad_samples
         self._evaluation = EvaluationLoss()
-        self._arguments = args.to_json_string()
         self._progress = BlockDiffusionProgress()
         self.add_callback(LogLastStep())
         if not args.disable_tqdm:
@@ -180,9 +175,8 @@ class BlockDiffusionTrainer(Trainer):
             self.metrics.add_predictions(logits, targets)
             self.metrics.add_noise(losses, t)
             self.metrics.add(t=noisy.t.sum())
-        blocks = inputs["block_ids"]
-        shared = torch.zeros_like(blocks) if self.args.noise_order == "sequence" else blocks  # of one noise level
-        by_noise = noise_weights(noisy, self.args.weighting, supervised, shared, documents, inputs["stream_ids"])
+        levels = level_ids(inputs["block_ids"], self.args.noise_order)
+        by_noise = noise_weights(noisy, self.args.weighting, supervised, levels, documents, inputs["stream_ids"])
         return indices, losses * weights * by_noise.flatten()[indices]
 
     def _tell(self, inputs: dict[str, Any], info: dict[str, Tensor], logits: int) -> None:
@@ -263,51 +257,6 @@ class BlockDiffusionTrainer(Trainer):
             optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
         return super().create_optimizer(model)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """As in transformers, with tied weights once and the arguments as JSON in place of a pickle."""
-        if state_dict is not None:  # ZeRO-2 gives copies, of which save_pretrained can not tell that they are tied
-            ties = self.model.all_tied_weights_keys
-            state_dict = {name: value for name, value in state_dict.items() if name not in ties}
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
-            pickled.unlink(missing_ok=True)
-            pickled.with_suffix(".json").write_text(self._arguments + "\n", encoding="utf-8")
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in transformers; the checkpoint is sealed when it is whole, and only then older ones are deleted."""
-        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            seal(folder)
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
-        """Loads weights as `from_pretrained` does.
-
-        Checkpoints hold the hub's names of a base's weights. transformers' own method compares them with the model's
-        names as they are, and goes on with the weights that it did not find.
-        """
-        is_adapter = adapter_base(resume_from_checkpoint) is not None
-        if is_adapter or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have checkpoints of their own
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        model = self.model if model is None else model
-        model.load_state_dict(load_model(resume_from_checkpoint, model.dtype).state_dict())
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As in transformers, with a loss that does not depend on how the data set is cut into batches."""
