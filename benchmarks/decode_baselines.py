@@ -12,8 +12,8 @@ from transformers import DynamicCache
 from diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
-from diffusionvl.modeling.remasking_diffusionvl import REMASKING, Draft, transfer_schedule
-from diffusionvl.modeling.sampling_diffusionvl import Sampling, choose_tokens
+from diffusionvl.modeling.remasking import REMASKING, Draft, transfer_schedule
+from diffusionvl.modeling.sampling import Sampling, choose_tokens
 
 Inputs = dict[str, Tensor]
 

@@ -13,11 +13,10 @@ from decode_report import Measured
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
-from diffusionvl.checkpoint import load_model, load_processor
-from diffusionvl.evaluate.decoding import generate, on_model
-from diffusionvl.infer import find_device
-from diffusionvl.quickstart import easy_vqa
-from diffusionvl.quickstart.evaluate import answer, encode
+from diffusionvl.checkpoints.loading import find_device, load_model, load_processor
+from diffusionvl.evaluation.decoding import generate, on_model
+from studies.quickstart import easy_vqa
+from studies.quickstart.contest import answer, encode
 
 LONGEST = 64  # tokens of an answer to a long question of easy-VQA, which has 30 to 48
 # SmolLM2-135M, and the language model of Qwen2.5-VL-3B.

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step_contenders import SHAPES, Document, ar_loss, build_batches, build_model, our_loss, reference_loss
 
 from diffusionvl import DiffusionVLForConditionalGeneration
-from diffusionvl.modeling.attention_diffusionvl import attend_over_tiles
+from diffusionvl.modeling.attention import attend_over_tiles
 
 LANGUAGE, WHOLE = "language model", "whole step"
 PARTS = (LANGUAGE, WHOLE)

@@ -9,8 +9,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from diffusionvl.data.collate import collate
 from diffusionvl.data.streams import Row, build_row
-from diffusionvl.modeling.attention_diffusionvl import TILE
-from diffusionvl.modeling.block_masks import TokenTags, block_grid, dense_mask
+from diffusionvl.modeling.attention import TILE
+from diffusionvl.modeling.block_grid import block_grid
+from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.families import MEDIA_INPUTS, sequential_positions
 from diffusionvl.modeling.modeling_diffusionvl import head_on
 from diffusionvl.objective.loss import IGNORED, cross_entropy

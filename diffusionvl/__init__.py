@@ -11,16 +11,17 @@ import wrapt
 
 if TYPE_CHECKING:
     from .assembly import assemble, save_assembly
-    from .checkpoint import load_processor
-    from .data.records import Record, read_records
+    from .checkpoints.loading import load_processor
+    from .checkpoints.remote_code import trust_remote_code
+    from .data.record import Record
+    from .data.sources.records import read_records
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
-    from .modeling.engine_diffusionvl import Engine
+    from .modeling.engine import Engine
     from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
-    from .modeling.generation_output_diffusionvl import DiffusionVLGenerationOutput
+    from .modeling.generation_diffusionvl import DiffusionVLGenerationOutput
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
-    from .remote_code import trust_remote_code
     from .training import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
-    from .translation import save_translation, translate
+    from .translation.translate import save_translation, translate
 
 __version__ = "0.1.0"
 
@@ -30,17 +31,17 @@ _HOME = {
     "DiffusionVLConfig": "modeling.configuration_diffusionvl",
     "DiffusionVLForConditionalGeneration": "modeling.modeling_diffusionvl",
     "DiffusionVLGenerationConfig": "modeling.generation_configuration_diffusionvl",
-    "DiffusionVLGenerationOutput": "modeling.generation_output_diffusionvl",
-    "Engine": "modeling.engine_diffusionvl",
-    "Record": "data.records",
+    "DiffusionVLGenerationOutput": "modeling.generation_diffusionvl",
+    "Engine": "modeling.engine",
+    "Record": "data.sources.records",
     "RowDataset": "training",
     "assemble": "assembly",
-    "load_processor": "checkpoint",
-    "read_records": "data.records",
+    "load_processor": "checkpoints.loading",
+    "read_records": "data.sources.records",
     "save_assembly": "assembly",
-    "save_translation": "translation",
-    "translate": "translation",
-    "trust_remote_code": "remote_code",
+    "save_translation": "translation.translate",
+    "translate": "translation.translate",
+    "trust_remote_code": "checkpoints.remote_code",
 }
 
 __all__ = [

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from .command_line import Parser, fail
+from .checkpoints.loading import find_device
+from .commands.command_line import Parser, fail
+from .data.prompts import InputError, encode
+from .drawing.film import side_by_side
 
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
-    from transformers import BatchFeature, ProcessorMixin
+    from transformers import ProcessorMixin
     from transformers.generation.streamers import BaseStreamer
 
-    from .data.layouts import Video
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
@@ -37,10 +38,6 @@ SETTINGS = (
     "stop_strings",
     "max_time",
 )
-
-
-class InputError(ValueError):
-    """An argument that can not be used; the message names it, its value and the remedy."""
 
 
 def build_parser() -> Parser:
@@ -138,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from .data.images import open_image
-    from .data.layouts import Video
+    from .data.record import Video
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -179,28 +176,10 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     _print(report, arguments.json, streaming)
     if arguments.film:
-        from .film import draw_film
+        from .drawing.film_gif import draw_film
 
         image = side_by_side(images) if images else None
         draw_film(arguments.film, output.history, processor.tokenizer, prompt_length, image, arguments.prompt, len(new))
-
-
-def find_device(name: str | None) -> "torch.device":
-    """The device of that name; without one, cuda if there is one, else cpu.
-
-    Raises:
-        InputError: There is no such device here.
-    """
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # the meta device holds no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name!r} can not be used here; `--device cpu` always can") from error
-    return device
 
 
 def load(
@@ -211,9 +190,9 @@ def load(
     Raises:
         ValueError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
     """
-    from .checkpoint import load_config, load_model, load_processor
+    from .checkpoints.loading import load_config, load_model, load_processor
+    from .checkpoints.remote_code import trust_remote_code
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
-    from .remote_code import trust_remote_code
 
     name = arguments.model
     if arguments.trust_remote_code:
@@ -254,27 +233,6 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
     return given
 
 
-def encode(
-    processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]", videos: "list[Video] | None" = None
-) -> "BatchFeature":
-    """A question about images and videos as the model's inputs, these first; [1, P] tokens, as in training."""
-    from .data.chat_template import special_tokens
-    from .data.videos import video_inputs
-
-    videos = videos or []
-    shown = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
-    for token in special_tokens(processor.tokenizer).values():
-        if token in prompt:
-            raise InputError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
-    messages = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    media = video_inputs(videos, text, processor, "--video")
-    if images:
-        media["images"] = [images]
-    # The template has written every special token.
-    return processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
-
-
 def _streamer(tokenizer: Any) -> "BaseStreamer":
     """Writes each finished block to stdout; on a terminal also the drafts, which overwrite one another."""
     from transformers import TextDiffusionStreamer, TextStreamer
@@ -295,21 +253,6 @@ def _print(report: dict[str, Any], as_json: bool, streamed: bool) -> None:
         f"forward, {report['seconds']:.2f} s",
         file=sys.stderr,
     )
-
-
-def side_by_side(images: "list[Image.Image]", height: int = 448) -> "Image.Image":
-    """Joins pictures into one strip, for the film."""
-    from PIL import Image
-
-    if len(images) == 1:
-        return images[0]
-    scaled = [image.resize((max(round(image.width * height / image.height), 1), height)) for image in images]
-    strip = Image.new("RGB", (sum(image.width for image in scaled) + 8 * (len(scaled) - 1), height), "white")
-    x = 0
-    for image in scaled:
-        strip.paste(image, (x, 0))
-        x += image.width + 8
-    return strip
 
 
 if __name__ == "__main__":

@@ -8,23 +8,26 @@ from pathlib import Path
 from transformers import PreTrainedConfig, ProcessorMixin, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .checkpoint import load_config, load_model, load_processor
-from .command_line import fail
+from .checkpoints.loading import load_config, load_model, load_processor
+from .checkpoints.model_card import write_model_card
+from .checkpoints.output_folder import locked
+from .checkpoints.remote_code import trust_remote_code
+from .commands.command_line import fail
+from .commands.recipe import parse_arguments
 from .data.conversation import ConversationEncoder
-from .data.json_records import write_jsonl
-from .data.records import DataError, read_records
-from .modeling.attention_diffusionvl import TILE, attend_over_tiles
+from .data.record import DataError
+from .data.sources.json_records import write_jsonl
+from .data.sources.records import read_records
+from .modeling.attention import TILE, attend_over_tiles
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
-from .remote_code import trust_remote_code
 from .training import BlockDiffusionTrainer, PackedRowDataset, RowDataset, measure_rows
-from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments, parse_arguments
+from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments
 from .training.callbacks import SaveAndStopOnSigterm
-from .training.checks import check_objective
+from .training.cost.plan import build_meta_model, plan
 from .training.parameters import freeze_others
-from .training.plan import build_meta_model, plan
-from .training.run_folder import is_finished, locked, resume_from
+from .training.run_folder import is_finished, resume_from
 from .training.samples import SampleTable
-from .translation import write_model_card
+from .training.trainer import check_objective
 
 STOPPED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
 

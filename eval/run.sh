@@ -6,4 +6,4 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -x "$root/.venv/bin/python" ] && export PATH="$root/.venv/bin:$PATH"
 export TOKENIZERS_PARALLELISM=false PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec python -m diffusionvl.evaluate.run "$@"
+exec python -m eval.run "$@"

@@ -7,9 +7,9 @@ out=${1:-assets/easy-vqa-base}
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-python -m diffusionvl.quickstart.easy_vqa --out outputs/base/data --attributes shape
-python -m diffusionvl.quickstart.easy_vqa --out outputs/base/data --repeats 6
-python -m diffusionvl.quickstart.base --out outputs/base/init
+python -m studies.quickstart.easy_vqa --out outputs/base/data --attributes shape
+python -m studies.quickstart.easy_vqa --out outputs/base/data --repeats 6
+python -m studies.quickstart.base --out outputs/base/init
 python -m diffusionvl.train configs/recipes/easy_vqa_base_shapes.yaml
 python -m diffusionvl.train configs/recipes/easy_vqa_base.yaml
 mkdir -p "$out"

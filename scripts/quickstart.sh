@@ -14,11 +14,11 @@ case " $* " in *" --output"[-_]"dir"*)
 esac
 
 echo "== 1/4 records of easy-VQA's training split"
-python -m diffusionvl.quickstart.easy_vqa --out "$out/data" --repeats 5 --turns 2 --longs 1 1 --draw
+python -m studies.quickstart.easy_vqa --out "$out/data" --repeats 5 --turns 2 --longs 1 1 --draw
 echo "== 2/4 translate $base"
 # translate writes into no folder that holds something, and its result appears when it is whole: a second run keeps it.
 [ -e "$out/init/config.json" ] || diffusionvl translate "$base" --out "$out/init" --block-size 8
 echo "== 3/4 finetune by block diffusion"
 python -m diffusionvl.train configs/recipes/quickstart.yaml "$@"
 echo "== 4/4 compare base and translation"
-python -m diffusionvl.quickstart.comparison "$base" "$out/model" --out "$out"
+python -m studies.quickstart.comparison "$base" "$out/model" --out "$out"

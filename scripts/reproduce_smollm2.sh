@@ -47,10 +47,10 @@ finetune() {
 translate() { once "$1" diffusionvl translate "$out/$2" --out "$out/$1" --block-size "$3"; }
 
 pictures=(--train_records "$out/data/conversations.jsonl")
-once smollm2 python -m diffusionvl.reproduction.weights --out "$out/smollm2"
-once tower python -m diffusionvl.reproduction.tower --out "$out/tower" --steps "$tower" --seed "$seed"
-once attributes python -m diffusionvl.quickstart.easy_vqa --out "$out/attributes" --attributes both
-once data python -m diffusionvl.quickstart.easy_vqa --out "$out/data" --repeats "$repeats" --turns 1 --longs 1 1 --draw
+once smollm2 python -m studies.smollm2.unpack --out "$out/smollm2"
+once tower python -m studies.smollm2.tower --out "$out/tower" --steps "$tower" --seed "$seed"
+once attributes python -m studies.quickstart.easy_vqa --out "$out/attributes" --attributes both
+once data python -m studies.quickstart.easy_vqa --out "$out/data" --repeats "$repeats" --turns 1 --longs 1 1 --draw
 once assembled diffusionvl assemble --lm "$out/smollm2" --vision "$out/tower" --out "$out/assembled" --image-grid single
 finetune aligned align assembled "$align" --train_records "$out/attributes/attributes.jsonl"
 finetune ar ar aligned "$train" "${pictures[@]}"
@@ -64,9 +64,9 @@ finetune full translate init_64 "$ablate" "${pictures[@]}"
 finetune sequence translate init_8 "$ablate" "${pictures[@]}" --noise_order sequence
 
 # Text alone: the translation learns from answers that its own base wrote.
-once text_data python -m diffusionvl.reproduction.prompts "$out/smollm2" --out "$out/text_data" --limit "$prompts"
+once text_data python -m studies.smollm2.own_answers "$out/smollm2" --out "$out/text_data" --limit "$prompts"
 translate text_init smollm2 8
 finetune text text text_init "$text" --train_records "$out/text_data/train.jsonl"
 
-python -m diffusionvl.reproduction.measure "$out" "${questions[@]}"
-python -m diffusionvl.reproduction.charts "$out" --out "$out/charts"
+python -m studies.smollm2.measure "$out" "${questions[@]}"
+python -m studies.smollm2.charts "$out" --out "$out/charts"

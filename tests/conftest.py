@@ -8,9 +8,9 @@ from tiny_towers import save_clip, save_siglip
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
-from diffusionvl.checkpoint import load_processor
-from diffusionvl.quickstart.base import build_base
-from diffusionvl.translation import save_translation, translate
+from diffusionvl.checkpoints.loading import load_processor
+from diffusionvl.translation.translate import save_translation, translate
+from studies.quickstart.base import build_base
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from diffusionvl.evaluate.results import RunRecord, write_record
+from eval.results import RunRecord, write_record
 
 SPEED = {"tokens_per_second": 100.0, "forwards_per_token": 1.0, "seconds_to_first_block": 0.1}
 

@@ -1,12 +1,16 @@
 """What several test modules build: models with random weights, pictures, records, batches."""
 
+import io
+import json
+import tarfile
+
 import numpy as np
 import torch
 from PIL import Image
 
-from diffusionvl import DiffusionVLForConditionalGeneration, RowDataset
+from diffusionvl import DiffusionVLForConditionalGeneration, RowDataset, cli
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.data.records import Record
+from diffusionvl.data.record import Record
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 
 QUESTION = "what is the color of the shape?"
@@ -115,3 +119,31 @@ def gradients(model):
 def assert_same(found, expected, tolerance=1e-5):
     """Equal up to `tolerance` of the largest expected value."""
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item() + 1e-12)
+
+
+def run(capsys, *argv):
+    """Exit code, stdout and stderr of one call."""
+    capsys.readouterr()
+    try:
+        code = cli.main(list(argv))
+    except SystemExit as exit_:
+        code = exit_.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def losses(folder):
+    """The losses that a run has logged, in order."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["loss"] for line in log if "loss" in line]
+
+
+def write_archive(path, files, mode="w"):
+    """A tar archive of (name, content) pairs; what is not bytes is written as JSON."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return str(path)

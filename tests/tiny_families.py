@@ -18,8 +18,8 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from diffusionvl.checkpoints.text_processor import TextProcessor
 from diffusionvl.modeling.processing_diffusionvl import without_video
-from diffusionvl.text_processor import TextProcessor
 
 WORDS = "what is the color of the shape? is there a circle, a triangle or a square in the image? red teal blue yes no"
 TEXT_TEMPLATE = """\

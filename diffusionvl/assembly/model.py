@@ -14,7 +14,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from ..vocabulary import give_row, origin_of_row
+from ..checkpoints.vocabulary import give_row, origin_of_row
 from .parts import is_siglip, load_language_model, load_tower, patches
 from .processor import IMAGE_TOKEN, VIDEO_TOKEN, build_processor
 from .projector import copy_projector, init_projector, load_projector

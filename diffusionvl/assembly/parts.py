@@ -11,7 +11,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from ..checkpoint import load_config, load_model, load_processor, load_weights
+from ..checkpoints.loading import load_config, load_model, load_processor, load_weights
 from ..modeling.families import auto_class
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoint import load_config, load_model
+from ..checkpoints.loading import load_config, load_model
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import is_projector_parameter
 

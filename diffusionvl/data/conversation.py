@@ -16,7 +16,7 @@ from .chat_template import end_of_turn, response_header_ids
 from .collate import concatenate
 from .image_text import ImageText
 from .images import image_size, name_of, open_image
-from .layouts import DataError, Record
+from .record import DataError, Record
 from .streams import IGNORED
 from .videos import GRID, video_inputs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
 
-from .layouts import DataError, Picture
+from .record import DataError, Picture
 
 # Pillow reads some formats by running other programs (EPS), so only these are tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .layouts import DataError, Video
+from .record import DataError, Video
 
 REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 PACKAGES = ("torchvision", "qwen_vl_utils")

@@ -16,9 +16,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .block_masks import block_grid, block_starts, keep_whole
-from .configuration_diffusionvl import DiffusionVLConfig
-
 # Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
 MEDIA_INPUTS = (
     "pixel_values",
@@ -149,20 +146,6 @@ def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: T
 def reads_images_whole(base_config: PreTrainedConfig) -> bool:
     """Whether the tokens of an image see one another in both directions."""
     return base_config.model_type in WHOLE_IMAGE_FAMILIES
-
-
-def row_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
-    """Block of each token of one clean row [L], by `config.block_origin`.
-
-    Training and decoding both cut their grid here, so that they can not differ.
-    """
-    starts: list[int] = []
-    if config.block_origin == "response":
-        starts = block_starts(input_ids.tolist(), config.response_header_ids, config.end_of_turn_ids)
-    blocks = block_grid(len(input_ids), config.block_size, starts).to(input_ids.device)
-    if reads_images_whole(config.base_config):
-        blocks = keep_whole(blocks, media_types(config.base_config, input_ids) > 0)
-    return blocks
 
 
 def mask_inputs(base_config: PreTrainedConfig, input_ids: Tensor) -> dict[str, Tensor]:

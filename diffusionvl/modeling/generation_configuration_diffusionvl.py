@@ -1,10 +1,12 @@
 """How answers are decoded: the settings of `generate` and their ranges."""
 
+import copy
 from typing import Any
 
 from transformers import GenerationConfig
 
-from .remasking_diffusionvl import REMASKING
+from .families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS
+from .remasking import REMASKING
 
 
 class DiffusionVLGenerationConfig(GenerationConfig):
@@ -146,3 +148,42 @@ def _is_number(value: Any, most: float) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most and value < float("inf")
     )
+
+
+def resolve_settings(
+    model: Any, config: DiffusionVLGenerationConfig | None, kwargs: dict[str, Any]
+) -> tuple[DiffusionVLGenerationConfig, dict[str, Any]]:
+    """Splits keyword arguments into settings and media inputs, and checks the settings against the model.
+
+    Args:
+        model: The block-diffusion model.
+        config: Settings; the model's own `generation_config` if left out, and its special tokens where these settings
+            have none.
+        kwargs: Settings that differ in this call, and the inputs for images and videos.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range.
+    """
+    own = model.generation_config
+    settings = copy.deepcopy(own if config is None else config)
+    if not isinstance(settings, DiffusionVLGenerationConfig):
+        raise ValueError(f"generation_config must be a DiffusionVLGenerationConfig, got a {type(settings).__name__}")
+    settings.update(defaults_only=True, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    known = settings.setting_names
+    # The model reads the kind of a token off its id.
+    unknown = set(kwargs) - {*known, *MEDIA_INPUTS, *TOKEN_TYPE_INPUTS}
+    if unknown:
+        raise ValueError(f"generate() does not know {sorted(unknown)}; its settings are {known}")
+    settings.update(**{name: value for name, value in kwargs.items() if name in known})
+    if settings.pad_token_id is None and settings.eos_token_ids:
+        settings.pad_token_id = settings.eos_token_ids[0]
+    block_size = model.config.block_size
+    if settings.denoising_steps is None:
+        settings.denoising_steps = block_size
+    if settings.denoising_steps > block_size:
+        raise ValueError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {block_size}")
+    if settings.sub_block_size is None:
+        settings.sub_block_size = block_size
+    if block_size % settings.sub_block_size:
+        raise ValueError(f"sub_block_size={settings.sub_block_size} does not divide the block size {block_size}")
+    return settings, {name: kwargs[name] for name in MEDIA_INPUTS if kwargs.get(name) is not None}

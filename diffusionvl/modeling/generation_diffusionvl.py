@@ -4,21 +4,40 @@ The output fields, the generation config and the streamer follow transformers' o
 (`models/diffusion_gemma`). Legend: B batch, P padded prompt, G generated tokens, D block size.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
-from .engine_diffusionvl import Engine
-from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
-from .generation_output_diffusionvl import DenoisingStep, DiffusionVLGenerationOutput
-from .inputs_diffusionvl import resolve_settings
-from .request_diffusionvl import Request
-from .sampling_diffusionvl import Generators
+from .engine import Engine
+from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
+from .request import DenoisingStep, Request
+from .sampling import Generators
+
+
+@dataclass
+class DiffusionVLGenerationOutput(ModelOutput):
+    """Output of `generate`.
+
+    Attributes:
+        sequences: Prompts and answers [B, P + G]; padded behind each row's end of sequence.
+        tokens_per_forward: Answer tokens (the end of sequence counts, padding does not) a forward, for each row [B].
+        forwards: Forwards that each row took part in, reading the prompt included [B].
+        past_key_values: The KV cache.
+        history: The denoising steps, with `output_history`.
+    """
+
+    sequences: Tensor | None = None
+    tokens_per_forward: Tensor | None = None
+    forwards: Tensor | None = None
+    past_key_values: Cache | None = None
+    history: list[DenoisingStep] | None = None
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Model  # what the mixin is mixed into

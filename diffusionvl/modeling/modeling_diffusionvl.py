@@ -14,7 +14,8 @@ from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .attention_diffusionvl import layer_masks
+from .attention import layer_masks
+from .block_grid import row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
 from .families import (
@@ -27,7 +28,6 @@ from .families import (
     native_positions,
     position_axes,
     reads_images_whole,
-    row_blocks,
     sequential_positions,
 )
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig

@@ -1,26 +1,18 @@
 """Arguments of a training run: three flat dataclasses, one YAML recipe, command-line overrides."""
 
-import json
 import os
-import re
-import sys
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 import torch
-import yaml
-from transformers import HfArgumentParser, SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.utils import is_peft_available
 
-from ..command_line import Parser
 from ..data.conversation import SUPERVISIONS
-from ..data.records import KINDS
+from ..data.sources.records import KINDS
 from ..modeling.families import MODULES
-from ..objective.loss import NORMALIZERS
+from ..objective.loss import NORMALIZERS, WEIGHTINGS
 from ..objective.noise_schedule import NOISE_ORDERS
-from ..objective.weighting import WEIGHTINGS
 
 OBJECTIVES = ("block_diffusion", "ar")
 QUANTIZATIONS = ("4bit",)
@@ -246,98 +238,3 @@ class BlockDiffusionConfig(TrainingArguments):
                 f"global_batch_size {self.global_batch_size}; leave it out"
             )
         return steps
-
-
-class _Parser(HfArgumentParser):
-    """Makes flags of the dataclasses' fields; an error comes without the usage of two hundred flags in front."""
-
-    error = Parser.error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number; to PyYAML it is one only as 1.0e-5."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping that has each key once; YAML would take the last."""
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands there twice", node.start_mark)
-    return loader.construct_mapping(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
-)
-
-
-def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, BlockDiffusionConfig]:
-    """Parses `[recipe.yaml] [--key value ...]`; a key on the command line wins over the recipe's.
-
-    Args:
-        argv: Arguments; the command line's if left out.
-
-    Raises:
-        SystemExit: With code 2 and one clear line, for an unknown key or a value out of its range.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    kinds = (ModelArguments, DataArguments, BlockDiffusionConfig)
-    parser = _Parser(kinds, prog="diffusionvl train", allow_abbrev=False)
-    parser.usage = "diffusionvl train [recipe.yaml] [--key value ...]"
-    try:
-        if argv and not argv[0].startswith("-"):
-            recipe = read_recipe(Path(argv.pop(0)))
-            if argv and not argv[0].startswith("-"):  # it would end up in a list of the recipe's
-                parser.error(f"unknown arguments: {argv[0]}")
-            hints = [hint for kind in kinds for hint in get_type_hints(kind).items()]
-            optional = {name for name, hint in hints if type(None) in get_args(hint)}
-            nulls = {key for key, value in recipe.items() if value is None and key in optional}
-            parser.set_defaults(**dict.fromkeys(nulls))  # no word of a command line stands for None
-            argv = recipe_flags({key: value for key, value in recipe.items() if key not in nulls}) + argv
-        *parsed, unknown = parser.parse_args_into_dataclasses(
-            argv, return_remaining_strings=True, look_for_args_file=False
-        )
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    return tuple(parsed)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Reads a YAML recipe.
-
-    Raises:
-        ValueError: The file is missing, broken or no mapping of keys to values.
-    """
-    try:
-        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path}: can not be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path}: broken YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"recipe {path}: must be a mapping of keys to values")
-    return recipe
-
-
-def recipe_flags(recipe: dict[str, Any]) -> list[str]:
-    """A recipe as command-line flags, so that one parser checks both."""
-    flags: list[str] = []
-    for key, value in recipe.items():
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(_word, value)]
-        else:
-            flags.append(f"--{key}={_word(value)}")
-    return flags
-
-
-def _word(value: Any) -> str:
-    """One YAML value as it is written behind its flag."""
-    if isinstance(value, bool):  # a plain `no` is false in YAML, but also the name of a strategy
-        return "yes" if value else "no"
-    if value is None:
-        return "null"
-    return json.dumps(value) if isinstance(value, dict) else str(value)

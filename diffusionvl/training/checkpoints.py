@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..checkpoint import adapter_base, load_model
+from ..checkpoints.loading import adapter_base, load_model
 from .run_folder import seal
 
 

@@ -11,10 +11,9 @@ from transformers.modeling_utils import set_zero3_state
 
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder, Encoded
-from ..data.layouts import DataError
-from ..data.records import Record, Records
+from ..data.record import DataError, Record, Records
 from ..data.streams import IGNORED, Row, build_row
-from ..modeling.block_masks import keep_whole
+from ..modeling.block_grid import keep_whole, row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import (
     auto_class,
@@ -23,7 +22,6 @@ from ..modeling.families import (
     placeholder_ids,
     position_axes,
     reads_images_whole,
-    row_blocks,
     sequential_positions,
 )
 

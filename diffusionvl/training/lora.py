@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
-from ..checkpoint import adapter_base
+from ..checkpoints.loading import adapter_base
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import PROJECTOR_MODULES, VISION_MODULES, module_of
 from .arguments import BlockDiffusionConfig, ModelArguments

@@ -3,11 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..data.layouts import DataError
 from ..data.packing import pack
+from ..data.record import DataError
 from .dataset import Item, RowDataset, tell_left_out
 
 BAD = (-1, 0)  # the size of a record that can not be used
@@ -107,3 +109,22 @@ def measure_rows(rows: RowDataset, workers: int = 0, process: int = 0, processes
             f"{bad} of {len(rows)} records can not be used, more than max_bad_samples={rows.max_bad_samples}"
         )
     return sizes
+
+
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """transformers' sampler, in an order that the seed and the epoch alone settle, so that a run can be resumed.
+
+    Args:
+        batch_size: Rows of about one length: those of one optimizer step, over all processes.
+        lengths: Length of every row.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the beginning of every epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)

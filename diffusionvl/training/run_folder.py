@@ -1,11 +1,8 @@
 """The folder of a run: its lock, its checkpoints and which of them are whole."""
 
-import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -15,29 +12,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .arguments import BlockDiffusionConfig
 
 SEAL_NAME = "checkpoint_files.json"
-LOCK_NAME = ".lock"
-
-
-@contextmanager
-def locked(output_dir: str) -> Iterator[None]:
-    """Inside, the folder is this process's alone; a process that is killed leaves it free.
-
-    A POSIX record lock, which processes that load data do not inherit. It holds across machines where their shared
-    file system knows such locks (NFS 4, Lustre mounted with `flock`).
-
-    Raises:
-        ValueError: Another run is writing into the folder.
-    """
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with Path(output_dir, LOCK_NAME).open("w", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"output_dir {output_dir!r}: another run is writing into it ({error.strerror}); "
-                "wait for its end, or give another output_dir"
-            ) from error
-        yield
 
 
 def seal(checkpoint: Path) -> None:

@@ -11,10 +11,10 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from ..data.images import open_image
-from ..data.layouts import DataError, Record
+from ..data.record import DataError, Record
 from ..data.videos import video_inputs
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from ..modeling.generation_output_diffusionvl import DenoisingStep
+from ..modeling.request import DenoisingStep
 from .dataset import RowDataset
 
 MASK = "░"

@@ -10,29 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..data.records import DataError
-from ..modeling.attention_diffusionvl import layer_masks
+from ..data.record import DataError
+from ..modeling.attention import layer_masks
 from ..modeling.block_masks import CLEAN, PADDING, TokenTags
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt, level_ids
-from ..objective.loss import IGNORED, cross_entropy, loss_counts, token_weights
-from ..objective.weighting import noise_weights
+from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
 from .checkpoints import CheckpointTrainer
-from .checks import check_objective, check_rows
+from .cost.flops import StepFlops, peak_of
 from .dataset import RowDataset
-from .evaluation import EvaluationLoss
-from .flops import StepFlops, peak_of
-from .metrics import TrainingMetrics
-from .packed_dataset import PackedRowDataset, measure_rows
+from .metrics import EvaluationLoss, TrainingMetrics
+from .packed_dataset import EpochLengthGroupedSampler, PackedRowDataset, measure_rows
 from .parameters import freeze_others, parameter_groups
-from .sampler import EpochLengthGroupedSampler
 
 COUNTS = ("truncated", "dropped", "bad_samples")
 ROW_INFO = ("labels", "rows", *COUNTS)  # what a batch holds besides the model's inputs
@@ -299,3 +296,35 @@ class BlockDiffusionTrainer(CheckpointTrainer):
 
 
 CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
+
+
+def check_objective(config: PreTrainedConfig, objective: str) -> None:
+    """Raises a ValueError if the objective does not fit the model."""
+    if isinstance(config, DiffusionVLConfig) != (objective == "block_diffusion"):
+        raise ValueError(
+            f"objective={objective!r} does not fit a {config.model_type!r} model; "
+            "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
+        )
+
+
+def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> None:
+    """Refuses settings that rows do not fit.
+
+    Raises:
+        ValueError: They do not.
+    """
+    packed = isinstance(dataset, PackedRowDataset)
+    rows = dataset.rows if isinstance(dataset, PackedRowDataset) else dataset
+    if args.complementary and rows.views % 2:
+        raise ValueError(f"complementary needs views in pairs, got noisy_views={rows.views}; set noisy_views to 2")
+    if args.objective == "ar" and rows.views != 1:
+        raise ValueError(f"noisy_views={rows.views} needs objective block_diffusion; AR has no noisy rows")
+    if args.noise_order == "reference" and (packed or rows.views > 1):
+        raise ValueError(
+            "noise_order reference is that of unpacked rows with one view; take packing or noisy_views out"
+        )
+    strategy = args.train_sampling_strategy
+    if strategy == "batch_rebalance" or (packed and strategy == "group_by_length"):
+        raise ValueError(
+            f"train_sampling_strategy {strategy!r} does not fit these rows; take it out, or use packing alone"
+        )

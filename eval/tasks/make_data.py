@@ -4,11 +4,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from diffusionvl.command_line import Parser, fail
-from diffusionvl.data.json_records import write_jsonl
-from diffusionvl.evaluate.chart_reading import write_benchmark
-from diffusionvl.quickstart.easy_vqa import test_records
-from diffusionvl.quickstart.evaluate import answer, question
+from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.data.sources.json_records import write_jsonl
+from eval.tasks.chart_reading import write_benchmark
+from studies.quickstart.contest import answer, question
+from studies.quickstart.easy_vqa import test_records
 
 OUT = Path(__file__).parents[2] / "outputs" / "eval-data"  # where the tasks look
 

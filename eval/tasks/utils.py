@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffusionvl.evaluate.metrics import exact_match, relaxed_match, token_f1
+from diffusionvl.evaluation.scores import exact_match, relaxed_match, token_f1
 
 DATA = Path(__file__).parents[2] / "outputs" / "eval-data"
 

@@ -1,0 +1,1 @@
+"""Checkpoint folders: loading, saving, exporting, and what goes with the weights."""

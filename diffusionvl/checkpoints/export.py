@@ -1,0 +1,92 @@
+"""A checkpoint with its code: a folder that transformers loads where this package is not installed."""
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.families import auto_class
+from .loading import adapter_base, load_config, load_processor
+from .model_card import extend_model_card, write_model_card
+from .remote_code import is_remote_code
+
+CONFIG_CLASS = "configuration_diffusionvl.DiffusionVLConfig"
+MODEL_CLASS = "modeling_diffusionvl.DiffusionVLForConditionalGeneration"
+PROCESSOR_CLASS = "processing_diffusionvl.DiffusionVLProcessor"
+CARD = "README.md"
+
+
+def export(folder: str, out: str) -> None:
+    """Copies a block-diffusion checkpoint and adds the code of its model.
+
+    Weights are copied as the files that they are. With `trust_remote_code=True`, transformers' Auto classes load the
+    result in a process that does not have this package; with the package, it loads as any other checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        out: New folder; it must exist and be empty.
+
+    Raises:
+        ValueError: `folder` holds no block-diffusion checkpoint, or lacks files.
+    """
+    if adapter_base(folder) is not None:
+        raise ValueError(f"{folder}: holds an adapter; run `diffusionvl merge` on it first")
+    config = load_config(folder)
+    if not isinstance(config, DiffusionVLConfig):
+        raise ValueError(
+            f"{folder}: a {config.model_type!r} model needs no code; run `diffusionvl translate` on it first"
+        )
+    if is_remote_code(config.base_config):
+        raise ValueError(
+            f"{folder}: its base {config.base_config.model_type!r} has code of its own, which can not go along; give a "
+            "checkpoint whose base is in transformers"
+        )
+    names = weight_files(Path(folder))
+    load_processor(folder).save_pretrained(out)
+    for name in [*names, *(name for name in (GENERATION_CONFIG_NAME, CARD) if Path(folder, name).exists())]:
+        shutil.copyfile(Path(folder, name), Path(out, name))
+    for source in files("diffusionvl.modeling").iterdir():
+        if source.name.endswith(".py") and source.name != "__init__.py":
+            Path(out, source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    text_only = auto_class(config.base_config) is AutoModelForCausalLM
+    auto_model = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
+    shutil.copyfile(Path(folder, CONFIG_NAME), Path(out, CONFIG_NAME))
+    add_auto_map(Path(out, CONFIG_NAME), {"AutoConfig": CONFIG_CLASS, auto_model: MODEL_CLASS})
+    if not text_only:  # a text model has a tokenizer alone, which is stock
+        add_auto_map(Path(out, PROCESSOR_NAME), {"AutoProcessor": PROCESSOR_CLASS})
+    if not Path(out, CARD).exists():
+        write_model_card(out, config)
+    extend_model_card(Path(out, CARD), auto_model)
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of a checkpoint's weight files, with their index if there are several.
+
+    Raises:
+        ValueError: There is none, or the index names one that is missing.
+    """
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists():
+        missing = sorted({*_read(index)["weight_map"].values()} - {*names})
+        if missing:
+            raise ValueError(f"{folder}: lacks {missing}, which {index.name} names; copy or save the checkpoint again")
+        names.append(index.name)
+    if not names:
+        raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
+    return names
+
+
+def add_auto_map(path: Path, classes: dict[str, str]) -> None:
+    """Writes into a JSON file which class of the folder's code stands behind which Auto class."""
+    settings = {**_read(path), "auto_map": classes}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,61 @@
+"""`diffusionvl merge ADAPTER --out DIR`: a LoRA adapter and its base as one checkpoint, which no longer needs PEFT."""
+
+import sys
+
+from .command_line import Parser, fail
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Merges and saves.
+
+    Returns:
+        0, or 2 for an input that can not be used.
+    """
+    parser = Parser(prog="diffusionvl merge", description="Merge a LoRA adapter into its base.")
+    parser.add_argument("adapter", help="folder of the adapter: what training with lora_r has written")
+    parser.add_argument("--out", required=True, help="new folder for the merged checkpoint")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights; the base's own"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        base = merge(arguments.adapter, arguments.out, arguments.dtype)
+    except (OSError, ValueError) as error:
+        return fail(parser.prog, error)
+    print(f"merged {arguments.adapter} into {base}\nwrote {arguments.out}")
+    return 0
+
+
+def merge(adapter: str, out: str, dtype: str = "auto") -> str:
+    """Merges an adapter into its base, and saves model, processor and model card.
+
+    Args:
+        adapter: Folder of the adapter.
+        out: New folder.
+        dtype: Type of the weights; the base's own by default.
+
+    Returns:
+        The base.
+
+    Raises:
+        ValueError: The folder holds no adapter, it does not fit its base, or `out` holds something already.
+    """
+    from ..checkpoints.loading import adapter_base, load_model, load_processor
+    from ..checkpoints.model_card import write_model_card
+    from ..checkpoints.output_folder import output_folder
+    from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+
+    base = adapter_base(adapter)
+    if base is None:
+        raise ValueError(f"{adapter}: holds no adapter; give a folder that training with lora_r has written")
+    with output_folder(out) as folder:
+        model = load_model(adapter, dtype)
+        model.save_pretrained(folder)
+        load_processor(adapter).save_pretrained(folder)
+        if isinstance(model.config, DiffusionVLConfig):
+            write_model_card(folder, model.config, finetuned=True)
+    return base
+
+
+if __name__ == "__main__":
+    sys.exit(main())

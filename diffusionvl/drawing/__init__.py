@@ -1,0 +1,1 @@
+"""Films, charts and pages."""

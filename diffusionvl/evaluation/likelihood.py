@@ -1,0 +1,167 @@
+"""How likely a continuation is: exactly for an AR model, as a lower bound for a block-diffusion model.
+
+Legend: A axes of a position, P prompt, C continuation, L = P + C + fill, R tokens of the blocks that hold the
+continuation, K samples, n scored tokens of a block, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..modeling.families import TOKEN_TYPE_INPUTS, placeholder_ids
+from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from ..objective.corruption import row_generator
+from ..objective.loss import cross_entropy
+from .decoding import on_model
+
+NOISY_TOKENS = 4096  # of one forward, so that the mask of a long continuation stays small
+
+
+@torch.no_grad()
+def log_likelihood(model: PreTrainedModel, inputs: Mapping[str, Tensor], continuation: Tensor) -> tuple[float, bool]:
+    """An AR model's log-probability of a continuation in nats, and whether greedy decoding gives it.
+
+    Args:
+        model: AR, in eval mode.
+        inputs: One prompt [1, P] with its images.
+        continuation: Tokens [C].
+    """
+    inputs = on_model(inputs, model)
+    tokens = continuation[None].to(model.device)
+    width = tokens.shape[1]
+    for name, added in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
+        inputs[name] = torch.cat([inputs[name], added], dim=1)
+    for name in TOKEN_TYPE_INPUTS:
+        if name in inputs:  # 0 for text
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, width))
+    logits = model(**inputs, logits_to_keep=width + 1).logits[0, -width - 1 : -1]
+    return -float(cross_entropy(logits, tokens[0]).sum()), bool((logits.argmax(-1) == tokens[0]).all())
+
+
+@dataclass
+class _Scored:
+    """A prompt and its continuation, laid out for scoring.
+
+    Attributes:
+        ids: Clean tokens, filled with masks to the last block's edge [L].
+        blocks: Block of each [L].
+        positions: [A, L].
+        first: Index of the first token of the first block that holds continuation.
+        scored: Which of the tokens behind `first` are continuation [R].
+        media: Image inputs of the prompt.
+    """
+
+    ids: Tensor
+    blocks: Tensor
+    positions: Tensor
+    first: int
+    scored: Tensor
+    media: dict[str, Any]
+
+
+@torch.no_grad()
+def likelihood_bound(
+    model: DiffusionVLForConditionalGeneration,
+    inputs: Mapping[str, Tensor],
+    continuation: Tensor,
+    samples: int,
+    seed: int,
+) -> float:
+    """A lower bound of the log-probability that an answer begins with a continuation, in nats.
+
+    A block's n tokens are scored by the evidence lower bound that the model is trained with (BD3-LM, equation 8).
+    Its integral over t is taken by hand: with t uniform, the number l of masked tokens comes out as
+
+        log p(block) >= - sum over l = 1 .. n of 1/l * E[ sum of the cross-entropies of l tokens, masked at random ]
+
+    so a sample masks l tokens and weighs them with n / l; the samples' l are spread evenly over 1 .. n. What follows
+    the continuation in its last block stays masked: it is not asked for. With one token a block the bound is exact.
+
+    Args:
+        model: In eval mode.
+        inputs: One prompt [1, P] with its images.
+        continuation: Tokens [C].
+        samples: K.
+        seed: Of the masks. They depend on nothing else, so that the choices of a question are scored alike.
+    """
+    laid_out = _lay_out(model, inputs, continuation)
+    masks, weights = zip(
+        *(_sample(laid_out, row_generator(seed, k, 0), k, samples) for k in range(samples)), strict=True
+    )
+    step = max(NOISY_TOKENS // len(laid_out.scored), 1)
+    loss = 0.0
+    for begin in range(0, samples, step):
+        chosen = slice(begin, begin + step)
+        masked, weight = (torch.stack(part[chosen]).to(model.device) for part in (masks, weights))
+        loss += float(_weighted_loss(model, laid_out, masked, weight))
+    return -loss / samples
+
+
+def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Tensor], continuation: Tensor) -> _Scored:
+    """Puts a continuation behind its prompt and fills its last block with masks."""
+    inputs = on_model(inputs, model)
+    prompt = inputs["input_ids"][0]
+    media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    ids = torch.cat([prompt, continuation.to(prompt)])
+    blocks = model.block_ids(ids[None], torch.ones_like(ids)[None])[0]
+    fill = model.config.block_size - int((blocks == blocks[-1]).sum())
+    ids = torch.cat([ids, ids.new_full((fill,), model.config.mask_token_id)])
+    blocks = torch.cat([blocks, blocks[-1:].expand(fill)])
+    positions = model.position_ids(ids[None], torch.ones_like(ids)[None], media)[:, 0]
+    index = torch.arange(len(ids))
+    first = int((blocks == blocks[len(prompt)]).nonzero()[0])
+    scored = (index >= len(prompt)) & (index < len(ids) - fill)
+    return _Scored(ids, blocks, positions, first, scored[first:], media)
+
+
+def _sample(laid_out: _Scored, generator: torch.Generator, sample: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Which tokens one sample masks [R], and what they weigh [R]; the fill holds masks already."""
+    blocks = laid_out.blocks[laid_out.first :].cpu()
+    scored = laid_out.scored
+    masked, weights = torch.zeros_like(scored), torch.zeros(len(scored))
+    for block in blocks.unique():
+        members = ((blocks == block) & scored).nonzero()[:, 0]
+        n = len(members)
+        # The k-th of K strata of (0, n], so that every l has its share.
+        level = min(int(n * (sample + float(torch.rand(1, generator=generator))) / samples), n - 1) + 1
+        chosen = members[torch.randperm(n, generator=generator)[:level]]
+        masked[chosen], weights[chosen] = True, n / level
+    return masked, weights
+
+
+def _weighted_loss(
+    model: DiffusionVLForConditionalGeneration, laid_out: _Scored, masked: Tensor, weights: Tensor
+) -> Tensor:
+    """Weighted cross-entropy, summed over K noisy copies that share one clean stream.
+
+    Args:
+        model: In eval mode.
+        laid_out: What is scored.
+        masked: Which tokens of each copy are masked [K, R].
+        weights: Of the masked tokens that are scored [K, R].
+    """
+    copies, width = masked.shape
+    length, first = len(laid_out.ids), laid_out.first
+    clean = laid_out.ids[first:].expand(copies, -1)
+    noisy = clean.masked_fill(masked, model.config.mask_token_id)
+    # A noisy copy of an image placeholder takes its clean twin's features.
+    media = torch.isin(noisy, noisy.new_tensor(placeholder_ids(model.base.config)))
+    twins = torch.arange(first, length, device=noisy.device).expand(copies, -1)
+    places = length + torch.arange(copies * width, device=noisy.device).view(copies, width)
+    noisy = noisy.masked_fill(media, model.config.mask_token_id)
+    streams = torch.arange(1, copies + 1, device=noisy.device)[:, None].expand(-1, width)
+    repeated = laid_out.positions[:, None, first:].expand(-1, copies, -1).flatten(1)
+    output = model(
+        input_ids=torch.cat([laid_out.ids, noisy.flatten()])[None],
+        block_ids=torch.cat([laid_out.blocks, laid_out.blocks[first:].repeat(copies)])[None],
+        stream_ids=torch.cat([torch.zeros_like(laid_out.ids), streams.flatten()])[None],
+        position_ids=torch.cat([laid_out.positions, repeated], dim=1)[:, None],
+        media_twins=torch.stack([places[media], twins[media]]),
+        token_indices=places[masked],
+        **laid_out.media,
+    )
+    return (cross_entropy(output.logits, clean[masked]) * weights[masked]).sum()

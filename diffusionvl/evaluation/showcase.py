@@ -1,0 +1,94 @@
+"""A few questions of a run with their images and answers, kept for the report; one with the film of its answer."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..drawing.film import film_html
+from .answerer import Answerer, Question
+from .decoding import BLOCK_DIFFUSION, on_model
+from .questions import Prompt
+from .settings import Decoding
+
+LONGEST_EDGE = 448
+
+
+@dataclass(frozen=True)
+class Card:
+    """One question and its answer.
+
+    Attributes:
+        task: Name of the benchmark.
+        number: Of the document in it.
+        question: Text of the prompt.
+        answer: As it is scored.
+        images: Names of files beside the card.
+        film: A film as HTML, or nothing.
+    """
+
+    task: str
+    number: int
+    question: str
+    answer: str
+    images: list[str]
+    film: str = ""
+
+
+def spread(numbers: Sequence[int], samples: int) -> list[int]:
+    """At most `samples` of the documents, every 1st, 2nd, 4th, ... of the task.
+
+    So processes, and runs with other limits, keep the same ones, and the report can set them side by side.
+    """
+    stride = 1
+    while max(numbers) // stride >= samples:
+        stride *= 2
+    return sorted({number for number in numbers if number % stride == 0})
+
+
+def write_card(folder: Path, answerer: Answerer, question: Question, answer: str, film: str = "") -> None:
+    """Writes one card and its images into `folder / task`."""
+    prompt = answerer.prompt(question)
+    place = folder / question.task
+    place.mkdir(parents=True, exist_ok=True)
+    names = []
+    for index, image in enumerate(prompt.images):
+        small = image.copy()
+        small.thumbnail((LONGEST_EDGE, LONGEST_EDGE))
+        names.append(f"{question.number}-{index}.png")
+        small.save(place / names[-1])
+    card = Card(question.task, question.number, prompt.question, answer, names, film)
+    (place / f"{question.number}.json").write_text(json.dumps(asdict(card), indent=1) + "\n", encoding="utf-8")
+
+
+def make_film(answerer: Answerer, question: Question, decoding: Decoding) -> str:
+    """Answers a question once more and films it; nothing for an AR model, or where tokens are drawn."""
+    if answerer.kind != BLOCK_DIFFUSION or decoding.samples:
+        return ""
+    prompt: Prompt = answerer.prompt(question)
+    model: Any = answerer.model
+    inputs = answerer.encode([prompt])
+    output = model.generate(
+        **on_model(inputs, model), **decoding.generate, return_dict_in_generate=True, output_history=True
+    )
+    length = inputs["input_ids"].shape[1]
+    image = prompt.images[0] if prompt.images else None
+    shown = output.sequences.shape[1] - length
+    return film_html(output.history, answerer.processor.tokenizer, length, image, prompt.question, shown)
+
+
+def read_cards(folder: Path) -> list[Card]:
+    """All cards below a folder, by task and number."""
+    cards = [Card(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/*.json")]
+    return sorted(cards, key=lambda card: (card.task, card.number))
+
+
+def open_card_image(folder: Path, card: Card) -> Image.Image | None:
+    """A card's first image."""
+    if not card.images:
+        return None
+    with Image.open(folder / card.task / card.images[0]) as file:
+        return file.convert("RGB")

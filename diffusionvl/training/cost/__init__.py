@@ -1,0 +1,1 @@
+"""What a training step costs: operations, memory, and the plan printed before a run."""

@@ -1,0 +1,129 @@
+"""What a run would be: model, batch, steps and memory, for `--dry_run`. Nothing is trained, and no weights are loaded.
+
+Legend: B rows, T tokens of a row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
+
+from ...data.streams import IGNORED
+from ...modeling.block_masks import CLEAN, PADDING
+from ...modeling.configuration_diffusionvl import DiffusionVLConfig
+from ...modeling.families import MODULES, auto_class, module_of
+from ..arguments import BlockDiffusionConfig
+from .memory import Item, engine_of, estimate
+from .model_parts import count_patches
+
+
+def build_meta_model(config: PreTrainedConfig, dtype: str | torch.dtype) -> PreTrainedModel:
+    """The model of a config on the meta device: shapes without weights, at any size."""
+    settings = {} if dtype == "auto" else {"dtype": dtype}
+    with torch.device("meta"), set_zero3_state():  # else ZeRO-3 would spread it over the processes
+        return auto_class(config).from_config(config, **settings)
+
+
+def plan(
+    model: PreTrainedModel,
+    rows: Any,
+    args: BlockDiffusionConfig,
+    max_length: int | None = None,
+    quantized: bool = False,
+) -> str:
+    """The plan of a run, as text.
+
+    Args:
+        model: From `build_meta_model`, with its adapter and frozen as it will be.
+        rows: The training data set.
+        args: Settings; `dry_run_processes` says on how many GPUs.
+        max_length: The longest clean stream, if there is a limit.
+        quantized: Whether the language model is loaded in four bits.
+
+    Raises:
+        DataError: The first records can not be used.
+        ValueError: There are none.
+    """
+    size = args.per_device_train_batch_size
+    if len(rows) == 0:
+        raise ValueError("train_records hold no record")
+    batch = rows.collate([rows[index % len(rows)] for index in range(size)])
+    sections = (
+        _model(model),
+        _batch(batch, size),
+        _steps(len(rows), args),
+        _memory(model, batch, args, max_length, quantized),
+    )
+    return "\n".join(
+        f"{name:8}{lines[0]}" + "".join(f"\n        {line}" for line in lines[1:]) for name, lines in sections
+    )
+
+
+def _model(model: PreTrainedModel) -> tuple[str, list[str]]:
+    config = model.config
+    name = config.model_type
+    if isinstance(config, DiffusionVLConfig):
+        name = f"{name} over {config.base_config.model_type}, blocks of {config.block_size} tokens"
+    counts = {part: [0, 0] for part in MODULES}
+    for key, parameter in model.named_parameters():
+        counts[module_of(key)][0] += parameter.numel()
+        counts[module_of(key)][1] += parameter.numel() * parameter.requires_grad
+    total, trained = (sum(count[number] for count in counts.values()) for number in (0, 1))
+    lines = [f"{name}: {total:,} parameters in {model.dtype}, {trained:,} trained"]
+    lines += [f"{part}: {count:,} parameters, {own:,} trained" for part, (count, own) in counts.items() if count]
+    return "model", lines
+
+
+def _batch(batch: dict[str, Any], size: int) -> tuple[str, list[str]]:
+    real = batch["document_ids"] != PADDING
+    clean = int((real & (batch["stream_ids"] == CLEAN)).sum())
+    supervised = int((batch["labels"] != IGNORED).sum())
+    lines = [
+        f"the first {size} rows: {clean:,} clean and {int(real.sum()) - clean:,} noisy tokens, "
+        f"{supervised:,} supervised, {int((~real).sum()):,} of padding"
+    ]
+    shapes = ((name, value) for name, value in batch.items() if isinstance(value, Tensor) and value.ndim)
+    lines += [f"{name}: {[*value.shape]} {value.dtype}" for name, value in shapes]
+    return "batch", lines
+
+
+def _steps(rows: int, args: BlockDiffusionConfig) -> tuple[str, list[str]]:
+    gpus, size, accumulated = args.dry_run_processes, args.per_device_train_batch_size, args.gradient_accumulation_steps
+    total = size * gpus * accumulated
+    epoch = -(-rows // total)
+    steps = args.max_steps if args.max_steps > 0 else int(-(-epoch * args.num_train_epochs // 1))
+    return "steps", [
+        f"global batch {total} = {size} rows x {gpus} processes x {accumulated} accumulated",
+        f"{rows:,} rows an epoch = {epoch:,} steps; {steps:,} steps in all",
+    ]
+
+
+def _memory(
+    model: PreTrainedModel, batch: dict[str, Any], args: BlockDiffusionConfig, max_length: int | None, quantized: bool
+) -> tuple[str, list[str]]:
+    patches = count_patches(model, batch)
+    losses = int((batch["labels"] != IGNORED).sum())  # at t = 1; half of them on average
+    tokens = batch["input_ids"].numel()
+    items = estimate(model, args, tokens, losses, patches, quantized)
+    lines = [
+        f"{_total(items)} a GPU with {engine_of(args).name}, an estimate for this batch; P parameters, P_t trained, "
+        "M supervised tokens, V vocabulary"
+    ]
+    lines += [f"{item.name}: {_size(item.bytes)} = {item.formula}" for item in items if item.bytes]
+    if max_length is not None:
+        rows = len(batch["labels"]) * max_length
+        longest = estimate(model, args, 2 * rows, rows, patches, quantized)
+        lines.append(
+            f"{_total(longest)} for rows of {max_length:,} clean tokens and as many noisy ones, all supervised"
+        )
+    return "memory", lines
+
+
+def _total(items: list[Item]) -> str:
+    return _size(sum(item.bytes for item in items))
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""From an autoregressive checkpoint to a block-diffusion one."""

@@ -1,0 +1,196 @@
+"""Translates an autoregressive checkpoint into a block-diffusion one, without training."""
+
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+
+from ..checkpoints.loading import load_config, load_model, load_processor
+from ..checkpoints.model_card import write_model_card
+from ..checkpoints.text_processor import TextProcessor
+from ..checkpoints.vocabulary import give_row, origin_of_row
+from ..data.chat_template import check_template, end_of_turn, response_header_ids, with_opening
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.families import auto_class, placeholder_ids
+from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from .suitability import check_config, check_images, check_model
+
+MASK_TOKEN = "<|mask|>"
+
+
+class Translation(NamedTuple):
+    """A translated model.
+
+    Attributes:
+        model: The block-diffusion model, with the AR base's weights.
+        processor: The base's processor, with the mask token.
+        message: One line that says which token is the mask, and where its embedding came from.
+    """
+
+    model: DiffusionVLForConditionalGeneration
+    processor: ProcessorMixin
+    message: str
+
+
+def translate(
+    base: str,
+    block_size: int = 8,
+    position_mode: str = "native",
+    block_origin: str = "response",
+    dtype: str | torch.dtype = "auto",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    chat_template: str | None = None,
+) -> Translation:
+    """Turns an AR model into a block-diffusion one: same weights, another mask, one more token.
+
+    Args:
+        base: AR checkpoint, a folder or a hub id.
+        block_size: D, tokens that are denoised together.
+        position_mode: `native` or `sequential` (see `DiffusionVLConfig`).
+        block_origin: `response` or `absolute` (see `DiffusionVLConfig`).
+        dtype: Type of the weights; the checkpoint's own by default.
+        min_pixels: A smaller picture is scaled up to this many pixels (Qwen-VL families); the processor's by default.
+        max_pixels: A larger one is scaled down to this many.
+        chat_template: Jinja template of conversations; the checkpoint's own by default.
+
+    Returns:
+        The model and its processor; save both into one folder with `save_translation`.
+
+    Raises:
+        ValueError: There is no such checkpoint, it can not be translated, or a setting does not fit it.
+    """
+    check_config(load_config(base), base)
+    processor = load_processor(base)
+    set_pixels(processor, min_pixels, max_pixels)
+    set_chat_template(processor, chat_template, base)
+    header_ids = _header_ids(processor, base, block_origin)
+    model = load_model(base, dtype)
+    rows = model.get_input_embeddings().num_embeddings
+    own = processor.tokenizer.mask_token_id is not None
+    mask_token_id = add_mask_token(model, processor)
+    source = origin_of_row(rows, mask_token_id, own)
+    message = f"mask token {processor.tokenizer.mask_token!r} has id {mask_token_id}: {source}"
+    diffusion_config = DiffusionVLConfig(
+        model.config,
+        block_size=block_size,
+        mask_token_id=mask_token_id,
+        position_mode=position_mode,  # type: ignore[arg-type]
+        block_origin=block_origin,  # type: ignore[arg-type]
+        response_header_ids=header_ids,
+        base_model_name_or_path=base,
+        eos_token_id=end_of_turn(processor).token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        dtype=model.dtype,
+    )
+    translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
+    check_model(translated, base)
+    if auto_class(model.config) is AutoModelForImageTextToText:
+        check_images(translated, processor, base)
+    translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
+    return Translation(translated, processor, message)
+
+
+def _header_ids(processor: ProcessorMixin, base: str, block_origin: str) -> list[int]:
+    """What stands in front of a response.
+
+    Raises:
+        ValueError: Nothing does, and blocks are to start there.
+    """
+    found = response_header_ids(processor)
+    if block_origin == "response" and not found:
+        raise ValueError(
+            f"{base}: the chat template writes nothing in front of a response, so its blocks can not start there; "
+            "use block_origin='absolute'"
+        )
+    return found
+
+
+def set_pixels(processor: ProcessorMixin, least: int | None, most: int | None) -> None:
+    """Sets the pixels that a picture is scaled to, in training and decoding alike: they decide its number of tokens.
+
+    Raises:
+        ValueError: The processor does not count pixels, or the least is more than the most.
+    """
+    if least is None and most is None:
+        return
+    size = {} if isinstance(processor, TextProcessor) else dict(processor.image_processor.size)
+    if size.keys() != {"shortest_edge", "longest_edge"}:
+        raise ValueError(
+            f"min_pixels and max_pixels are settings of the Qwen-VL families; {type(processor).__name__} scales "
+            "pictures in another way, which its preprocessor_config.json says"
+        )
+    least = size["shortest_edge"] if least is None else least
+    most = size["longest_edge"] if most is None else most
+    if not 0 < least <= most:
+        raise ValueError(f"min_pixels must be positive and at most max_pixels, got {least} and {most}")
+    processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
+
+
+def set_chat_template(processor: ProcessorMixin, template: str | None, base: str) -> None:
+    """Sets the chat template, unless it is None.
+
+    Raises:
+        ValueError: There is none, given or of the base's own, several without a default one, or it loses what is said.
+    """
+    if template is not None:
+        text_only = isinstance(processor, TextProcessor)
+        processor.chat_template = template if text_only else with_opening(template, processor.tokenizer)
+    own = processor.chat_template
+    if own is None or (isinstance(own, dict) and "default" not in own):
+        found = "no chat template" if own is None else f"the chat templates {sorted(own)} and no default one"
+        raise ValueError(f"{base}: has {found}; give one, a Jinja file, by --chat-template")
+    try:
+        check_template(processor)
+    except ValueError as error:
+        raise ValueError(f"{base}: {error}; another one, a Jinja file, can be given by --chat-template") from error
+
+
+def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    """Every id that ends an answer: of a turn, by the chat template, and all that the AR model has."""
+    eos = model.generation_config.eos_token_id
+    ends = [end_of_turn(processor).token_id, processor.tokenizer.eos_token_id]
+    ends += eos if isinstance(eos, list) else [eos]
+    return sorted({token_id for token_id in ends if token_id is not None})
+
+
+def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
+    """Gives the tokenizer a mask token: its own if it has one, else a new one on an unused row of the embeddings.
+
+    Embedding matrices are usually longer than the vocabulary. The new token takes the first row behind it, whose
+    weights are kept as they are; only if there is none, one row is added, the mean of the others.
+
+    Returns:
+        The mask token's id.
+
+    Raises:
+        ValueError: The mask token would mean something else, too.
+    """
+    tokenizer = processor.tokenizer
+    taken = [*placeholder_ids(model.config), tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
+    if tokenizer.mask_token_id in taken and tokenizer.mask_token_id is not None:
+        raise ValueError(
+            f"the tokenizer's mask token {tokenizer.mask_token!r} has another meaning already; unset its mask_token"
+        )
+    if tokenizer.mask_token_id is None:
+        taken += tokenizer.get_vocab().values()
+        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+        if tokenizer.mask_token_id in taken:
+            raise ValueError(
+                f"the id {tokenizer.mask_token_id} that a new mask token {MASK_TOKEN!r} would have is that of another "
+                "token, by the tokenizer or by config.json; set the tokenizer's mask_token to a token of its own"
+            )
+    give_row(model, tokenizer.mask_token_id)
+    return tokenizer.mask_token_id
+
+
+def save_translation(translation: Translation, out: str) -> None:
+    """Saves model, processor and model card into one folder.
+
+    Args:
+        translation: What `translate` returned.
+        out: Folder.
+    """
+    translation.model.save_pretrained(out)
+    translation.processor.save_pretrained(out)
+    write_model_card(out, translation.model.config)

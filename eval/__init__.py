@@ -1,0 +1,1 @@
+"""Suites of benchmarks: run, compare, report, speed."""

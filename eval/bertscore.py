@@ -1,0 +1,72 @@
+"""BERTScore of captions as in the paper: rescaled F1 in English, the best of all references, the mean over captions.
+
+`python -m eval.bertscore FOLDER` adds it to finished runs. It needs the package bert-score, which is
+optional, and its RoBERTa from the hub.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from diffusionvl.commands.command_line import Parser, fail
+from eval.results import RunRecord, read_records, read_samples, write_record
+
+REMEDY = "pip install bert-score, then python -m eval.bertscore"
+
+
+def add_bertscore(record: RunRecord) -> RunRecord:
+    """A run with BERTScore among its metrics, in per cent, written; as it was, and a line that says so, without it.
+
+    Args:
+        record: A run whose targets are lists of references, as JSON.
+
+    Raises:
+        OSError: The hub does not give its RoBERTa.
+    """
+    if find_spec("bert_score") is None:
+        print(f"{record.name}: BERTScore is left out, the package bert-score is missing; {REMEDY} {record.folder}")
+        return record
+    from bert_score import score
+
+    samples = read_samples(record)
+    captions = [sample["filtered_resps"] for sample in samples]
+    references = [json.loads(sample["target"]) for sample in samples]
+    *_, f1 = score(captions, references, lang="en", rescale_with_baseline=True)  # the best of each one's references
+    scored = replace(
+        record,
+        metrics={**record.metrics, "bertscore": 100 * float(f1.mean())},
+        higher_is_better={"bertscore": True, **record.higher_is_better},
+    )
+    write_record(scored)
+    return scored
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Adds BERTScore to the runs of some folders.
+
+    Returns:
+        0, or 2 for an input that can not be used.
+    """
+    parser = Parser(prog="python -m eval.bertscore", description="Add BERTScore to caption runs.")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders that eval/run.sh wrote")
+    arguments = parser.parse_args(argv)
+    try:
+        if find_spec("bert_score") is None:
+            raise ValueError("the package bert-score is missing; pip install bert-score")
+        records = [record for record in read_records(arguments.folders) if "words" in record.metrics]
+        if not records:
+            raise ValueError(
+                "these folders hold no captions; BERTScore is for the suites detailcaps, table-5 and table-7"
+            )
+        for record in records:
+            scored = add_bertscore(record)
+            print(f"{record.model} {record.name}: BERTScore {scored.metrics['bertscore']:.2f}")
+    except (OSError, ValueError) as error:
+        return fail(parser.prog, error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

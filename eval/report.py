@@ -1,0 +1,290 @@
+"""`python -m eval.report OUT ... --html FILE`: results as one page that needs no other file.
+
+Accuracy by task, speed beside quality, samples with the answers of all models, and a film. Charts are written as PNG,
+too, beside the page.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.drawing.film import data_url
+from diffusionvl.drawing.page import render
+from diffusionvl.evaluation.decoding import AR
+from diffusionvl.evaluation.showcase import Card, open_card_image, read_cards
+from eval.report_charts import Curve, accuracy_chart, save_png, speed_chart, task_names
+from eval.results import RunRecord, read_records, read_samples
+
+CARDS = 6  # of one task
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One model's answer on a card.
+
+    Attributes:
+        model: Its name.
+        text: The answer.
+        score: Its score by the task's main metric, or None where that is no number.
+    """
+
+    model: str
+    text: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question with the answers of several models.
+
+    Attributes:
+        image: The first picture, or None.
+        question: Text of the prompt.
+        target: The right answer.
+        answers: One a model.
+    """
+
+    image: Image.Image | None
+    question: str
+    target: str
+    answers: list[Answered]
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """Samples of one task.
+
+    Attributes:
+        task: Its name.
+        samples: Some of its questions.
+        film: A film of one answer, or nothing.
+        filmed: Model whose answer that is.
+    """
+
+    task: str
+    samples: list[Sample]
+    film: Markup
+    filmed: str
+
+
+def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """One run for each model and task: the best of its ways of decoding, by its main metric."""
+    best: dict[tuple[str, str, str], RunRecord] = {}
+    for record in records:
+        key = (record.suite, record.task, record.model)
+        other = best.get(key)
+        if other is None or _goodness(record) > _goodness(other):
+            best[key] = record
+    return list(best.values())
+
+
+def _goodness(record: RunRecord) -> float:
+    """The main metric, turned so that more is better."""
+    value = record.metrics[record.main_metric]
+    return value if record.higher_is_better.get(record.main_metric, True) else -value
+
+
+def by_task(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
+    """Runs of each suite's task, in their order."""
+    tasks: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        tasks.setdefault((record.suite, record.task), []).append(record)
+    return tasks
+
+
+def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
+    """Models, and a row for each number of each task: its name, the number of questions and every model's value."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    chosen = plain_runs(records)
+    names, asked = task_names(chosen), {}
+    for place, runs in by_task(chosen).items():
+        asked[place] = " or ".join(dict.fromkeys(f"{run.samples:,}" for run in runs))
+    for record in chosen:
+        for metric in dict.fromkeys([record.main_metric, *record.higher_is_better]):
+            value = f"{record.metrics[metric]:.4g}"
+            shown = f"{value} ({record.variant})" if record.variant and record.variant != AR else value
+            rows.setdefault((record.suite, record.task, metric), {})[record.model] = shown
+    models = model_names(chosen)
+    lines = [
+        [f"{names[suite, task]} · {metric}", asked[suite, task], *(values.get(model, "–") for model in models)]
+        for (suite, task, metric), values in sorted(rows.items())
+    ]
+    return models, lines
+
+
+def cost_table(records: Sequence[RunRecord]) -> list[list[str]]:
+    """What the answers of tasks that were run in one way have cost: a row for each task and model.
+
+    A speed is set against the AR model's where both were run with the same batch size on the same hardware.
+    """
+    lines, names = [], task_names(records)
+    ordered = sorted(records, key=lambda record: (record.suite, record.task, record.kind != AR, record.model))
+    for place, runs in by_task(ordered).items():
+        if any(run.variant for run in runs):
+            continue
+        for run in runs:
+            alike = [other for other in runs if other.kind == AR and _place(other) == _place(run)]
+            speed = run.metrics["tokens_per_second"]
+            times = f"{speed / alike[0].metrics['tokens_per_second']:.2f}x" if alike else "–"
+            lines.append(
+                [
+                    names[place],
+                    run.model,
+                    f"{run.metrics['forwards_per_token']:.3f}",
+                    f"{speed:,.1f}",
+                    times,
+                    f"{run.metrics['seconds_to_first_block']:.3f}",
+                    str(run.setup["batch_size"]),
+                ]
+            )
+    return lines
+
+
+def _place(record: RunRecord) -> tuple[Any, ...]:
+    """What speeds that are compared have in common."""
+    return tuple(record.setup[name] for name in ("batch_size", "processes", "hardware"))
+
+
+def model_names(records: Sequence[RunRecord]) -> list[str]:
+    """AR models first."""
+    ordered = sorted(records, key=lambda record: (record.kind != AR, record.model))
+    return list(dict.fromkeys(record.model for record in ordered))
+
+
+def curves(records: Sequence[RunRecord]) -> dict[str, list[Curve]]:
+    """For each task that was run in several ways: lines of quality over speed.
+
+    Returns:
+        Curves by the name of the task; static and dynamic remasking of a model are lines of their own.
+    """
+    found = {}
+    for (suite, task), runs in by_task(records).items():
+        if not any(run.variant for run in runs):
+            continue
+        lines: dict[tuple[str, str], list[RunRecord]] = {}
+        for run in runs:
+            way = "" if run.kind == AR else run.variant.rpartition("-")[0]
+            lines.setdefault((run.model, way), []).append(run)
+        found[f"{suite}: {task}"] = [_curve(model, way, own) for (model, way), own in sorted(lines.items())]
+    return found
+
+
+def _curve(model: str, way: str, runs: Sequence[RunRecord]) -> Curve:
+    """One line, from many forwards to few."""
+    ordered = sorted(runs, key=lambda run: -run.metrics["forwards_per_token"])
+    metric = ordered[0].main_metric
+    return Curve(
+        name=f"{model}, {way}" if way else model,
+        kind=ordered[0].kind,
+        metric=metric,
+        labels=[run.variant.rpartition("-")[2] or run.variant for run in ordered],
+        speeds=[run.metrics["tokens_per_second"] for run in ordered],
+        forwards=[run.metrics["forwards_per_token"] for run in ordered],
+        quality=[run.metrics[metric] for run in ordered],
+    )
+
+
+def task_samples(records: Sequence[RunRecord]) -> list[TaskSamples]:
+    """Cards of each task, with the answers of every model that answered the same question."""
+    models, names, shown = model_names(records), task_names(records), []
+    ordered = sorted(plain_runs(records), key=lambda record: models.index(record.model))
+    for place, runs in sorted(by_task(ordered).items()):
+        cards = {run.model: {card.number: card for card in read_cards(run.folder / "showcase")} for run in runs}
+        numbers = [number for number in cards[runs[-1].model] if all(number in own for own in cards.values())]
+        samples = {run.model: {sample["doc_id"]: sample for sample in read_samples(run)} for run in runs}
+        told = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
+        films = [(Markup(card.film), model) for model, own in cards.items() for card in own.values() if card.film]
+        if told:
+            shown.append(TaskSamples(names[place], told, *(films[0] if films else (Markup(), ""))))
+    return shown
+
+
+def _sample(
+    runs: Sequence[RunRecord],
+    number: int,
+    cards: dict[str, dict[int, Card]],
+    samples: dict[str, dict[int, dict[str, Any]]],
+) -> Sample:
+    """One card."""
+    last = runs[-1]
+    card = cards[last.model][number]
+    answers = []
+    for run in runs:
+        score = samples[run.model][number].get(run.main_metric)
+        number_or_none = float(score) if isinstance(score, int | float) else None
+        answers.append(Answered(run.model, cards[run.model][number].answer, number_or_none))
+    target = readable_target(samples[last.model][number]["target"])
+    return Sample(open_card_image(last.folder / "showcase", card), card.question, target, answers)
+
+
+def readable_target(target: str) -> str:
+    """A target as people read it: the first one of a list of references as JSON."""
+    try:
+        references = json.loads(target)
+    except json.JSONDecodeError:
+        return target
+    if isinstance(references, list) and references and isinstance(references[0], str):
+        return references[0]
+    return target
+
+
+def write_report(path: Path, records: Sequence[RunRecord]) -> None:
+    """Writes the page, and its charts as PNG beside it, into a folder that may be new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    models, lines = accuracy_table(records)
+    speed = {}
+    accuracy = accuracy_chart(models, plain_runs(records))
+    save_png(accuracy, path.with_name(f"{path.stem}-accuracy.png"))
+    for number, (task, drawn) in enumerate(curves(records).items()):
+        chart = speed_chart(drawn)
+        save_png(chart, path.with_name(f"{path.stem}-speed-{number}.png"))
+        speed[task] = (Markup(chart.svg), drawn)
+    page = render(
+        Path(__file__).with_name("report.html.jinja"),
+        records=records,
+        models=models,
+        lines=lines,
+        costs=cost_table(records),
+        accuracy=Markup(accuracy.svg),
+        best_of_several=any(record.variant for record in plain_runs(records)),
+        speed=speed,
+        ar_speed=ar_speed,
+        tasks=task_samples(records),
+        data_url=data_url,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def ar_speed(drawn: Sequence[Curve]) -> float | None:
+    """Tokens a second of the AR model among some curves."""
+    return next((curve.speeds[0] for curve in drawn if curve.kind == AR), None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the report.
+
+    Returns:
+        0, or 2 for an input that can not be used.
+    """
+    parser = Parser(prog="python -m eval.report", description="Write a page of results.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folders that eval/run.sh wrote")
+    parser.add_argument("--html", type=Path, help="the page; report.html in the first folder if left out")
+    arguments = parser.parse_args(argv)
+    path = arguments.html or arguments.folders[0] / "report.html"
+    try:
+        write_report(path, read_records(arguments.folders))
+    except (OSError, ValueError) as error:
+        return fail(parser.prog, error)
+    print(f"wrote {path} and its charts as PNG")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Folders of finished runs: what was asked, what came out, and every answer.
+
+`OUT / model / suite / task[@variant]` holds `run.json`, `samples.jsonl`, lmms-eval's own `results.json`, `log.txt` and
+`showcase/`. `run.json` is written last, so a folder with it is finished.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusionvl.evaluation.costs import SpeedRecord
+
+RUN = "run.json"
+COSTS = tuple(SpeedRecord().metrics())
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        model: Name of the model.
+        suite: Name of the suite.
+        task: In lmms-eval.
+        variant: Name of the way of decoding, or nothing.
+        kind: `ar` or `block_diffusion`.
+        asked: What decides the answers: checkpoint, options, settings, limit.
+        settings: What tells ways apart: block size and decoding settings.
+        metrics: Of the task, and what it cost.
+        higher_is_better: Of the task's metrics, the first one being its main one.
+        samples: Number of questions.
+        against: Whose published figures it is compared with, or nothing for the suite's own choice.
+        setup: Batch size, processes, hardware, versions, date and seconds: they do not decide the answers.
+        folder: Of the run.
+    """
+
+    model: str
+    suite: str
+    task: str
+    variant: str
+    kind: str
+    asked: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    higher_is_better: dict[str, bool]
+    samples: int
+    against: str
+    setup: dict[str, Any]
+    folder: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """Task and way of decoding."""
+        return f"{self.task}@{self.variant}" if self.variant else self.task
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that stands for the task."""
+        return "bertscore" if "bertscore" in self.metrics else next(iter(self.higher_is_better))
+
+
+def write_record(record: RunRecord) -> None:
+    """Writes `run.json` into the run's folder."""
+    content = {name: value for name, value in asdict(record).items() if name != "folder"}
+    (record.folder / RUN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The finished run of a folder, if there is one.
+
+    Raises:
+        ValueError: Its `run.json` is broken.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        return None
+    try:
+        return RunRecord(**json.loads(path.read_text(encoding="utf-8")), folder=folder)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is broken ({error}); delete it and run the suite again") from error
+
+
+def read_records(folders: Iterable[str | Path]) -> list[RunRecord]:
+    """All finished runs below some folders.
+
+    Raises:
+        ValueError: A folder is missing, or holds none; or two runs have the same names, so that they would be taken
+            for one.
+    """
+    records: dict[tuple[str, str, str], RunRecord] = {}
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ValueError(f"there is no folder {str(folder)!r}; give one that eval/run.sh wrote")
+        found = [record for path in sorted(Path(folder).rglob(RUN)) if (record := read_record(path.parent))]
+        if not found:
+            raise ValueError(f"{str(folder)!r} holds no finished run; give a folder that eval/run.sh wrote")
+        for record in found:
+            other = records.setdefault((record.model, record.suite, record.name), record)
+            if other.folder.resolve() != record.folder.resolve():
+                raise ValueError(
+                    f"{other.folder} and {record.folder} are both {record.name} of {record.model!r}; give one of them, "
+                    "or run one again with another --name"
+                )
+    return list(records.values())
+
+
+def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
+    """Takes over what lmms-eval wrote for one task; samples come in the order of the documents.
+
+    Args:
+        raw: Its `--output_path`.
+        folder: For `results.json` and `samples.jsonl`.
+        task: Name of the task.
+
+    Returns:
+        Its results, and the number of samples.
+
+    Raises:
+        ValueError: There are no results, or not a sample for every question.
+    """
+    found = sorted(raw.glob("*/*_results.json"))
+    if not found:
+        raise ValueError("lmms-eval wrote no results")
+    results = json.loads(found[-1].read_text(encoding="utf-8"))
+    if task not in results["results"]:
+        raise ValueError(f"lmms-eval's results hold no task {task!r}, but {sorted(results['results'])}")
+    samples = [
+        json.loads(line)
+        for path in sorted(raw.glob(f"*/*_samples_{task}.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    expected = results["n-samples"][task]["effective"]
+    answered = len({sample["doc_id"] for sample in samples})
+    if len(samples) != expected or answered != expected:
+        raise ValueError(f"{task} has {len(samples)} answers to {answered} questions, and there are {expected}")
+    samples.sort(key=lambda sample: sample["doc_id"])  # several processes write theirs one after the other
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "results.json").write_text(found[-1].read_text(encoding="utf-8"), encoding="utf-8")
+    return results, len(samples)
+
+
+def task_metrics(results: dict[str, Any], task: str, main: str = "") -> tuple[dict[str, float], dict[str, bool]]:
+    """Numbers of one task out of lmms-eval's results, and which are better when higher, the main one first.
+
+    Args:
+        results: What `collect` returned.
+        task: Name of the task.
+        main: Its main metric; the first one that it names if left out.
+
+    Raises:
+        ValueError: There is no number, not this metric, or no costs.
+    """
+    found = {
+        name.split(",")[0]: float(value)
+        for name, value in results["results"][task].items()
+        if "," in name and "stderr" not in name and isinstance(value, int | float)
+    }
+    order = {name: bool(higher) for name, higher in results["higher_is_better"][task].items() if name in found}
+    if not order:
+        raise ValueError(f"{task} has no metric that is a number: {results['results'][task]}")
+    if main and main not in order:
+        raise ValueError(f"{task} has no metric {main!r}, but {sorted(order)}; mend the suite")
+    if main:
+        order = {main: order[main], **order}
+    # lmms-eval calls our costs means, for it expects many of them.
+    throughput = {name.removeprefix("avg_"): value for name, value in results.get("throughput", {}).items()}
+    if missing := [name for name in COSTS if name not in throughput]:
+        raise ValueError(f"lmms-eval's results tell no {missing[0]}")
+    return {**{name: throughput[name] for name in COSTS}, **found}, order
+
+
+def read_samples(record: RunRecord) -> list[dict[str, Any]]:
+    """Every answer of a run."""
+    lines = (record.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

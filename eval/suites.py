@@ -1,0 +1,196 @@
+"""Suites: which tasks are run with which settings, and what was published about them.
+
+`eval/suites/NAME.yaml` says what is run, `eval/expected/NAME.json` what came out elsewhere.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusionvl.evaluation.decoding import AR
+from diffusionvl.evaluation.settings import DIFFUSION_ONLY, check_names
+
+EVAL = Path(__file__).parent
+LOCAL, HUB = "local", "hub"
+TOKENS_PER_STEP = "tokens_per_step"  # sets denoising_steps by the checkpoint's block size
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark of a suite.
+
+    Attributes:
+        name: In lmms-eval.
+        gen_kwargs: Settings that only this task has.
+        metric: That stands for it; the first one that it names if left out.
+        bertscore: Whether its answers are captions that BERTScore judges.
+    """
+
+    name: str
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    bertscore: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is run together.
+
+    Attributes:
+        name: Of its file.
+        title: For people.
+        source: Where its settings come from.
+        data: `local`: written by `eval/tasks/make_data.py`. `hub`: downloaded by lmms-eval.
+        tasks: In their order.
+        model_args: Options of the plugin.
+        gen_kwargs: Settings of all tasks.
+        variants: Name and settings of each way in which every task is run; one way without a name if empty.
+        batch_size: Questions that are answered together, if the user says nothing.
+        limit: First questions of each task, if the user says nothing; all if None.
+    """
+
+    name: str
+    title: str
+    source: str
+    data: str
+    tasks: tuple[Task, ...]
+    model_args: dict[str, Any] = field(default_factory=dict)
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    batch_size: int = 1
+    limit: int | None = None
+
+    @property
+    def varied(self) -> set[str]:
+        """Settings that tell the ways apart."""
+        names = {name for settings in self.variants.values() for name in settings}
+        return {"denoising_steps" if name == TOKENS_PER_STEP else name for name in names}
+
+    def runs(self, kind: str, block_size: int | None) -> "list[Run]":
+        """What is to be run for a model: every task in every way that differs for it.
+
+        An AR model has no denoising steps and no thresholds, so ways that differ in these alone are one way.
+        """
+        runs: list[Run] = []
+        for task in self.tasks:
+            for variant, settings in (self.variants or {"": {}}).items():
+                merged = {**self.gen_kwargs, **task.gen_kwargs, **settings}
+                tokens_per_step = merged.pop(TOKENS_PER_STEP, None)
+                if kind == AR:
+                    merged = {name: value for name, value in merged.items() if name not in DIFFUSION_ONLY}
+                elif tokens_per_step and block_size:
+                    merged["denoising_steps"] = max(round(block_size / tokens_per_step), 1)
+                run = Run(task, AR if kind == AR and self.variants else variant, merged)
+                if run not in runs:
+                    runs.append(run)
+        return runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task in one way.
+
+    Attributes:
+        task: Of the suite.
+        variant: Name of the way, or nothing.
+        gen_kwargs: All decoding settings.
+    """
+
+    task: Task
+    variant: str
+    gen_kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people and folders."""
+        return f"{self.task.name}@{self.variant}" if self.variant else self.task.name
+
+
+def suite_names(folder: Path = EVAL) -> list[str]:
+    """The suites that there are."""
+    return sorted(path.stem for path in (folder / "suites").glob("*.yaml"))
+
+
+def read_suite(name: str, folder: Path = EVAL) -> Suite:
+    """Reads `suites/NAME.yaml`.
+
+    Raises:
+        ValueError: There is no such suite, or its file has an unknown key or setting.
+    """
+    path = folder / "suites" / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"there is no suite {name!r}; there are {', '.join(suite_names(folder))}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        tasks = tuple(Task(**task) for task in content.pop("tasks"))
+        suite = Suite(name=name, tasks=tasks, **content)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}; see the other files of that folder") from error
+    if suite.data not in (LOCAL, HUB):
+        raise ValueError(f"{path}: data must be {LOCAL!r} or {HUB!r}, got {suite.data!r}")
+    for settings in (suite.gen_kwargs, *(task.gen_kwargs for task in tasks), *suite.variants.values()):
+        check_names({key: value for key, value in settings.items() if key != TOKENS_PER_STEP}, str(path))
+    return suite
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published number.
+
+    Attributes:
+        model: Whose it is.
+        label: Its name where it was published.
+        task: In lmms-eval.
+        metric: In our results.
+        value: On the published scale.
+        scale: Factor from our result to the published scale.
+        settings: That a run must have to be comparable, such as its block size.
+        source: Where it was published.
+    """
+
+    model: str
+    label: str
+    task: str
+    metric: str
+    value: float
+    scale: float
+    settings: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What was published about a suite.
+
+    Attributes:
+        figures: All of them.
+        against: The model that a model of this kind is compared with by default, by kind.
+    """
+
+    figures: tuple[Figure, ...]
+    against: dict[str, str]
+
+    @property
+    def models(self) -> list[str]:
+        """All models, in the order of the file."""
+        return list(dict.fromkeys(figure.model for figure in self.figures))
+
+
+def read_expected(name: str, folder: Path = EVAL) -> Expected:
+    """Reads `expected/NAME.json`; nothing is expected where there is no such file."""
+    path = folder / "expected" / f"{name}.json"
+    if not path.is_file():
+        return Expected((), {})
+    content = json.loads(path.read_text(encoding="utf-8"))
+    figures = []
+    for row in content["rows"]:
+        for label, value in row["figures"].items():
+            column = content["columns"][label]
+            source = row.get("source", content["source"])
+            place = (column["task"], column["metric"], value, column["scale"])
+            figures.append(Figure(row["model"], label, *place, row.get("settings", {}), source))
+    return Expected(tuple(figures), content["against"])

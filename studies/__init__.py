@@ -1,0 +1,1 @@
+"""What the repository shows and the package does not install."""

@@ -1,0 +1,107 @@
+"""Mixtures: which records of which data sets, the same in every process."""
+
+import json
+
+import pytest
+import yaml
+
+from diffusionvl.data.record import DataError
+from diffusionvl.data.sources.mixture import chosen
+from diffusionvl.data.sources.records import read_records
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def write_records(path, ids):
+    path.write_text("\n".join(json.dumps({"id": each, "messages": TURNS}) for each in ids))
+
+
+def mixture(folder, *entries):
+    (folder / "mixture.yaml").write_text(yaml.safe_dump({"datasets": list(entries)}))
+    return str(folder / "mixture.yaml")
+
+
+def ids(records):
+    return [int(record.name.partition("(id ")[2][:-1]) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5, 6]),
+        ("first:2", [0, 1]),
+        ("first:0", []),
+        ("end:2", [5, 6]),
+        ("first:50%", [0, 1, 2, 3]),
+        ("end:1%", [6]),
+        ("first:28.6%", [0, 1, 2]),
+        ("random:100%", [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_which_records_are_taken(strategy, expected):
+    assert list(chosen(strategy, 7, 0, "x")) == expected
+
+
+def test_a_draw_depends_on_the_seed_alone():
+    draws = [tuple(chosen("random:10%", 1000, seed, "x")) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert all(len(set(draw)) == 100 and list(draw) == sorted(draw) and draw[-1] < 1000 for draw in draws)
+
+
+def test_data_sets_are_joined_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write_records(tmp_path / "sub" / "one.jsonl", range(4))
+    write_records(tmp_path / "two.jsonl", range(10, 14))
+    path = mixture(
+        tmp_path,
+        {"json_path": "two.jsonl", "sampling_strategy": "end:1"},
+        {"path": "sub/*.jsonl", "sampling_strategy": "random:50%"},
+        {"path": str(tmp_path / "two.jsonl"), "sampling_strategy": "first:25%"},
+    )
+    found = [ids(read_records([path], seed=seed)) for seed in range(8)]
+    assert all(each[0] == 13 and each[3] == 10 for each in found)
+    assert {tuple(each[1:3]) for each in found} > {(0, 1)}
+    assert ids(read_records([path, str(tmp_path / "two.jsonl")]))[4:] == [10, 11, 12, 13]
+
+
+def test_each_data_set_has_an_image_root(tmp_path):
+    turns = [{"role": "user", "content": "<image>"}, TURNS[1]]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": "a.png", "messages": turns}))
+    path = mixture(tmp_path, {"path": "data.jsonl"}, {"path": "data.jsonl", "image_root": "images"})
+    own = str(tmp_path / "images/a.png")
+    assert [record.images for record in read_records([path])] == [[str(tmp_path / "a.png")], [own]]
+    assert [record.images for record in read_records([path], "/root")] == [["/root/a.png"], [own]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a", "a mixture is a mapping with a list under `datasets`"),
+        ("datasets: []", "a mixture is a mapping with a list under `datasets`"),
+        ("datasets: {path: a}", "a mixture is a mapping with a list under `datasets`"),
+        ("datasets: [a.json]", r"data set 1: needs `path` .*, got 'a\.json'"),
+        ("datasets: [{}]", "data set 1: needs `path`"),
+        ("datasets: [{path: a, json_path: b}]", "data set 1: needs `path`"),
+        ("datasets: [{path: a, weight: 3}]", "data set 1: needs `path` .*'weight': 3"),
+        (
+            "datasets: [{path: data.jsonl, sampling_strategy: some}]",
+            "must be all, first:N, end:N or random:N, got 'some'",
+        ),
+        ("datasets: [{path: data.jsonl, sampling_strategy: 'first:-1'}]", "must be all, first:N, .* got 'first:-1'"),
+        ("datasets: [{path: data.jsonl, sampling_strategy: 'first:9'}]", "data set 1: .* asks for 9 of 2 records"),
+        ("datasets: [{path: data.jsonl, sampling_strategy: 'first:101%'}]", "data set 1: .* asks for 3 of 2 records"),
+        ("datasets: [{path: none.jsonl}]", r"none\.jsonl: can not be read"),
+        ("datasets: [{", "can not be read"),
+    ],
+)
+def test_a_bad_mixture_is_refused(tmp_path, content, message):
+    write_records(tmp_path / "data.jsonl", range(2))
+    (tmp_path / "mixture.yaml").write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_records([str(tmp_path / "mixture.yaml")])
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_missing_mixture_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"none\.yaml: can not be read"):
+        read_records([str(tmp_path / "none.yaml")])
