@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from .checkpoints.loading import find_device
-from .commands.command_line import Parser, fail
-from .data.prompts import InputError, encode
+from .commands.command_line import Parser
+from .data.prompts import encode
 from .drawing.film import side_by_side
+from .modeling.errors import UserError
 
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
 if TYPE_CHECKING:
@@ -86,51 +85,44 @@ def main(argv: list[str] | None = None) -> int:
     """Answers one question.
 
     Returns:
-        0, or 2 for an input that can not be used, with one line on stderr that says which and why.
+        0, or 2 for an input that cannot be used, with one line on stderr that says which and why.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    try:
-        check_paths(arguments)
-        _run(arguments)
-    except (OSError, ValueError, TemplateError) as error:
-        # Every DataError and InputError is a ValueError, and so is what the libraries raise for a broken file.
-        return fail(parser.prog, error)
-    return 0
+    return build_parser().run(_infer, argv)
 
 
 def check_paths(arguments: argparse.Namespace) -> None:
     """Checks, before anything slow, what can be told from the paths alone.
 
     Raises:
-        InputError: The model folder or an image is missing, or the film can not be written where it should be.
+        UserError: The model folder or an image is missing, or the film cannot be written where it should be.
     """
     model = arguments.model
     if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise InputError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
+        raise UserError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
     for flag, paths in (("--image", arguments.image), ("--video", arguments.video)):
         for path in paths:
             if not Path(path).is_file():
-                raise InputError(f"{flag} {path!r}: no such file")
+                raise UserError(f"{flag} {path!r}: no such file")
     if not 0 < arguments.fps < math.inf:
-        raise InputError(f"--fps {arguments.fps}: give a number above 0")
+        raise UserError(f"--fps {arguments.fps}: give a number above 0")
     if arguments.max_frames < LEAST_FRAMES:
-        raise InputError(f"--max-frames {arguments.max_frames}: give {LEAST_FRAMES} or more")
+        raise UserError(f"--max-frames {arguments.max_frames}: give {LEAST_FRAMES} or more")
     try:
         arguments.prompt.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"--prompt holds bytes that are not UTF-8 ({error.reason}); write it in UTF-8") from error
+        raise UserError(f"--prompt holds bytes that are not UTF-8 ({error.reason}); write it in UTF-8") from error
     film = arguments.film
     if film and film.is_dir():
-        raise InputError(f"--film {str(film)!r}: is a folder; give a file in it")
+        raise UserError(f"--film {str(film)!r}: is a folder; give a file in it")
     if film and film.suffix not in FILM_SUFFIXES:
-        raise InputError(f"--film {str(film)!r}: unknown suffix; give one of {', '.join(FILM_SUFFIXES)}")
+        raise UserError(f"--film {str(film)!r}: unknown suffix; give one of {', '.join(FILM_SUFFIXES)}")
     if film and not film.parent.is_dir():
-        raise InputError(f"--film {str(film)!r}: the folder {str(film.parent)!r} does not exist; make it first")
+        raise UserError(f"--film {str(film)!r}: the folder {str(film.parent)!r} does not exist; make it first")
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _infer(arguments: argparse.Namespace) -> None:
     """Loads, answers, prints and draws."""
+    check_paths(arguments)
     import torch
     from transformers.utils import logging
 
@@ -188,7 +180,7 @@ def load(
     """Loads model and processor; the model's generation config takes the settings that were given.
 
     Raises:
-        ValueError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
+        UserError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
     """
     from .checkpoints.loading import load_config, load_model, load_processor
     from .checkpoints.remote_code import trust_remote_code
@@ -199,7 +191,7 @@ def load(
         trust_remote_code(name)
     config = load_config(name)
     if not isinstance(config, DiffusionVLConfig):
-        raise InputError(
+        raise UserError(
             f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
             f"run `diffusionvl translate {name} --out DIR` first and give DIR"
         )
@@ -216,7 +208,7 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
     """The decoding settings that were given.
 
     Raises:
-        ValueError: One is out of its range; the message names it, its value and the range.
+        UserError: One is out of its range; the message names it, its value and the range.
     """
     from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 
@@ -224,12 +216,12 @@ def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -
     DiffusionVLGenerationConfig(**given)
     steps = given.get("denoising_steps", 1)
     if steps > config.block_size:
-        raise InputError(
+        raise UserError(
             f"--denoising-steps {steps} is more than the block size of {arguments.model!r}; "
             f"give 1 to {config.block_size}"
         )
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
-        raise InputError(f"--seed {arguments.seed}: give 0 to {2**63 - 1}")
+        raise UserError(f"--seed {arguments.seed}: give 0 to {2**63 - 1}")
     return given
 
 

@@ -20,6 +20,7 @@ from .data.sources.json_records import write_jsonl
 from .data.sources.records import read_records
 from .modeling.attention import TILE, attend_over_tiles
 from .modeling.configuration_diffusionvl import DiffusionVLConfig
+from .modeling.errors import UserError
 from .training import BlockDiffusionTrainer, PackedRowDataset, RowDataset, measure_rows
 from .training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments
 from .training.callbacks import SaveAndStopOnSigterm
@@ -77,7 +78,7 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
     on_gpu = args.device.type == "cuda"
     if model_args.attention == "flex" and not on_gpu:
-        raise ValueError("attention flex trains on a GPU only; take it out, or set it to sdpa")
+        raise UserError("attention flex trains on a GPU only; take it out, or set it to sdpa")
     if on_gpu and model_args.attention != "sdpa":
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
         rows.pad_to_multiple_of = TILE
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     """Trains, and saves the last model where `output_dir` says.
 
     Returns:
-        0, or 2 for an input that can not be used, or 143 where SIGTERM has stopped the run behind a checkpoint.
+        0, or 2 for an input that cannot be used, or 143 where SIGTERM has stopped the run behind a checkpoint.
     """
     model_args, data, args = parse_arguments(argv)
     if args.dry_run:

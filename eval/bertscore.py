@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.modeling.errors import UserError
 from eval.results import RunRecord, read_records, read_samples, write_record
 
 REMEDY = "pip install bert-score, then python -m eval.bertscore"
@@ -47,17 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     """Adds BERTScore to the runs of some folders.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m eval.bertscore", description="Add BERTScore to caption runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="folders that eval/run.sh wrote")
     arguments = parser.parse_args(argv)
     try:
         if find_spec("bert_score") is None:
-            raise ValueError("the package bert-score is missing; pip install bert-score")
+            raise UserError("the package bert-score is missing; pip install bert-score")
         records = [record for record in read_records(arguments.folders) if "words" in record.metrics]
         if not records:
-            raise ValueError(
+            raise UserError(
                 "these folders hold no captions; BERTScore is for the suites detailcaps, table-5 and table-7"
             )
         for record in records:

@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure as Chart
 
 from diffusionvl.commands.command_line import Parser, fail, table
+from diffusionvl.modeling.errors import UserError
 from eval.results import RunRecord, read_records
 from eval.suites import Expected, Figure, read_expected
 
@@ -61,12 +62,12 @@ def compare(records: Sequence[RunRecord], against: str = "") -> list[Comparison]
         against: A published model; if left out, the one that a run or its suite names.
 
     Raises:
-        ValueError: No suite of these runs has figures of that model.
+        UserError: No suite of these runs has figures of that model.
     """
     expected = {suite: read_expected(suite) for suite in dict.fromkeys(record.suite for record in records)}
     models = list(dict.fromkeys(model for one in expected.values() for model in one.models))
     if against and against not in models:
-        raise ValueError(f"--against {against!r}: nothing is published of it here; there are {models}")
+        raise UserError(f"--against {against!r}: nothing is published of it here; there are {models}")
     return [row for record in records for row in _rows(record, expected[record.suite], against)]
 
 
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compares.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m eval.compare", description="Set results beside published figures.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folders that eval/run.sh wrote")

@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     """Writes the report.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m eval.report", description="Write a page of results.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folders that eval/run.sh wrote")

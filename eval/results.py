@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusionvl.evaluation.costs import SpeedRecord
+from diffusionvl.modeling.errors import UserError
 
 RUN = "run.json"
 COSTS = tuple(SpeedRecord().metrics())
@@ -71,7 +72,7 @@ def read_record(folder: Path) -> RunRecord | None:
     """The finished run of a folder, if there is one.
 
     Raises:
-        ValueError: Its `run.json` is broken.
+        UserError: Its `run.json` is broken.
     """
     path = folder / RUN
     if not path.is_file():
@@ -79,27 +80,27 @@ def read_record(folder: Path) -> RunRecord | None:
     try:
         return RunRecord(**json.loads(path.read_text(encoding="utf-8")), folder=folder)
     except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is broken ({error}); delete it and run the suite again") from error
+        raise UserError(f"{path} is broken ({error}); delete it and run the suite again") from error
 
 
 def read_records(folders: Iterable[str | Path]) -> list[RunRecord]:
     """All finished runs below some folders.
 
     Raises:
-        ValueError: A folder is missing, or holds none; or two runs have the same names, so that they would be taken
+        UserError: A folder is missing, or holds none; or two runs have the same names, so that they would be taken
             for one.
     """
     records: dict[tuple[str, str, str], RunRecord] = {}
     for folder in folders:
         if not Path(folder).is_dir():
-            raise ValueError(f"there is no folder {str(folder)!r}; give one that eval/run.sh wrote")
+            raise UserError(f"there is no folder {str(folder)!r}; give one that eval/run.sh wrote")
         found = [record for path in sorted(Path(folder).rglob(RUN)) if (record := read_record(path.parent))]
         if not found:
-            raise ValueError(f"{str(folder)!r} holds no finished run; give a folder that eval/run.sh wrote")
+            raise UserError(f"{str(folder)!r} holds no finished run; give a folder that eval/run.sh wrote")
         for record in found:
             other = records.setdefault((record.model, record.suite, record.name), record)
             if other.folder.resolve() != record.folder.resolve():
-                raise ValueError(
+                raise UserError(
                     f"{other.folder} and {record.folder} are both {record.name} of {record.model!r}; give one of them, "
                     "or run one again with another --name"
                 )
@@ -118,14 +119,14 @@ def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
         Its results, and the number of samples.
 
     Raises:
-        ValueError: There are no results, or not a sample for every question.
+        UserError: There are no results, or not a sample for every question.
     """
     found = sorted(raw.glob("*/*_results.json"))
     if not found:
-        raise ValueError("lmms-eval wrote no results")
+        raise UserError("lmms-eval wrote no results")
     results = json.loads(found[-1].read_text(encoding="utf-8"))
     if task not in results["results"]:
-        raise ValueError(f"lmms-eval's results hold no task {task!r}, but {sorted(results['results'])}")
+        raise UserError(f"lmms-eval's results hold no task {task!r}, but {sorted(results['results'])}")
     samples = [
         json.loads(line)
         for path in sorted(raw.glob(f"*/*_samples_{task}.jsonl"))
@@ -134,7 +135,7 @@ def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
     expected = results["n-samples"][task]["effective"]
     answered = len({sample["doc_id"] for sample in samples})
     if len(samples) != expected or answered != expected:
-        raise ValueError(f"{task} has {len(samples)} answers to {answered} questions, and there are {expected}")
+        raise UserError(f"{task} has {len(samples)} answers to {answered} questions, and there are {expected}")
     samples.sort(key=lambda sample: sample["doc_id"])  # several processes write theirs one after the other
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -151,7 +152,7 @@ def task_metrics(results: dict[str, Any], task: str, main: str = "") -> tuple[di
         main: Its main metric; the first one that it names if left out.
 
     Raises:
-        ValueError: There is no number, not this metric, or no costs.
+        UserError: There is no number, not this metric, or no costs.
     """
     found = {
         name.split(",")[0]: float(value)
@@ -160,15 +161,15 @@ def task_metrics(results: dict[str, Any], task: str, main: str = "") -> tuple[di
     }
     order = {name: bool(higher) for name, higher in results["higher_is_better"][task].items() if name in found}
     if not order:
-        raise ValueError(f"{task} has no metric that is a number: {results['results'][task]}")
+        raise UserError(f"{task} has no metric that is a number: {results['results'][task]}")
     if main and main not in order:
-        raise ValueError(f"{task} has no metric {main!r}, but {sorted(order)}; mend the suite")
+        raise UserError(f"{task} has no metric {main!r}, but {sorted(order)}; mend the suite")
     if main:
         order = {main: order[main], **order}
     # lmms-eval calls our costs means, for it expects many of them.
     throughput = {name.removeprefix("avg_"): value for name, value in results.get("throughput", {}).items()}
     if missing := [name for name in COSTS if name not in throughput]:
-        raise ValueError(f"lmms-eval's results tell no {missing[0]}")
+        raise UserError(f"lmms-eval's results tell no {missing[0]}")
     return {**{name: throughput[name] for name in COSTS}, **found}, order
 
 

@@ -27,6 +27,7 @@ from diffusionvl.commands.command_line import Parser, fail
 from diffusionvl.evaluation.decoding import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.settings import DIFFUSION_ONLY, SHARED, check_names, resolve
 from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
+from diffusionvl.modeling.errors import UserError
 from eval.bertscore import add_bertscore
 from eval.results import RunRecord, collect, read_record, task_metrics, write_record
 from eval.suites import EVAL, LOCAL, Run, Suite, read_suite, suite_names
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a suite.
 
     Returns:
-        0; 1 if a run failed; 2 for an input that can not be used.
+        0; 1 if a run failed; 2 for an input that cannot be used.
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
@@ -97,37 +98,37 @@ def check_values(arguments: argparse.Namespace, suite: Suite) -> None:
     """Checks flags before anything slow, and fills in what was left out.
 
     Raises:
-        ValueError: A flag has a value that can not be used, or lmms-eval is missing.
+        UserError: A flag has a value that cannot be used, or lmms-eval is missing.
     """
     if find_spec("lmms_eval") is None:
-        raise ValueError("lmms-eval is missing; bash scripts/setup.sh dev,eval installs it")
+        raise UserError("lmms-eval is missing; bash scripts/setup.sh dev,eval installs it")
     for name in ("nproc", "limit", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     known = [task.name for task in suite.tasks]
     for task in arguments.tasks or ():
         if task not in known:
-            raise ValueError(f"--tasks {task}: suite {suite.name} has {', '.join(known)}")
+            raise UserError(f"--tasks {task}: suite {suite.name} has {', '.join(known)}")
     arguments.nproc = arguments.nproc or (1 if arguments.device else max(torch.cuda.device_count(), 1))
     arguments.batch_size = arguments.batch_size or suite.batch_size
     arguments.limit = arguments.limit or suite.limit
     arguments.name = arguments.name or Path(arguments.model).resolve().name
     for place in (Path(arguments.model).resolve(), (arguments.out / arguments.name).resolve()):
         if found := CUTTING.search(str(place)):
-            raise ValueError(f"{place} holds {found[0]!r}, at which lmms-eval cuts its options; give another place")
+            raise UserError(f"{place} holds {found[0]!r}, at which lmms-eval cuts its options; give another place")
 
 
 def parse_pairs(text: str, flag: str) -> dict[str, Any]:
     """`a=1,b=2` as a mapping, numbers and truth values read as lmms-eval reads them.
 
     Raises:
-        ValueError: A part has no `=`.
+        UserError: A part has no `=`.
     """
     pairs = [part.partition("=") for part in text.split(",") if part]
     for name, equals, _ in pairs:
         if not equals or not name:
-            raise ValueError(f"{flag} {text!r}: write NAME=VALUE,NAME=VALUE")
+            raise UserError(f"{flag} {text!r}: write NAME=VALUE,NAME=VALUE")
     return {name: _value(text) for name, _, text in pairs}
 
 
@@ -145,7 +146,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
     """What is to be run, and where it goes.
 
     Raises:
-        ValueError: The checkpoint can not be read, a setting is not for this model or suite, or a folder holds a run
+        UserError: The checkpoint cannot be read, a setting is not for this model or suite, or a folder holds a run
             with other settings.
     """
     config = load_config(arguments.model)
@@ -154,7 +155,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
     given = parse_pairs(arguments.gen_kwargs, "--gen-kwargs")
     check_names(given, "--gen-kwargs")
     if fixed := sorted(set(given) & suite.varied):
-        raise ValueError(f"--gen-kwargs: {fixed[0]} is what the ways of suite {suite.name} differ in; leave it out")
+        raise UserError(f"--gen-kwargs: {fixed[0]} is what the ways of suite {suite.name} differ in; leave it out")
     options = {**suite.model_args, **parse_pairs(arguments.model_args, "--model-args")}
     jobs = []
     for run in suite.runs(kind, block_size):
@@ -180,7 +181,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
                 else f"{name} {found.asked.get(name)} there, {job.asked[name]} now"
                 for name in other
             )
-            raise ValueError(f"{job.folder} holds another run ({told}); give another --out or --name, or --overwrite")
+            raise UserError(f"{job.folder} holds another run ({told}); give another --out or --name, or --overwrite")
     return jobs
 
 
@@ -194,12 +195,12 @@ def prepare_local_data() -> None:
     """Writes the data of the local tasks, if it is missing.
 
     Raises:
-        ValueError: It can not be written.
+        UserError: It cannot be written.
     """
     if not (EVAL.parent / "outputs" / "eval-data" / "chart_reading" / "test.jsonl").exists():
         done = subprocess.run([sys.executable, str(EVAL / "tasks" / "make_data.py")], stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise ValueError(f"eval/tasks/make_data.py failed: {done.stderr.strip()}")
+            raise UserError(f"eval/tasks/make_data.py failed: {done.stderr.strip()}")
 
 
 def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) -> int:
@@ -242,7 +243,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
     """Runs one task and takes over its results.
 
     Raises:
-        ValueError: It failed; the message has the reason and the log's place.
+        UserError: It failed; the message has the reason and the log's place.
     """
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
@@ -257,12 +258,12 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
         file.flush()
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
-        raise ValueError(f"{failure_reason(log)} (exit code {done.returncode}; {log})")
+        raise UserError(f"{failure_reason(log)} (exit code {done.returncode}; {log})")
     try:
         results, samples = collect(raw, job.folder, job.run.task.name)
         metrics, higher_is_better = task_metrics(results, job.run.task.name, job.run.task.metric)
     except ValueError as error:
-        raise ValueError(f"{error}: {failure_reason(log)} ({log})") from error
+        raise UserError(f"{error}: {failure_reason(log)} ({log})") from error
     shutil.rmtree(raw)
     settings = {name: job.run.gen_kwargs[name] for name in (*SHARED, *DIFFUSION_ONLY) if name in job.run.gen_kwargs}
     record = RunRecord(

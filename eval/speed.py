@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusionvl.commands.command_line import Parser, fail, table
 from diffusionvl.evaluation.decoding import AR
+from diffusionvl.modeling.errors import UserError
 from eval import run as running
 from eval.results import COSTS, RunRecord, read_records
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the suite with each model, prints the table and writes `speed.json`.
 
     Returns:
-        0; 1 if a run failed; 2 for an input that can not be used.
+        0; 1 if a run failed; 2 for an input that cannot be used.
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -73,16 +74,14 @@ def check_kinds(records: Sequence[RunRecord]) -> None:
     """Checks that each model plays the part that its kind can play.
 
     Raises:
-        ValueError: One does not; the message names it.
+        UserError: One does not; the message names it.
     """
     for record in records:
         if (record.model == "ar") != (record.kind == AR):
-            raise ValueError(
-                f"{record.asked['model']} is of kind {record.kind}; it can not be the {record.model} model"
-            )
+            raise UserError(f"{record.asked['model']} is of kind {record.kind}; it cannot be the {record.model} model")
         room, block_size = record.settings["max_new_tokens"], record.settings.get("block_size")
         if record.model == "full-diffusion" and block_size < room:
-            raise ValueError(
+            raise UserError(
                 f"{record.asked['model']} has blocks of {block_size} tokens and writes up to {room}: this is not full "
                 "diffusion; give a checkpoint with larger blocks"
             )

@@ -13,6 +13,7 @@ import yaml
 
 from diffusionvl.evaluation.decoding import AR
 from diffusionvl.evaluation.settings import DIFFUSION_ONLY, check_names
+from diffusionvl.modeling.errors import UserError
 
 EVAL = Path(__file__).parent
 LOCAL, HUB = "local", "hub"
@@ -119,19 +120,19 @@ def read_suite(name: str, folder: Path = EVAL) -> Suite:
     """Reads `suites/NAME.yaml`.
 
     Raises:
-        ValueError: There is no such suite, or its file has an unknown key or setting.
+        UserError: There is no such suite, or its file has an unknown key or setting.
     """
     path = folder / "suites" / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"there is no suite {name!r}; there are {', '.join(suite_names(folder))}")
+        raise UserError(f"there is no suite {name!r}; there are {', '.join(suite_names(folder))}")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         tasks = tuple(Task(**task) for task in content.pop("tasks"))
         suite = Suite(name=name, tasks=tasks, **content)
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error}; see the other files of that folder") from error
+        raise UserError(f"{path}: {error}; see the other files of that folder") from error
     if suite.data not in (LOCAL, HUB):
-        raise ValueError(f"{path}: data must be {LOCAL!r} or {HUB!r}, got {suite.data!r}")
+        raise UserError(f"{path}: data must be {LOCAL!r} or {HUB!r}, got {suite.data!r}")
     for settings in (suite.gen_kwargs, *(task.gen_kwargs for task in tasks), *suite.variants.values()):
         check_names({key: value for key, value in settings.items() if key != TOKENS_PER_STEP}, str(path))
     return suite

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ..checkpoints.vocabulary import give_row, origin_of_row
+from ..modeling.errors import UserError
 from .parts import is_siglip, load_language_model, load_tower, patches
 from .processor import IMAGE_TOKEN, VIDEO_TOKEN, build_processor
 from .projector import copy_projector, init_projector, load_projector
@@ -65,10 +66,10 @@ def assemble(
         Model and processor; save both into one folder with `save_assembly`.
 
     Raises:
-        ValueError: `lm` is no causal LM, `vision` no known tower, or their files do not fit together.
+        UserError: `lm` is no causal LM, `vision` no known tower, or their files do not fit together.
     """
     if image_grid not in IMAGE_GRIDS:
-        raise ValueError(f"image_grid must be one of {IMAGE_GRIDS}, got {image_grid!r}")
+        raise UserError(f"image_grid must be one of {IMAGE_GRIDS}, got {image_grid!r}")
     aligned = None if projector is None else load_projector(projector)
     language_model, tokenizer = load_language_model(lm)
     tower, image_processor = load_tower(vision)
@@ -115,12 +116,12 @@ def join(
     """Puts LM and tower into a stock model; its projector has no weights yet.
 
     Raises:
-        ValueError: The LM's weights do not fit into a stock model.
+        UserError: The LM's weights do not fit into a stock model.
     """
     vision_config = tower.config
     body = language_model.base_model
     if language_model.config.tie_word_embeddings and "embed_tokens.weight" not in body.state_dict():
-        raise ValueError(
+        raise UserError(
             f"a {language_model.config.model_type!r} language model ties its LM head to embeddings that a stock LLaVA "
             "does not find under their name; give another language model"
         )
@@ -153,7 +154,7 @@ def join(
     found = {name: value.shape for name, value in model.state_dict().items()}
     if found != expected:
         name = min(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        raise ValueError(
+        raise UserError(
             f"a {language_model.config.model_type!r} language model does not fit into a stock "
             f"{type(model).__name__}: {name} has shape {found.get(name)}, expected {expected.get(name)}"
         )
@@ -168,12 +169,12 @@ def check_same_logits(model: PreTrainedModel, language_model: PreTrainedModel) -
     Some LMs scale or cap their logits behind the LM head, which a LLaVA does not.
 
     Raises:
-        ValueError: It does not.
+        UserError: It does not.
     """
     ids = torch.linspace(0, model.get_input_embeddings().num_embeddings - 1, 8).long()[None]
     expected = language_model.eval()(ids).logits
     if not torch.allclose(model.eval()(ids).logits, expected, atol=1e-5 * float(expected.abs().max())):
-        raise ValueError(
+        raise UserError(
             f"a {language_model.config.model_type!r} language model computes its logits in a way of its own, which "
             f"a stock {type(model).__name__} does not; give another language model"
         )

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from ..checkpoints.loading import load_config, load_model, load_processor, load_weights
+from ..modeling.errors import UserError
 from ..modeling.families import auto_class
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
@@ -22,19 +23,19 @@ def load_language_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """Loads a causal LM and its tokenizer, which must have a chat template.
 
     Raises:
-        ValueError: It is something else, broken, or has no chat template.
+        UserError: It is something else, broken, or has no chat template.
     """
     config = load_config(path)
     if auto_class(config) is not AutoModelForCausalLM:
-        raise ValueError(
+        raise UserError(
             f"{path}: a {config.model_type!r} model is more than a language model; translate it as it is, or give a "
             "text-only one"
         )
     if config.is_encoder_decoder:
-        raise ValueError(f"{path}: a {config.model_type!r} model is an encoder and a decoder; give a causal LM")
+        raise UserError(f"{path}: a {config.model_type!r} model is an encoder and a decoder; give a causal LM")
     tokenizer = load_processor(path).tokenizer
     if not isinstance(tokenizer.chat_template, str):
-        raise ValueError(
+        raise UserError(
             f"{path}: its tokenizer has no chat template, or several; give an instruction-tuned model, or put one into "
             "chat_template.jinja"
         )
@@ -45,18 +46,18 @@ def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Loads a vision tower and its image processor, without its last layer and its pooling head.
 
     Raises:
-        ValueError: It is no SigLIP or CLIP, broken, or its image processor gives pictures of another size.
+        UserError: It is no SigLIP or CLIP, broken, or its image processor gives pictures of another size.
     """
     config = load_config(path)
     config = config.vision_config if config.model_type in DUAL_ENCODERS else config
     if config.model_type not in TOWERS:
         reason = " (NaFlex pictures have a varying number of patches)" if "siglip2" in config.model_type else ""
-        raise ValueError(
-            f"{path}: a {config.model_type!r} model{reason} can not be the vision tower; give a SigLIP, a SigLIP 2 of "
+        raise UserError(
+            f"{path}: a {config.model_type!r} model{reason} cannot be the vision tower; give a SigLIP, a SigLIP 2 of "
             "fixed resolution or a CLIP"
         )
     if config.num_hidden_layers < 2:
-        raise ValueError(f"{path}: the tower has 1 layer, and its last one is left out; give a deeper tower")
+        raise UserError(f"{path}: the tower has 1 layer, and its last one is left out; give a deeper tower")
     config.num_hidden_layers -= 1
     if is_siglip(config):
         config.vision_use_head = False
@@ -64,10 +65,10 @@ def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     try:
         image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: holds no image processor; copy its preprocessor_config.json, too") from error
+        raise UserError(f"{path}: holds no image processor; copy its preprocessor_config.json, too") from error
     size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
     if {*dict(size).values()} != {config.image_size}:
-        raise ValueError(
+        raise UserError(
             f"{path}: its image processor makes pictures of size {dict(size)}, its config.json says "
             f"image_size {config.image_size}; mend one of them"
         )

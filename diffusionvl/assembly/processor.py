@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
+from ..modeling.errors import UserError
 from ..modeling.processing_diffusionvl import without_video
 from .parts import is_siglip, patches
 
@@ -58,7 +59,7 @@ def wrap_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The LM's own chat template behind a few lines that write content parts as text.
 
     Raises:
-        ValueError: The LM's template does not take a user turn, or loses its text.
+        UserError: The LM's template does not take a user turn, or loses its text.
     """
     lines = files("diffusionvl.assembly").joinpath("content_parts.jinja").read_text(encoding="utf-8")
     template = lines.replace("IMAGE_TOKEN", IMAGE_TOKEN) + tokenizer.chat_template
@@ -67,11 +68,9 @@ def wrap_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     except TemplateError as error:
-        raise ValueError(
-            f"the language model's chat template refuses a user turn: {error}; give another one"
-        ) from error
+        raise UserError(f"the language model's chat template refuses a user turn: {error}; give another one") from error
     if text.count(f"{IMAGE_TOKEN}\n{question}") != 1 or text.count(IMAGE_TOKEN) != 1:
-        raise ValueError(
+        raise UserError(
             f"the language model's chat template writes {text!r} for an image and {question!r}; give one that writes "
             "what a user says, once"
         )

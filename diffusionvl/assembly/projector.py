@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints.loading import load_config, load_model
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import is_projector_parameter
 
 
@@ -45,13 +46,13 @@ def load_projector(path: str) -> dict[str, torch.Tensor]:
     """Weights of the projector (and image newline, if any) of an assembled checkpoint, translated or not.
 
     Raises:
-        ValueError: It is another kind of checkpoint.
+        UserError: It is another kind of checkpoint.
     """
     config = load_config(path)
     diffusion = isinstance(config, DiffusionVLConfig)
     model_type = config.base_config.model_type if diffusion else config.model_type
     if model_type not in ("llava", "llava_onevision"):
-        raise ValueError(f"{path}: a {model_type!r} model has no such projector; give an assembled checkpoint")
+        raise UserError(f"{path}: a {model_type!r} model has no such projector; give an assembled checkpoint")
     model = load_model(path)
     weights = (model.base if diffusion else model).model.state_dict()
     return {name: value for name, value in weights.items() if is_projector_parameter(name)}
@@ -61,12 +62,12 @@ def copy_projector(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> 
     """Takes over weights that `load_projector` gave.
 
     Raises:
-        ValueError: They have other shapes.
+        UserError: They have other shapes.
     """
     own = {name: value for name, value in model.model.state_dict().items() if is_projector_parameter(name)}
     for name in own.keys() & weights.keys():
         if own[name].shape != weights[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"the given projector's {name} has shape {[*weights[name].shape]}, this LM and tower need "
                 f"{[*own[name].shape]}; give the projector of the same LM and tower"
             )

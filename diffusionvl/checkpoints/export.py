@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import auto_class
 from .loading import adapter_base, load_config, load_processor
 from .model_card import extend_model_card, write_model_card
@@ -32,18 +33,18 @@ def export(folder: str, out: str) -> None:
         out: New folder; it must exist and be empty.
 
     Raises:
-        ValueError: `folder` holds no block-diffusion checkpoint, or lacks files.
+        UserError: `folder` holds no block-diffusion checkpoint, or lacks files.
     """
     if adapter_base(folder) is not None:
-        raise ValueError(f"{folder}: holds an adapter; run `diffusionvl merge` on it first")
+        raise UserError(f"{folder}: holds an adapter; run `diffusionvl merge` on it first")
     config = load_config(folder)
     if not isinstance(config, DiffusionVLConfig):
-        raise ValueError(
+        raise UserError(
             f"{folder}: a {config.model_type!r} model needs no code; run `diffusionvl translate` on it first"
         )
     if is_remote_code(config.base_config):
-        raise ValueError(
-            f"{folder}: its base {config.base_config.model_type!r} has code of its own, which can not go along; give a "
+        raise UserError(
+            f"{folder}: its base {config.base_config.model_type!r} has code of its own, which cannot go along; give a "
             "checkpoint whose base is in transformers"
         )
     names = weight_files(Path(folder))
@@ -68,17 +69,17 @@ def weight_files(folder: Path) -> list[str]:
     """Names of a checkpoint's weight files, with their index if there are several.
 
     Raises:
-        ValueError: There is none, or the index names one that is missing.
+        UserError: There is none, or the index names one that is missing.
     """
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.exists():
         missing = sorted({*_read(index)["weight_map"].values()} - {*names})
         if missing:
-            raise ValueError(f"{folder}: lacks {missing}, which {index.name} names; copy or save the checkpoint again")
+            raise UserError(f"{folder}: lacks {missing}, which {index.name} names; copy or save the checkpoint again")
         names.append(index.name)
     if not names:
-        raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
+        raise UserError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
     return names
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
+from ..modeling.errors import UserError
+
 UNFINISHED = ".unfinished"
 
 
@@ -22,16 +24,16 @@ def output_folder(out: str, new: bool = True) -> Iterator[str]:
         new: Whether it must not hold anything yet. Else the weights in it are replaced, and other files stay.
 
     Raises:
-        ValueError: It can not be made, holds something already, or another process is writing into it.
+        UserError: It cannot be made, holds something already, or another process is writing into it.
     """
     folder, unfinished = Path(out), Path(out, UNFINISHED)
     others = {path.name for path in folder.iterdir()} - {LOCK_NAME, UNFINISHED} if folder.is_dir() else set()
     if new and (others or folder.is_file()):
-        raise ValueError(f"the folder {out!r} is there already; give a new one")
+        raise UserError(f"the folder {out!r} is there already; give a new one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the folder {out!r} can not be made ({error.strerror})") from error
+        raise UserError(f"the folder {out!r} cannot be made ({error.strerror})") from error
     with locked(out):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
@@ -62,14 +64,14 @@ def locked(output_dir: str) -> Iterator[None]:
     file system knows such locks (NFS 4, Lustre mounted with `flock`).
 
     Raises:
-        ValueError: Another run is writing into the folder.
+        UserError: Another run is writing into the folder.
     """
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     with Path(output_dir, LOCK_NAME).open("w", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"output_dir {output_dir!r}: another run is writing into it ({error.strerror}); "
                 "wait for its end, or give another output_dir"
             ) from error

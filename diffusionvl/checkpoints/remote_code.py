@@ -5,6 +5,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from ..modeling.errors import UserError
+
 MODULES = "transformers_modules."  # where transformers puts code from a repository
 
 
@@ -29,14 +31,14 @@ def trust_remote_code(path: str) -> None:
 
     Raises:
         OSError: There is no such checkpoint, or its code is missing.
-        ValueError: Its code has no config or no model that can be translated.
+        UserError: Its code has no config or no model that can be translated.
     """
     if not needs_remote_code(path):
         return
     auto_map = _base_config(path)["auto_map"]
     kinds = [kind for kind in (AutoModelForImageTextToText, AutoModelForCausalLM) if kind.__name__ in auto_map]
     if "AutoConfig" not in auto_map or not kinds:
-        raise ValueError(f"{path}: its code ({sorted(auto_map)}) names no AutoConfig with an AutoModelForCausalLM")
+        raise UserError(f"{path}: its code ({sorted(auto_map)}) names no AutoConfig with an AutoModelForCausalLM")
     config_class = get_class_from_dynamic_module(auto_map["AutoConfig"], path)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for kind in kinds:

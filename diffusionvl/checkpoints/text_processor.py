@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..modeling.errors import UserError
+
 
 class TextProcessor(ProcessorMixin):
     """What encodes, decodes and saves as the processor of a vision-language model does, over a tokenizer alone.
@@ -20,11 +22,11 @@ class TextProcessor(ProcessorMixin):
     def __call__(self, text: Any, images: Any = None, videos: Any = None, **kwargs: Any) -> BatchEncoding:
         """Tokenises; images and videos are refused."""
         if images is not None or videos is not None:
-            raise ValueError("this model reads text alone; leave images and videos out")
+            raise UserError("this model reads text alone; leave images and videos out")
         return self.tokenizer(text, **{"return_token_type_ids": False, **kwargs})
 
     def apply_chat_template(self, conversation: list[Any], **kwargs: Any) -> Any:
-        """As the tokenizer's own; contents may be lists of text parts, which templates of text models can not read.
+        """As the tokenizer's own; contents may be lists of text parts, which templates of text models cannot read.
 
         Args:
             conversation: Messages, or a list of conversations.
@@ -53,5 +55,5 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
         return message
     for part in content:
         if part["type"] != "text":
-            raise ValueError(f"this model reads text alone, but a message holds {part}; take it out")
+            raise UserError(f"this model reads text alone, but a message holds {part}; take it out")
     return {**message, "content": "".join(part["text"] for part in content)}

@@ -1,17 +1,68 @@
-"""What commands say alike: that an input can not be used, in one line on stderr with exit code 2; and tables."""
+"""What all commands share: a parser, the one line that reports what a user can mend, and tables."""
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ..modeling.errors import UserError
+
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C has ended
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front."""
+    """A parser that reports what is wrong in one line, without the usage in front, and knows `--debug`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.add_help:  # a command that only dispatches has neither
+            self.add_argument(
+                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error, too"
+            )
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2."""
         self.exit(fail(self.prog, f"{message}; see {self.prog} --help"))
+
+    def run(self, body: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None = None) -> int:
+        """Parses the command line and does what it asks for.
+
+        Args:
+            body: Takes the parsed arguments, and returns the exit code or None for 0.
+            argv: Arguments; the command line's if left out.
+
+        Returns:
+            The exit code.
+        """
+        arguments = self.parse_args(argv)
+        debug = vars(arguments).pop("debug", False)
+        return report_errors(self.prog, lambda: body(arguments), debug)
+
+
+def report_errors(command: str, body: Callable[[], int | None], debug: bool = False) -> int:
+    """Runs a command. What a user can mend becomes one line and exit code 2; a bug keeps its traceback.
+
+    That is a `UserError`, and whatever the operating system refuses, such as a file or a full disk.
+
+    Args:
+        command: As the user calls it.
+        body: Does the work, and returns the exit code or None for 0.
+        debug: Whether to show the traceback all the same.
+    """
+    try:
+        return body() or 0
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # a library's own, not the operating system's
+            raise
+        if debug:
+            traceback.print_exc()
+        return fail(command, error)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print(f"{command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def fail(command: str, error: Exception | str) -> int:

@@ -1,5 +1,6 @@
 """`diffusionvl data check RECORDS... --model DIR`: what is in a data set, and what training would stop at."""
 
+import argparse
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from ..data.sources.records import KINDS, read_records
 from ..data.streams import IGNORED
 from ..modeling.block_masks import CLEAN
 from ..training import RowDataset
-from .command_line import Parser, fail
+from .command_line import Parser
 from .data_report import Finding, Problem, Report
 
 IMAGE_KINDS = ("missing image", "bad image")
@@ -27,31 +28,31 @@ def main(argv: list[str] | None = None) -> int:
     """Checks every record as training reads it, and goes on behind a problem.
 
     Returns:
-        0; 1 where training would stop; 2 for an argument that can not be used.
+        0; 1 where training would stop; 2 for an argument that cannot be used.
     """
-    arguments = build_parser().parse_args(argv)
-    try:
-        if arguments.trust_remote_code:
-            trust_remote_code(arguments.model)
-        processor, config = load_processor(arguments.model), load_config(arguments.model)
-        encoder = ConversationEncoder(processor, arguments.supervision, arguments.max_length)
-        opened = [open_or_tell(path, arguments.image_root) for path in arguments.records]
-        problems = [each for each in opened if isinstance(each, Problem)]
-        records = [each for each in opened if not isinstance(each, Problem)]
-        findings = []
-        if records:
-            checks = Checks(RowDataset(ConcatDataset(records), encoder, config))  # type: ignore[arg-type]
-            loader = DataLoader(checks, batch_size=16, num_workers=arguments.workers, collate_fn=list)
-            bar = tqdm(total=len(checks), disable=None, unit="record")  # on a terminal only
-            for found in loader:
-                findings += found
-                bar.update(len(found))
-            bar.close()
-        report = Report(problems, findings)
-        if arguments.json:
-            Path(arguments.json).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        return fail("diffusionvl data check", error)
+    return build_parser().run(_check, argv)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.trust_remote_code:
+        trust_remote_code(arguments.model)
+    processor, config = load_processor(arguments.model), load_config(arguments.model)
+    encoder = ConversationEncoder(processor, arguments.supervision, arguments.max_length)
+    opened = [open_or_tell(path, arguments.image_root) for path in arguments.records]
+    problems = [each for each in opened if isinstance(each, Problem)]
+    records = [each for each in opened if not isinstance(each, Problem)]
+    findings = []
+    if records:
+        checks = Checks(RowDataset(ConcatDataset(records), encoder, config))  # type: ignore[arg-type]
+        loader = DataLoader(checks, batch_size=16, num_workers=arguments.workers, collate_fn=list)
+        bar = tqdm(total=len(checks), disable=None, unit="record")  # on a terminal only
+        for found in loader:
+            findings += found
+            bar.update(len(found))
+        bar.close()
+    report = Report(problems, findings)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     print(report.to_text())
     return 1 if report.bad > arguments.max_bad_samples or not report.rows else 0
 

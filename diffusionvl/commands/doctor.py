@@ -36,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 1 if a package that everything needs is missing or of another version, or a kernel does not work.
     """
-    Parser(prog="diffusionvl doctor", description="Tell versions, devices, kernels and what is missing.").parse_args(
-        argv
-    )
+    parser = Parser(prog="diffusionvl doctor", description="Print versions, devices, kernels and what is missing.")
+    return parser.run(lambda arguments: _print_findings(), argv)
+
+
+def _print_findings() -> int:
     broken = 0
     for title, lines in (
         ("versions", versions()),

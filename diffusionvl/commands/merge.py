@@ -1,29 +1,26 @@
 """`diffusionvl merge ADAPTER --out DIR`: a LoRA adapter and its base as one checkpoint, which no longer needs PEFT."""
 
+import argparse
 import sys
 
-from .command_line import Parser, fail
+from ..modeling.errors import UserError
+from .command_line import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Merges and saves.
-
-    Returns:
-        0, or 2 for an input that can not be used.
-    """
+    """Merges and saves. Returns the exit code."""
     parser = Parser(prog="diffusionvl merge", description="Merge a LoRA adapter into its base.")
     parser.add_argument("adapter", help="folder of the adapter: what training with lora_r has written")
     parser.add_argument("--out", required=True, help="new folder for the merged checkpoint")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights; the base's own"
     )
-    arguments = parser.parse_args(argv)
-    try:
-        base = merge(arguments.adapter, arguments.out, arguments.dtype)
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    return parser.run(_merge, argv)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    base = merge(arguments.adapter, arguments.out, arguments.dtype)
     print(f"merged {arguments.adapter} into {base}\nwrote {arguments.out}")
-    return 0
 
 
 def merge(adapter: str, out: str, dtype: str = "auto") -> str:
@@ -38,7 +35,7 @@ def merge(adapter: str, out: str, dtype: str = "auto") -> str:
         The base.
 
     Raises:
-        ValueError: The folder holds no adapter, it does not fit its base, or `out` holds something already.
+        UserError: The folder holds no adapter, it does not fit its base, or `out` holds something already.
     """
     from ..checkpoints.loading import adapter_base, load_model, load_processor
     from ..checkpoints.model_card import write_model_card
@@ -47,7 +44,7 @@ def merge(adapter: str, out: str, dtype: str = "auto") -> str:
 
     base = adapter_base(adapter)
     if base is None:
-        raise ValueError(f"{adapter}: holds no adapter; give a folder that training with lora_r has written")
+        raise UserError(f"{adapter}: holds no adapter; give a folder that training with lora_r has written")
     with output_folder(out) as folder:
         model = load_model(adapter, dtype)
         model.save_pretrained(folder)

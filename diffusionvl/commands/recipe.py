@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from ..modeling.errors import UserError
 from ..training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments
 from .command_line import Parser
 
@@ -75,16 +76,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Reads a YAML recipe.
 
     Raises:
-        ValueError: The file is missing, broken or no mapping of keys to values.
+        UserError: The file is missing, broken or no mapping of keys to values.
     """
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path}: can not be read ({error})") from error
+        raise UserError(f"recipe {path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path}: broken YAML: {error}") from error
+        raise UserError(f"recipe {path}: broken YAML: {error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"recipe {path}: must be a mapping of keys to values")
+        raise UserError(f"recipe {path}: must be a mapping of keys to values")
     return recipe
 
 

@@ -1,42 +1,61 @@
 """`diffusionvl translate`: turns an AR checkpoint into a block-diffusion one."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from .command_line import fail
+from ..modeling.errors import UserError
+from .command_line import Parser
 
 
-def _translate(arguments: argparse.Namespace) -> int:
-    """Translates and saves a checkpoint."""
+def build_parser() -> Parser:
+    """The flags."""
+    parser = Parser(prog="diffusionvl translate", description="Turn an AR checkpoint into a block-diffusion one.")
+    parser.add_argument("base", help="AR checkpoint: a folder or a hub id")
+    parser.add_argument("--out", required=True, help="folder for the block-diffusion checkpoint")
+    parser.add_argument("--block-size", type=int, default=8, help="tokens that are denoised together (8)")
+    parser.add_argument("--position-mode", choices=["native", "sequential"], default="native")
+    parser.add_argument("--block-origin", choices=["response", "absolute"], default="response")
+    parser.add_argument("--min-pixels", type=int, help="least pixels of a picture (Qwen-VL); the processor's own")
+    parser.add_argument("--max-pixels", type=int, help="most pixels of a picture (Qwen-VL); the processor's own")
+    parser.add_argument("--chat-template", metavar="FILE", help="Jinja template of conversations; the base's own")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the base's repository, if it needs any"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Translates and saves a checkpoint. Returns the exit code."""
+    return build_parser().run(_translate, argv)
+
+
+def _translate(arguments: argparse.Namespace) -> None:
     from ..checkpoints.output_folder import output_folder
     from ..checkpoints.remote_code import trust_remote_code
     from ..translation.translate import save_translation, translate
 
-    try:
-        _check_untaken(Path(arguments.out), Path(arguments.base))
-        with output_folder(arguments.out, new=False) as folder:
-            if arguments.trust_remote_code:
-                trust_remote_code(arguments.base)
-            if arguments.chat_template is not None:
-                arguments.chat_template = _read_template(arguments.chat_template)
-            others = ("command", "out", "trust_remote_code")
-            translation = translate(**{name: value for name, value in vars(arguments).items() if name not in others})
-            save_translation(translation, folder)
-    except (OSError, ValueError) as error:
-        return fail("diffusionvl translate", error)
+    _check_untaken(Path(arguments.out), Path(arguments.base))
+    with output_folder(arguments.out, new=False) as folder:
+        if arguments.trust_remote_code:
+            trust_remote_code(arguments.base)
+        if arguments.chat_template is not None:
+            arguments.chat_template = _read_template(arguments.chat_template)
+        others = ("out", "trust_remote_code")
+        translation = translate(**{name: value for name, value in vars(arguments).items() if name not in others})
+        save_translation(translation, folder)
     print(f"{translation.message}\nwrote {arguments.out}")
-    return 0
 
 
 def _check_untaken(out: Path, base: Path) -> None:
     """Refuses a folder that holds another model than a translation, which can be made again."""
     if out.resolve() == base.resolve():
-        raise ValueError(f"--out {str(out)!r} is the AR checkpoint itself; give another folder")
+        raise UserError(f"--out {str(out)!r} is the AR checkpoint itself; give another folder")
     if Path(out, "trainer_state.json").exists():
-        raise ValueError(f"--out {str(out)!r} holds a finetuned model; give another folder")
+        raise UserError(f"--out {str(out)!r} holds a finetuned model; give another folder")
     config = out / "config.json"
     if config.exists() and b'"diffusionvl"' not in config.read_bytes():
-        raise ValueError(f"--out {str(out)!r} holds another model; give another folder")
+        raise UserError(f"--out {str(out)!r} holds another model; give another folder")
 
 
 def _read_template(path: str) -> str:
@@ -44,4 +63,8 @@ def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--chat-template {path!r} is not written in UTF-8 ({error.reason}); give a text") from error
+        raise UserError(f"--chat-template {path!r} is not written in UTF-8 ({error.reason}); give a text") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,6 +27,7 @@ from ..checkpoints.loading import load_config, load_model, load_processor
 from ..checkpoints.model_card import write_model_card
 from ..data.chat_template import response_header_ids
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from ..modeling.processing_diffusionvl import without_video
 from .hustvl_config import (
@@ -81,17 +82,17 @@ def convert_hustvl(folder: str, mask_token_id: int = MASK_TOKEN_ID) -> Conversio
         mask_token_id: The row of the embeddings that stands for a masked token.
 
     Raises:
-        ValueError: A file, a setting or a weight is missing, left over, or of another shape or type.
+        UserError: A file, a setting or a weight is missing, left over, or of another shape or type.
     """
     settings = read_settings(Path(folder))
     tokenizer = read_tokenizer(folder)
     try:
         base_config = build_base_config(settings, tokenizer)
     except StrictDataclassError as error:
-        raise ValueError(f"{folder}/config.json: {error}; copy it from the hub again") from error
+        raise UserError(f"{folder}/config.json: {error}; copy it from the hub again") from error
     rows = base_config.text_config.vocab_size
     if not 0 <= mask_token_id < rows:
-        raise ValueError(f"{folder}: the mask token {mask_token_id} has no row among its {rows} embeddings")
+        raise UserError(f"{folder}: the mask token {mask_token_id} has no row among its {rows} embeddings")
     names = {theirs: ours for ours, theirs in reference_names(base_config).items()}
     weights = rename_weights(read_weights(Path(folder)), names, base_config, folder, "DiffusionVL")
     processor = build_processor(settings, base_config, tokenizer)
@@ -131,7 +132,7 @@ def convert_to_reference(
         max_shard_size: Most bytes of a file of weights.
 
     Raises:
-        ValueError: The reference has no such model, or would decode it in another way.
+        UserError: The reference has no such model, or would decode it in another way.
     """
     config = load_config(folder)
     check_like_reference(config, folder, mask_token_id)
@@ -148,18 +149,18 @@ def check_like_reference(config: PreTrainedConfig, folder: str, mask_token_id: i
     """Checks that the reference's code does with a model what ours does.
 
     Raises:
-        ValueError: It does not.
+        UserError: It does not.
     """
     if not isinstance(config, DiffusionVLConfig) or config.base_config.model_type not in MODEL_TYPES:
         base = config.base_config if isinstance(config, DiffusionVLConfig) else config
-        raise ValueError(
+        raise UserError(
             f"{folder}: the reference has block-diffusion models of {MODEL_TYPES}, this is a {base.model_type!r} "
             f"model of type {config.model_type!r}"
         )
     wanted = {"position_mode": "sequential", "block_origin": "absolute", "mask_token_id": mask_token_id}
     found = {name: vars(config)[name] for name in wanted}
     if found != wanted:
-        raise ValueError(f"{folder}: has {found}, but the reference's code has {wanted} and would decode it otherwise")
+        raise UserError(f"{folder}: has {found}, but the reference's code has {wanted} and would decode it otherwise")
 
 
 def reference_names(base_config: PreTrainedConfig) -> dict[str, str]:
@@ -177,16 +178,16 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer with the reference's prompt as chat template.
 
     Raises:
-        ValueError: It is missing, or lacks a token of Qwen2.5's.
+        UserError: It is missing, or lacks a token of Qwen2.5's.
     """
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: holds no tokenizer ({error}); copy its tokenizer.json, too") from error
+        raise UserError(f"{folder}: holds no tokenizer ({error}); copy its tokenizer.json, too") from error
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (END_OF_TURN, PADDING, IMAGE_TOKEN, VIDEO_TOKEN) if token not in vocabulary]
     if missing:
-        raise ValueError(f"{folder}: its tokenizer lacks {missing}; copy Qwen2.5's")
+        raise UserError(f"{folder}: its tokenizer lacks {missing}; copy Qwen2.5's")
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = END_OF_TURN, PADDING, "left"
     template = files("diffusionvl.conversion").joinpath("hustvl_chat_template.jinja").read_text(encoding="utf-8")
     tokenizer.chat_template = template.rstrip("\n").replace("IMAGE_TOKEN", IMAGE_TOKEN)

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import LlavaOnevisionConfig, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 END_OF_TURN, PADDING = "<|im_end|>", "<|endoftext|>"
@@ -82,32 +83,30 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Reads `config.json`, as data: its remote code is not run.
 
     Raises:
-        ValueError: It is missing or broken, or is none of the reference's.
+        UserError: It is missing or broken, or is none of the reference's.
     """
     path = folder / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: can not be read ({error}); give the folder of a DiffusionVL checkpoint") from error
+        raise UserError(f"{path}: cannot be read ({error}); give the folder of a DiffusionVL checkpoint") from error
     required = [name for name in REQUIRED if not isinstance(settings, dict) or settings.get(name) is None]
     for name in ("text_config", "vision_config"):
         if not required and not isinstance(settings.get(name) or {}, dict):
-            raise ValueError(f"{path}: {name} is {settings[name]!r}, no config; copy it from the hub again")
+            raise UserError(f"{path}: {name} is {settings[name]!r}, no config; copy it from the hub again")
     text = {} if required else settings.get("text_config") or settings
     missing = required or [name for name in TEXT_REQUIRED if text.get(name) is None]
     if missing:
-        raise ValueError(f"{path}: lacks {missing}; give the folder of a checkpoint of hustvl/DiffusionVL")
+        raise UserError(f"{path}: lacks {missing}; give the folder of a checkpoint of hustvl/DiffusionVL")
     if settings["enable_bd3lm"] is not True:
-        raise ValueError(
-            f"{path}: enable_bd3lm is {settings['enable_bd3lm']}, so it was not trained by block diffusion"
-        )
+        raise UserError(f"{path}: enable_bd3lm is {settings['enable_bd3lm']}, so it was not trained by block diffusion")
     if settings["mm_projector_type"] not in (MERGER, MLP):
-        raise ValueError(f"{path}: mm_projector_type is {settings['mm_projector_type']!r}, not {MERGER!r} or {MLP!r}")
+        raise UserError(f"{path}: mm_projector_type is {settings['mm_projector_type']!r}, not {MERGER!r} or {MLP!r}")
     if settings["mm_projector_type"] == MERGER and not settings.get("vision_config"):
-        raise ValueError(f"{path}: lacks ['vision_config']; copy it from the hub again")
+        raise UserError(f"{path}: lacks ['vision_config']; copy it from the hub again")
     least, most = (settings.get(name) or usual for name, usual in PIXELS.items())
     if not isinstance(least, int) or not isinstance(most, int) or not 0 < least <= most:
-        raise ValueError(f"{path}: min_pixels {least!r} and max_pixels {most!r} are no numbers of pixels; mend them")
+        raise UserError(f"{path}: min_pixels {least!r} and max_pixels {most!r} are no numbers of pixels; mend them")
     return settings
 
 
@@ -115,7 +114,7 @@ def build_base_config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBa
     """The config of the stock model with these weights: Qwen2.5-VL, or LLaVA-OneVision for SigLIP 2.
 
     Raises:
-        ValueError: The pictures are cut in a way that a LLaVA-OneVision does not know.
+        UserError: The pictures are cut in a way that a LLaVA-OneVision does not know.
     """
     source = settings.get("text_config") or settings
     text = {name: source[name] for name in TEXT if source.get(name) is not None}
@@ -140,7 +139,7 @@ def build_base_config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBa
     vision["num_hidden_layers"] -= 1  # the reference takes the last layer off
     aspect = settings.get("image_aspect_ratio", SIGLIP["image_aspect_ratio"])
     if not str(aspect).startswith("anyres_max_"):
-        raise ValueError(f"image_aspect_ratio is {aspect!r} in config.json; only anyres_max_N can be converted")
+        raise UserError(f"image_aspect_ratio is {aspect!r} in config.json; only anyres_max_N can be converted")
     return LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **text, **tied},
         vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **vision},

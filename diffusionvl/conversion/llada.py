@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..modeling.errors import UserError
 from .weights import load_renamed, read_weights, rename_weights
 
 PREFIX = "model.transformer."
@@ -80,14 +81,14 @@ def convert_llada(folder: str) -> Conversion:
         folder: Folder with the checkpoint's files, as on the hub.
 
     Raises:
-        ValueError: A file, a setting or a weight is missing, or is none that a Llama has.
+        UserError: A file, a setting or a weight is missing, or is none that a Llama has.
     """
     settings = read_settings(Path(folder))
     tokenizer = convert_tokenizer(folder, settings["mask_token_id"])
     try:
         config = convert_config(settings, tokenizer)
     except StrictDataclassError as error:
-        raise ValueError(f"{folder}/config.json: can not be a Llama's ({error}); copy it from the hub again") from error
+        raise UserError(f"{folder}/config.json: cannot be a Llama's ({error}); copy it from the hub again") from error
     weights = rename_weights(read_weights(Path(folder)), llama_names(config), config, folder, "Llama")
     model = load_renamed(config, weights)
     ends = {tokenizer.eos_token_id, settings.get("eos_token_id")} - {None}
@@ -107,22 +108,22 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Reads `config.json`, as data: its remote code is not run.
 
     Raises:
-        ValueError: It is missing or broken, lacks a setting, or describes what is no Llama.
+        UserError: It is missing or broken, lacks a setting, or describes what is no Llama.
     """
     path = folder / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: can not be read ({error}); give the folder of a LLaDA checkpoint") from error
+        raise UserError(f"{path}: cannot be read ({error}); give the folder of a LLaDA checkpoint") from error
     if not isinstance(settings, dict) or settings.get("model_type") != "llada":
-        raise ValueError(f"{path}: is no config of a LLaDA; its model_type must be 'llada'")
+        raise UserError(f"{path}: is no config of a LLaDA; its model_type must be 'llada'")
     missing = sorted(name for name in REQUIRED if not isinstance(settings.get(name), int | float))
     if missing:
-        raise ValueError(f"{path}: lacks {missing}, or they are no numbers; copy it from the hub again")
+        raise UserError(f"{path}: lacks {missing}, or they are no numbers; copy it from the hub again")
     strange = {name: settings[name] for name, usual in LLAMA.items() if settings.get(name, usual) != usual}
     if strange:
         wanted = {name: LLAMA[name] for name in strange}
-        raise ValueError(f"{path}: {strange} is not what a Llama does, which is {wanted}; it can not be converted")
+        raise UserError(f"{path}: {strange} is not what a Llama does, which is {wanted}; it cannot be converted")
     return settings
 
 
@@ -163,15 +164,15 @@ def convert_tokenizer(folder: str, mask_token_id: int) -> PreTrainedTokenizerBas
     (`add_generation_prompt`), as other templates do.
 
     Raises:
-        ValueError: It is missing, or lacks the mask token.
+        UserError: It is missing, or lacks the mask token.
     """
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: holds no tokenizer ({error}); copy its tokenizer.json, too") from error
+        raise UserError(f"{folder}: holds no tokenizer ({error}); copy its tokenizer.json, too") from error
     mask_token = tokenizer.convert_ids_to_tokens(mask_token_id) if mask_token_id < len(tokenizer) else None
     if mask_token is None:
-        raise ValueError(f"{folder}: config.json has mask_token_id {mask_token_id}, which the tokenizer does not know")
+        raise UserError(f"{folder}: config.json has mask_token_id {mask_token_id}, which the tokenizer does not know")
     tokenizer.mask_token = mask_token
     template = tokenizer.chat_template
     if template is not None and END_OF_TURN in template:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..modeling.errors import UserError
 from ..modeling.families import auto_class
 
 
@@ -15,17 +16,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Reads every `.safetensors` file of a folder.
 
     Raises:
-        ValueError: There is none, one is broken, or two hold the same weight.
+        UserError: There is none, one is broken, or two hold the same weight.
     """
     weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         shard = _load_shard(path)
         twice = weights.keys() & shard
         if twice:
-            raise ValueError(f"{path}: holds {min(twice)!r}, as another file does; leave one checkpoint there")
+            raise UserError(f"{path}: holds {min(twice)!r}, as another file does; leave one checkpoint there")
         weights |= shard
     if not weights:
-        raise ValueError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
+        raise UserError(f"{folder}: holds no .safetensors file; copy the checkpoint's weights, too")
     return weights
 
 
@@ -33,7 +34,7 @@ def _load_shard(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: is broken ({error}); copy it again") from error
+        raise UserError(f"{path}: is broken ({error}); copy it again") from error
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -55,22 +56,22 @@ def rename_weights(
         kind: What the folder should hold, for messages.
 
     Raises:
-        ValueError: One is missing, left over, or of another shape or type.
+        UserError: One is missing, left over, or of another shape or type.
     """
     for what, some in (
         ("lacks weights", names.keys() - weights),
         (f"has weights of no {kind}", weights.keys() - names),
     ):
         if some:
-            raise ValueError(f"{folder}: {what}, such as {sorted(some)[:3]} ({len(some)} in all); copy it from the hub")
+            raise UserError(f"{folder}: {what}, such as {sorted(some)[:3]} ({len(some)} in all); copy it from the hub")
     shapes = {name: value.shape for name, value in empty_model(config).state_dict().items()}
     for name, renamed in names.items():
         if weights[name].shape != shapes[renamed]:
             found, expected = [*weights[name].shape], [*shapes[renamed]]
-            raise ValueError(f"{folder}: {name!r} has shape {found}, its config.json wants {expected}; mend the config")
+            raise UserError(f"{folder}: {name!r} has shape {found}, its config.json wants {expected}; mend the config")
     dtypes = {value.dtype: name for name, value in weights.items()}
     if len(dtypes) > 1:
-        raise ValueError(f"{folder}: its weights are of several types, such as {dtypes}; save them in one")
+        raise UserError(f"{folder}: its weights are of several types, such as {dtypes}; save them in one")
     config.dtype = dtypes.popitem()[0]
     return {renamed: weights[name] for name, renamed in names.items()}
 

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from ..modeling.errors import UserError
+
 QUESTIONS = ("what is it?", "x")  # they end in different tokens
 ANSWER, NEXT = "an answer", "a second question"
 
@@ -37,12 +39,12 @@ def check_template(processor: Any) -> None:
     """Checks that the chat template writes what a user says.
 
     Raises:
-        ValueError: It loses it, or writes the list of a content's parts as a list.
+        UserError: It loses it, or writes the list of a content's parts as a list.
     """
     (message,) = _chat(QUESTIONS[0])
     text = _render(processor, [message])
     if QUESTIONS[0] not in text or str(message["content"]) in text:
-        raise ValueError(f"the chat template writes {text!r} for the question {QUESTIONS[0]!r}")
+        raise UserError(f"the chat template writes {text!r} for the question {QUESTIONS[0]!r}")
 
 
 def response_header(processor: Any) -> str:
@@ -77,13 +79,13 @@ def end_of_turn(processor: Any) -> EndOfTurn:
     template writes none, as LLaVA 1.5's, the end of sequence has to do.
 
     Raises:
-        ValueError: The template writes none, and the tokenizer has no end of sequence.
+        UserError: The template writes none, and the tokenizer has no end of sequence.
     """
     tokenizer = processor.tokenizer
     last = _special_ids(tokenizer, _render(processor, _chat(QUESTIONS[0], ANSWER)).rpartition(ANSWER)[2])
     if not last:
         if tokenizer.eos_token_id is None:
-            raise ValueError(
+            raise UserError(
                 "the chat template writes no special token behind a response, and the tokenizer has no end-of-sequence "
                 "token to put there; set its eos_token"
             )
@@ -114,4 +116,4 @@ def _render(processor: Any, messages: list[dict[str, Any]], **settings: Any) -> 
     try:
         return processor.apply_chat_template(messages, tokenize=False, **settings)
     except (TemplateError, TypeError) as error:  # a template of strings fails on the parts of a content
-        raise ValueError(f"the chat template can not render a question and its answer: {error}") from error
+        raise UserError(f"the chat template cannot render a question and its answer: {error}") from error

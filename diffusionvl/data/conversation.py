@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
+from ..modeling.errors import UserError
 from .chat_template import end_of_turn, response_header_ids
 from .collate import concatenate
 from .image_text import ImageText
@@ -22,7 +23,7 @@ from .videos import GRID, video_inputs
 
 SUPERVISIONS = ("assistant", "structural")
 SMALLEST = (28, 28)  # pixels: Qwen-VL takes none with a smaller side
-CONVERSATION = "conversation"  # the kind of error of turns that can not be told apart
+CONVERSATION = "conversation"  # the kind of error of turns that cannot be told apart
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of media
 
 
@@ -74,12 +75,12 @@ class ConversationEncoder:
         max_length: Longest clean stream, in tokens; none if left out.
 
     Raises:
-        ValueError: `supervision` is unknown.
+        UserError: `supervision` is unknown.
     """
 
     def __init__(self, processor: Any, supervision: str = "assistant", max_length: int | None = None) -> None:
         if supervision not in SUPERVISIONS:
-            raise ValueError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
+            raise UserError(f"supervision must be one of {SUPERVISIONS}, got {supervision!r}")
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.supervision = supervision
@@ -105,7 +106,7 @@ class ConversationEncoder:
 
         Raises:
             DataError: An image or a video is missing or broken, a text holds a token that is not text, or the chat
-                template can not render the conversation or rewrites earlier turns.
+                template cannot render the conversation or rewrites earlier turns.
         """
         self._check(record)
         pieces = self._pieces(record, render)
@@ -166,7 +167,7 @@ class ConversationEncoder:
             if not whole.startswith(prompt) or response is None or answer.strip() not in response:
                 raise DataError(
                     f"{record.name}: the chat template rewrites earlier turns, or puts no {self.end_of_turn!r} "
-                    "behind a response, so responses can not be told apart; use a template that only appends",
+                    "behind a response, so responses cannot be told apart; use a template that only appends",
                     CONVERSATION,
                 )
             shown = Record(record.messages[first:index], record.name)

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..modeling.errors import UserError
+
 GRID = "image_grid_thw"  # what an image processor gives that cuts images of any shape into a grid (Qwen-VL)
 
 
@@ -36,7 +38,7 @@ class ImageText:
         """
         parts = text.split(self.placeholder)
         if len(parts) != len(sizes) + 1:
-            raise ValueError(f"{len(sizes)} image(s) for {len(parts) - 1} places")
+            raise UserError(f"{len(sizes)} image(s) for {len(parts) - 1} places")
         images, tokenizer = self.processor.image_processor, self.processor.tokenizer
         if GRID in images.model_input_names:  # each placeholder is repeated
             patches = [images.get_number_of_image_patches(*size, {}) for size in sizes]

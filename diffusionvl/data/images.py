@@ -35,7 +35,7 @@ def image_size(image: Picture, name: str) -> tuple[int, int]:
     """Height and width of an upright image, from its file's header alone.
 
     Raises:
-        DataError: As `open_image`, but for pixels that can not be decoded.
+        DataError: As `open_image`, but for pixels that cannot be decoded.
     """
     with _opened(image, name) as picture:
         # Pillow decodes all of a PNG file to look for EXIF data, which cameras do not put there.
@@ -68,7 +68,7 @@ def _opened(image: Picture, name: str) -> Iterator[Image.Image]:
         raise DataError(f"{name}: {what} does not exist; check 'image_root' ({folder})", "missing image") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
         raise DataError(
-            f"{name}: {what} can not be read: {error}; replace it or drop the record", "bad image"
+            f"{name}: {what} cannot be read: {error}; replace it or drop the record", "bad image"
         ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: {what} is too large: {error}; scale it down", "bad image") from error

@@ -2,15 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from ..modeling.errors import UserError
+
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import BatchFeature, ProcessorMixin
 
     from .record import Video
-
-
-class InputError(ValueError):
-    """An argument that can not be used; the message names it, its value and the remedy."""
 
 
 def encode(
@@ -24,7 +22,7 @@ def encode(
     shown = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
     for token in special_tokens(processor.tokenizer).values():
         if token in prompt:
-            raise InputError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
+            raise UserError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
     messages = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     media = video_inputs(videos, text, processor, "--video")

@@ -5,9 +5,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ..modeling.errors import UserError
 
-class DataError(ValueError):
-    """A record that can not be used; the message names the place, the value and the remedy.
+
+class DataError(UserError):
+    """A record that cannot be used; the message names the place, the value and the remedy.
 
     Args:
         message: What is wrong.

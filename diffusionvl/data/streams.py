@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..modeling.errors import UserError
+
 IGNORED = -100
 LAYOUTS = ("response_only", "two_stream", "clean")
 
@@ -79,10 +81,10 @@ def build_row(
         The row, T = L + K R tokens.
 
     Raises:
-        ValueError: `layout` is unknown.
+        UserError: `layout` is unknown.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+        raise UserError(f"layout must be one of {LAYOUTS}, got {layout!r}")
     length = len(input_ids)
     twins = torch.arange(length)
     if layout == "clean":

@@ -24,7 +24,7 @@ def video_inputs(videos: Sequence[Video], text: str, processor: Any, name: str) 
         name: Whose videos they are, for messages.
 
     Raises:
-        DataError: A video is missing or can not be read, a package is missing, the model reads no videos, or its chat
+        DataError: A video is missing or cannot be read, a package is missing, the model reads no videos, or its chat
             template leaves them out.
     """
     if not videos:
@@ -59,7 +59,7 @@ def read_video(video: Video, patch_size: int, name: str) -> tuple[Tensor, dict[s
         Frames [F, 3, height, width], 0 to 255, scaled so that patches fit; and which frames of how many a second.
 
     Raises:
-        DataError: A file is missing or can not be read.
+        DataError: A file is missing or cannot be read.
     """
     from qwen_vl_utils.vision_process import fetch_video
 
@@ -72,6 +72,6 @@ def read_video(video: Video, patch_size: int, name: str) -> tuple[Tensor, dict[s
     except Exception as error:  # decoders raise errors of their own kinds
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{name}: {video} can not be read: {reason}; replace it or drop the record", "bad video"
+            f"{name}: {video} cannot be read: {reason}; replace it or drop the record", "bad video"
         ) from error
     return frames, metadata

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..data.chat_template import special_tokens
+from ..modeling.errors import UserError
 from .page import HERE, render
 
 if TYPE_CHECKING:
@@ -102,12 +103,12 @@ def make_film(
             out, the answer ends with its first end-of-sequence or padding token.
 
     Raises:
-        ValueError: There is no history, or it is that of several prompts.
+        UserError: There is no history, or it is that of several prompts.
     """
     if not history:
-        raise ValueError("there is no denoising history to draw; call generate() with output_history=True")
+        raise UserError("there is no denoising history to draw; call generate() with output_history=True")
     if history[0].tokens.shape[0] != 1:
-        raise ValueError(f"a film shows one answer, but the history has {history[0].tokens.shape[0]}; use a batch of 1")
+        raise UserError(f"a film shows one answer, but the history has {history[0].tokens.shape[0]}; use a batch of 1")
     ids: dict[int, int] = {}
     revealed: dict[int, tuple[int, int, float]] = {}  # column -> step, block, confidence
     for index, step in enumerate(history):

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..modeling.errors import UserError
 from ..modeling.request import DenoisingStep
 from .film import (
     BEHIND_END,
@@ -48,11 +49,11 @@ def draw_film(
         answer_length: Tokens of the answer.
 
     Raises:
-        ValueError: `path` has another suffix, or the history can not be drawn.
+        UserError: `path` has another suffix, or the history cannot be drawn.
     """
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a film is one of {SUFFIXES}, not {suffix!r}")
+        raise UserError(f"{path}: a film is one of {SUFFIXES}, not {suffix!r}")
     film = make_film(history, tokenizer, prompt_length, answer_length)
     if suffix == ".html":
         Path(path).write_text(_render(film, image, prompt, standalone=True), encoding="utf-8")

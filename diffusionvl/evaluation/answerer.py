@@ -10,6 +10,7 @@ import torch
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..data.videos import video_inputs
+from ..modeling.errors import UserError
 from ..objective.corruption import row_generator
 from .costs import SpeedRecord
 from .decoding import AR, BLOCK_DIFFUSION, Generated, encode, generate, kind_of
@@ -92,7 +93,7 @@ class Answerer:
         """Prompts as a batch [B, P], all of them with images or none, and so with videos.
 
         Raises:
-            DataError: A video can not be read.
+            DataError: A video cannot be read.
         """
         texts = [prompt.text for prompt in prompts]
         images = [prompt.images for prompt in prompts if prompt.images]
@@ -183,10 +184,10 @@ def finish(text: str, until: Sequence[str], postprocess: str) -> str:
             implementation does, see `reference_answer`.
 
     Raises:
-        ValueError: `postprocess` is unknown.
+        UserError: `postprocess` is unknown.
     """
     if postprocess not in POSTPROCESSING:
-        raise ValueError(f"postprocess must be one of {POSTPROCESSING}, got {postprocess!r}")
+        raise UserError(f"postprocess must be one of {POSTPROCESSING}, got {postprocess!r}")
     return reference_answer(text, until) if postprocess == "reference" else cut(text, until).strip()
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..checkpoints.loading import find_device, load_config, load_model, load_processor
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from .answerer import Answer, Answerer, Question, finish, numbered
 from .costs import SpeedRecord, gather_processes
 from .decoding import AR, BLOCK_DIFFUSION, generate
@@ -63,7 +64,7 @@ class DiffusionVLChat(lmms):
         **decoding: Settings that win over a task's own: max_new_tokens, denoising_steps, remasking, ...
 
     Raises:
-        ValueError: The checkpoint or a setting can not be used.
+        UserError: The checkpoint or a setting cannot be used.
     """
 
     is_simple = False
@@ -94,9 +95,9 @@ class DiffusionVLChat(lmms):
         self.showcase, self.showcase_samples = showcase and Path(showcase), _whole("showcase_samples", showcase_samples)
         seed = _whole("seed", seed, least=0)
         if max_batch_size is not None:
-            raise ValueError(f"max_batch_size={max_batch_size}: batch sizes are not searched for; give --batch_size")
+            raise UserError(f"max_batch_size={max_batch_size}: batch sizes are not searched for; give --batch_size")
         if prompt not in FORMS:
-            raise ValueError(f"prompt must be one of {FORMS}, got {prompt!r}")
+            raise UserError(f"prompt must be one of {FORMS}, got {prompt!r}")
         finish("", (), postprocess)
         check_names(decoding, "model_args", OPTIONS)
         self.given = decoding
@@ -117,7 +118,7 @@ class DiffusionVLChat(lmms):
     @property
     def chat_template(self) -> str:
         """Asked for by lmms-eval where it is to write prompts itself, which would be written twice."""
-        raise ValueError("the checkpoint's chat template is always applied; leave --apply_chat_template out")
+        raise UserError("the checkpoint's chat template is always applied; leave --apply_chat_template out")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers questions, in batches of one task and one way of decoding."""
@@ -168,7 +169,7 @@ class DiffusionVLChat(lmms):
                 dtype=torch.long,
             )
             if not len(tokens):
-                raise ValueError(f"{question.name}: the continuation {continuation!r} holds no token to be scored")
+                raise UserError(f"{question.name}: the continuation {continuation!r} holds no token to be scored")
             model: Any = self.answerer.model
             if self.kind == AR:
                 likelihood, greedy = log_likelihood(model, inputs, tokens)
@@ -213,7 +214,7 @@ class DiffusionVLChat(lmms):
 
     def _scored(self, request: Instance) -> tuple[Question, str]:
         """The chat form of lmms-eval makes no such requests."""
-        raise ValueError("lmms-eval scores continuations in its simple form only; add --force_simple")
+        raise UserError("lmms-eval scores continuations in its simple form only; add --force_simple")
 
     def _asked(self, requests: Sequence[Instance]) -> list[_Asked]:
         """Requests as questions; images stay closed."""
@@ -316,7 +317,7 @@ def _is_padding(request: Instance) -> bool:
 
 def _whole(name: str, value: Any, least: int = 1) -> int:
     if not str(value).isdigit() or int(value) < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
@@ -324,15 +325,15 @@ def _check_kind(path: str, decode: str) -> tuple[str, int | None]:
     """Kind and block size of a checkpoint.
 
     Raises:
-        ValueError: It is not of the kind that `decode` names.
+        UserError: It is not of the kind that `decode` names.
     """
     if decode not in DECODES:
-        raise ValueError(f"decode must be one of {DECODES}, got {decode!r}")
+        raise UserError(f"decode must be one of {DECODES}, got {decode!r}")
     config = load_config(path)
     kind, block_size = (BLOCK_DIFFUSION, config.block_size) if isinstance(config, DiffusionVLConfig) else (AR, None)
     if decode not in ("auto", kind):
         remedy = "give its AR base" if decode == AR else f"run `diffusionvl translate {path} --out DIR` and finetune it"
-        raise ValueError(f"decode={decode}, but {path} is a checkpoint of kind {kind}; {remedy}")
+        raise UserError(f"decode={decode}, but {path} is a checkpoint of kind {kind}; {remedy}")
     return kind, block_size
 
 

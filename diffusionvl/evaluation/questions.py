@@ -10,6 +10,7 @@ from transformers import ProcessorMixin
 from ..data.chat_template import special_tokens
 from ..data.images import open_image
 from ..data.record import Video
+from ..modeling.errors import UserError
 
 FORMS = ("messages", "reference")
 Message = dict[str, Any]
@@ -61,10 +62,10 @@ def build_prompt(
         frames: Which frames of a video are taken, as `Video.settings`.
 
     Raises:
-        ValueError: The form is unknown, a text holds a special token, or a part is unknown.
+        UserError: The form is unknown, a text holds a special token, or a part is unknown.
     """
     if form not in FORMS:
-        raise ValueError(f"prompt must be one of {FORMS}, got {form!r}")
+        raise UserError(f"prompt must be one of {FORMS}, got {form!r}")
     turns = [(message["role"], list(_parts(message, processor, name, dict(frames or {})))) for message in messages]
     asked = [part for role, parts in turns if role == "user" for part in parts]
     if form == "reference":
@@ -91,9 +92,9 @@ def _parts(message: Message, processor: ProcessorMixin, name: str, frames: dict[
         elif part["type"] == "video" and isinstance(part["url"], str):
             parts.append(Video(part["url"], frames))
         elif part["type"] == "video":
-            raise ValueError(f"{name}: a video is a {type(part['url']).__name__}; give a path")
+            raise UserError(f"{name}: a video is a {type(part['url']).__name__}; give a path")
         else:
-            raise ValueError(f"{name}: holds a part of type {part['type']!r}; known are text, image and video")
+            raise UserError(f"{name}: holds a part of type {part['type']!r}; known are text, image and video")
     return parts
 
 
@@ -101,7 +102,7 @@ def _check_text(text: str, processor: ProcessorMixin, name: str) -> None:
     """Refuses text that would not be read as text."""
     for token in special_tokens(processor.tokenizer).values():
         if token in text:
-            raise ValueError(
+            raise UserError(
                 f"{name}: the text of a turn holds {token!r}, which would not be read as text; mend the task"
             )
 
@@ -119,7 +120,7 @@ def _open(image: Any, name: str) -> Image.Image:
         return image.convert("RGB")
     if isinstance(image, str):
         return open_image(image, name)
-    raise ValueError(f"{name}: an image is a {type(image).__name__}; give a PIL image or a path")
+    raise UserError(f"{name}: an image is a {type(image).__name__}; give a PIL image or a path")
 
 
 def _reference_parts(parts: Sequence[str | Shown]) -> list[str | Shown]:

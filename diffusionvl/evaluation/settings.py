@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..modeling.errors import UserError
 from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .decoding import AR
 
@@ -63,7 +64,7 @@ def resolve(
         where: Name of the task, for messages.
 
     Raises:
-        ValueError: A setting is unknown, out of its range, or means something that this model can not do.
+        UserError: A setting is unknown, out of its range, or means something that this model cannot do.
     """
     for source, settings in ((f"gen_kwargs of {where}", task), ("model_args", given)):
         check_names(settings, source)
@@ -100,50 +101,50 @@ def check_names(settings: Mapping[str, Any], source: str, others: tuple[str, ...
         others: More names that may be given there, for the message.
 
     Raises:
-        ValueError: Naming them, and what the reference's name is called here.
+        UserError: Naming them, and what the reference's name is called here.
     """
     unknown = sorted(set(settings) - set(KNOWN))
     if unknown:
         meant = [f"{name!r} is called {REFERENCE_NAMES[name]!r} here" for name in unknown if name in REFERENCE_NAMES]
         hint = "; ".join(meant) or f"known are {', '.join((*others, *KNOWN))}"
-        raise ValueError(f"{source}: unknown settings {unknown}; {hint}")
+        raise UserError(f"{source}: unknown settings {unknown}; {hint}")
 
 
 def _check_kind(settings: Mapping[str, Any], kind: str, block_size: int | None) -> None:
-    """Refuses what a model of this kind can not do."""
+    """Refuses what a model of this kind cannot do."""
     if settings.get("num_beams", 1) != 1:
-        raise ValueError(f"num_beams={settings['num_beams']!r}: block diffusion has no beams, nor AR beside it; give 1")
+        raise UserError(f"num_beams={settings['num_beams']!r}: block diffusion has no beams, nor AR beside it; give 1")
     if kind == AR:
         extra = [name for name in (*DIFFUSION_ONLY, "block_size") if name in settings]
         if extra:
-            raise ValueError(f"an autoregressive checkpoint has no {', '.join(extra)}; leave them out")
+            raise UserError(f"an autoregressive checkpoint has no {', '.join(extra)}; leave them out")
         return
     if settings.get("repetition_penalty", 1) != 1:
-        raise ValueError(
+        raise UserError(
             f"repetition_penalty={settings['repetition_penalty']!r}: block decoding has none, for a block's tokens are "
             "drawn together; leave it out"
         )
     if settings.get("block_size", block_size) != block_size:
-        raise ValueError(
+        raise UserError(
             f"block_size={settings['block_size']!r}: this checkpoint was trained with blocks of {block_size}, which it "
             "keeps; leave it out, or translate and train another one"
         )
     steps = settings.get("denoising_steps", 1)
     if block_size is not None and isinstance(steps, int) and steps > block_size:
-        raise ValueError(f"denoising_steps={steps} exceeds the block size of the checkpoint; give 1 to {block_size}")
+        raise UserError(f"denoising_steps={steps} exceeds the block size of the checkpoint; give 1 to {block_size}")
 
 
 def _until(given: Any) -> tuple[str, ...]:
     """Texts that end an answer. On a command line, several are a JSON list: until=["a","b"].
 
     Raises:
-        ValueError: There is something else among them.
+        UserError: There is something else among them.
     """
     texts = given
     if isinstance(given, str):
         texts = json.loads(given) if given.startswith('["') and given.endswith('"]') else [given]
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"until must be a text or a list of texts, got {given!r}")
+        raise UserError(f"until must be a text or a list of texts, got {given!r}")
     return tuple(text for text in texts if text)
 
 
@@ -152,7 +153,7 @@ def _temperature(settings: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:
     temperature = settings.get("temperature")
     if settings.get("do_sample") is True:
         if temperature == 0:
-            raise ValueError("do_sample=True contradicts temperature=0; give one of them")
+            raise UserError("do_sample=True contradicts temperature=0; give one of them")
         return (1.0 if temperature is None else temperature), ()
     if settings.get("do_sample") is False and temperature:
         return 0, (f"temperature={temperature!r} is not used beside do_sample=False",)

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .block_masks import TokenTags, dense_mask, flex_mask, within_window
+from .errors import UserError
 
 FLEX = "block_diffusion_flex"
 TILE = 128  # FlexAttention's tile: rows are padded to whole ones
@@ -61,7 +62,7 @@ def layer_masks(
         key: Positions of the keys [B, K]; those of the queries if left out.
 
     Raises:
-        ValueError: The base's attention implementation can not read such a mask.
+        UserError: The base's attention implementation cannot read such a mask.
     """
     implementation = base.config.get_text_config(decoder=True)._attn_implementation
     key = query if key is None else key
@@ -80,10 +81,10 @@ def as_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dty
     """Brings a boolean mask [B, 1, Q, K] into the form an attention implementation of transformers reads.
 
     Raises:
-        ValueError: The implementation can not read a dense mask.
+        UserError: The implementation cannot read a dense mask.
     """
     if implementation in ("sdpa", FLEX):
         return mask
     if implementation == "eager":  # eager adds its mask; a boolean one would silently be added as 0 and 1
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    raise ValueError(f"attn_implementation={implementation!r} can not read a block-diffusion mask; use 'sdpa'")
+    raise UserError(f"attn_implementation={implementation!r} cannot read a block-diffusion mask; use 'sdpa'")

@@ -13,7 +13,7 @@ def block_starts(input_ids: list[int], header_ids: list[int], eos_ids: list[int]
     """Where the block grid starts anew in a conversation when each response has its own blocks.
 
     A response opens behind `header_ids` and ends with the next end-of-turn id; the text behind it starts anew too.
-    Training and decoding both cut their grid here, so that they can not differ.
+    Training and decoding both cut their grid here, so that they cannot differ.
 
     Args:
         input_ids: Ids of one conversation, without padding.
@@ -80,7 +80,7 @@ def keep_whole(blocks: Tensor, inside: Tensor) -> Tensor:
 def row_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
     """Block of each token of one clean row [L], by `config.block_origin`.
 
-    Training and decoding both cut their grid here, so that they can not differ.
+    Training and decoding both cut their grid here, so that they cannot differ.
     """
     starts: list[int] = []
     if config.block_origin == "response":

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .errors import UserError
+
 POSITION_MODES = ("native", "sequential")
 BLOCK_ORIGINS = ("response", "absolute")
 
@@ -24,7 +26,7 @@ class DiffusionVLConfig(PreTrainedConfig):
         base_model_name_or_path: The AR checkpoint that was translated, for the model card.
 
     Raises:
-        ValueError: A field has a value outside its range.
+        UserError: A field has a value outside its range.
     """
 
     model_type = "diffusionvl"
@@ -44,20 +46,20 @@ class DiffusionVLConfig(PreTrainedConfig):
     ) -> None:
         if isinstance(base_config, dict):
             if "model_type" not in base_config:
-                raise ValueError(f"base_config must be the config of an AR model, got {base_config!r}")
+                raise UserError(f"base_config must be the config of an AR model, got {base_config!r}")
             base_config = AutoConfig.for_model(**base_config)
         elif base_config is not None and not isinstance(base_config, PreTrainedConfig):
-            raise ValueError(f"base_config must be the config of an AR model, got {base_config!r}")
+            raise UserError(f"base_config must be the config of an AR model, got {base_config!r}")
         if not isinstance(block_size, int) or block_size < 1:
-            raise ValueError(f"block_size must be an integer of at least 1, got {block_size!r}")
+            raise UserError(f"block_size must be an integer of at least 1, got {block_size!r}")
         if mask_token_id is not None and (not isinstance(mask_token_id, int) or mask_token_id < 0):
-            raise ValueError(f"mask_token_id must be the id of a token, got {mask_token_id!r}")
+            raise UserError(f"mask_token_id must be the id of a token, got {mask_token_id!r}")
         if not isinstance(response_header_ids, list | tuple | None):
-            raise ValueError(f"response_header_ids must be a list of token ids, got {response_header_ids!r}")
+            raise UserError(f"response_header_ids must be a list of token ids, got {response_header_ids!r}")
         if position_mode not in POSITION_MODES:
-            raise ValueError(f"position_mode must be one of {POSITION_MODES}, got {position_mode!r}")
+            raise UserError(f"position_mode must be one of {POSITION_MODES}, got {position_mode!r}")
         if block_origin not in BLOCK_ORIGINS:
-            raise ValueError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
+            raise UserError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
         self.base_config = base_config
         self.block_size = block_size
         self.mask_token_id = mask_token_id

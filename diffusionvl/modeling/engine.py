@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .batch import DecodingBatch
 from .canvas import Canvas, lay_out
+from .errors import UserError
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
 from .inputs import check_prompts, join_media, joinable
 from .request import Chunk, FinishReason, Request
@@ -81,11 +82,11 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if model.training and model.is_gradient_checkpointing:
-            raise ValueError("a model in training mode with gradient checkpointing writes no cache; call model.eval()")
+            raise UserError("a model in training mode with gradient checkpointing writes no cache; call model.eval()")
         sizes = {"max_batch_size": max_batch_size, "max_length": max_length}
         for name, value in {**sizes, "max_waiting": max_waiting, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         self.max_batch_size, self.max_length = max_batch_size, max_length
         self.max_waiting, self.prefill_tokens = max_waiting, prefill_tokens
@@ -134,12 +135,12 @@ class Engine:
             The request, whose answer `step` writes.
 
         Raises:
-            ValueError: The prompt can not be read as it is meant, a setting is unknown or out of its range, or the
+            ValueError: The prompt cannot be read as it is meant, a setting is unknown or out of its range, or the
                 request would not fit in `max_length`.
             QueueFullError: `max_waiting` requests wait.
         """
         if input_ids.shape[0] != 1:
-            raise ValueError(f"add_request() takes one prompt [1, P], got {[*input_ids.shape]}; add each on its own")
+            raise UserError(f"add_request() takes one prompt [1, P], got {[*input_ids.shape]}; add each on its own")
         generators = None if generator is None else [generator]
         return self.add_batch(input_ids, attention_mask, generation_config, generators, **kwargs)[0]
 
@@ -162,7 +163,7 @@ class Engine:
         check_prompts(model, input_ids, attention_mask, media, generator)
         input_ids = input_ids.long()  # some processors give ids of 32 bits
         if settings.stop_strings and self.tokenizer is None:
-            raise ValueError("stop_strings need a tokenizer; give one to the engine, or to generate()")
+            raise UserError("stop_strings need a tokenizer; give one to the engine, or to generate()")
         positions = model.position_ids(input_ids, attention_mask, media).cpu()
         blocks = model.block_ids(input_ids, attention_mask).cpu()
         ids, real = input_ids.cpu(), attention_mask.bool().cpu()
@@ -187,7 +188,7 @@ class Engine:
                 )
             )
         if len(requests) > self.max_batch_size:
-            raise ValueError(f"{len(requests)} prompts at once exceed max_batch_size={self.max_batch_size}; add fewer")
+            raise UserError(f"{len(requests)} prompts at once exceed max_batch_size={self.max_batch_size}; add fewer")
         if len(self.waiting) + len(requests) > self.max_waiting:
             raise QueueFullError(f"{len(self.waiting)} requests wait already (max_waiting={self.max_waiting})")
         self._waiting.append(_Arrival(requests, canvases, media))
@@ -226,7 +227,7 @@ class Engine:
             Exception: What the model raised when it read this request's prompt.
         """
         if not request.finished and request not in [*self.running, *self.waiting]:
-            raise ValueError("this request was added to another engine; stream it from there")
+            raise UserError("this request was added to another engine; stream it from there")
         sent = shown = 0
         try:
             while True:
@@ -305,7 +306,7 @@ class Engine:
     def _prefills(self) -> list[_Prefill]:
         """Arrivals that one forward can read together, their media joined, and whether the cache keeps what is read.
 
-        Image features can not be fed without their whole image. While a window holds placeholders (a prompt that ends
+        Image features cannot be fed without their whole image. While a window holds placeholders (a prompt that ends
         in an image, or one block for everything), its arrival runs with all that comes before it in every step.
         """
         alone: list[_Prefill] = []
@@ -323,7 +324,7 @@ class Engine:
         return alone + together
 
     def _read(self, arrivals: list[_Arrival], media: dict[str, Any], keep: bool) -> None:
-        """Runs one of `_prefills`, with its rows' first step; an arrival that can not be read ends with the error."""
+        """Runs one of `_prefills`, with its rows' first step; an arrival that cannot be read ends with the error."""
         try:
             self._batch.denoise(self._row_numbers(arrivals), media, keep)
         except Exception as error:
@@ -342,7 +343,7 @@ class Engine:
         config, new = self.model.config, request.settings.max_new_tokens
         _, needed = lay_out(request.prompt_length, config.block_origin == "response", new, config.block_size)
         if needed > self.max_length:
-            raise ValueError(
+            raise UserError(
                 f"a prompt of {request.prompt_length} tokens and an answer of up to {new} need {needed} tokens in "
                 f"blocks of {config.block_size}, but this engine's rows hold {self.max_length}; shorten the prompt, "
                 "lower max_new_tokens, or build the engine with a larger max_length"

@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .errors import UserError
+
 # Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
 MEDIA_INPUTS = (
     "pixel_values",
@@ -50,13 +52,13 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForImageTextToText] | 
     """The Auto class that builds a model of this config: one that reads images where there is one, else a text model.
 
     Raises:
-        ValueError: It is neither.
+        UserError: It is neither.
     """
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM
-    raise ValueError(
+    raise UserError(
         f"model type {config.model_type!r} is neither an image-text-to-text model nor a causal language model of "
         "transformers; give one of them"
     )
@@ -69,7 +71,7 @@ def position_axes(base_config: PreTrainedConfig) -> int:
 
 
 def caps_scores(base_config: PreTrainedConfig) -> bool:
-    """Whether attention scores are soft-capped (Gemma 2), which SDPA can not do: such a base attends eagerly."""
+    """Whether attention scores are soft-capped (Gemma 2), which SDPA cannot do: such a base attends eagerly."""
     return base_config.get_text_config(decoder=True).to_dict().get("attn_logit_softcapping") is not None
 
 
@@ -83,7 +85,7 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
         Windows by the names that the base gives its types.
 
     Raises:
-        ValueError: Some layers are no attention that a mask rules, or slide over positions with several axes.
+        UserError: Some layers are no attention that a mask rules, or slide over positions with several axes.
     """
     text = base_config.get_text_config(decoder=True).to_dict()
     window = text.get("sliding_window")
@@ -91,12 +93,12 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
     windows = {kind: window if kind == SLIDING else None for kind in text.get("layer_types") or [everywhere]}
     strange = sorted(set(windows) - {FULL, SLIDING})
     if strange:
-        raise ValueError(
+        raise UserError(
             f"model type {base_config.model_type!r} has layers of the types {strange}; a block-diffusion mask rules "
             "softmax attention alone"
         )
     if SLIDING in windows and position_axes(base_config) > 1:
-        raise ValueError(
+        raise UserError(
             f"model type {base_config.model_type!r} has sliding-window layers over multimodal positions, whose "
             "distances count no tokens; set use_sliding_window=False in its config"
         )
@@ -129,7 +131,7 @@ def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: T
     Returns:
         Integer positions [A, B, L].
     """
-    input_ids = input_ids.long()  # some processors give 32 bits, which the rope index can not take
+    input_ids = input_ids.long()  # some processors give 32 bits, which the rope index cannot take
     types = media_types(base.config, input_ids)
     if position_axes(base.config) == 1 or not bool(types.any()):
         return sequential_positions(attention_mask, position_axes(base.config))

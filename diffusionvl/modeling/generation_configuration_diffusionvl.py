@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from .errors import UserError
 from .families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS
 from .remasking import REMASKING
 
@@ -58,7 +59,7 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
         self._from_model_config: bool | None = kwargs.pop("_from_model_config", None)
         if kwargs:
-            raise ValueError(f"unknown generation settings {sorted(kwargs)}; known are {self.setting_names}")
+            raise UserError(f"unknown generation settings {sorted(kwargs)}; known are {self.setting_names}")
         self.validate()
 
     @classmethod
@@ -135,7 +136,7 @@ class DiffusionVLGenerationConfig(GenerationConfig):
             ),
         ):
             if not good:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
 def _is_integer(value: Any, least: int) -> bool:
@@ -162,18 +163,18 @@ def resolve_settings(
         kwargs: Settings that differ in this call, and the inputs for images and videos.
 
     Raises:
-        ValueError: A setting is unknown or out of its range.
+        UserError: A setting is unknown or out of its range.
     """
     own = model.generation_config
     settings = copy.deepcopy(own if config is None else config)
     if not isinstance(settings, DiffusionVLGenerationConfig):
-        raise ValueError(f"generation_config must be a DiffusionVLGenerationConfig, got a {type(settings).__name__}")
+        raise UserError(f"generation_config must be a DiffusionVLGenerationConfig, got a {type(settings).__name__}")
     settings.update(defaults_only=True, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     known = settings.setting_names
     # The model reads the kind of a token off its id.
     unknown = set(kwargs) - {*known, *MEDIA_INPUTS, *TOKEN_TYPE_INPUTS}
     if unknown:
-        raise ValueError(f"generate() does not know {sorted(unknown)}; its settings are {known}")
+        raise UserError(f"generate() does not know {sorted(unknown)}; its settings are {known}")
     settings.update(**{name: value for name, value in kwargs.items() if name in known})
     if settings.pad_token_id is None and settings.eos_token_ids:
         settings.pad_token_id = settings.eos_token_ids[0]
@@ -181,9 +182,9 @@ def resolve_settings(
     if settings.denoising_steps is None:
         settings.denoising_steps = block_size
     if settings.denoising_steps > block_size:
-        raise ValueError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {block_size}")
+        raise UserError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {block_size}")
     if settings.sub_block_size is None:
         settings.sub_block_size = block_size
     if block_size % settings.sub_block_size:
-        raise ValueError(f"sub_block_size={settings.sub_block_size} does not divide the block size {block_size}")
+        raise UserError(f"sub_block_size={settings.sub_block_size} does not divide the block size {block_size}")
     return settings, {name: kwargs[name] for name in MEDIA_INPUTS if kwargs.get(name) is not None}

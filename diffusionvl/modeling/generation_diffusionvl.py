@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .engine import Engine
+from .errors import UserError
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
 from .request import DenoisingStep, Request
 from .sampling import Generators
@@ -106,7 +107,7 @@ class DiffusionVLGenerationMixin(_Model):
             Sequences [B, P + G], or a `DiffusionVLGenerationOutput` with `return_dict_in_generate`.
 
         Raises:
-            ValueError: A setting is unknown or out of its range, the inputs can not be read as they are meant, or the
+            ValueError: A setting is unknown or out of its range, the inputs cannot be read as they are meant, or the
                 model's scores are not numbers.
         """
         settings, media = resolve_settings(self, generation_config, kwargs)
@@ -179,7 +180,7 @@ def _check_answers(requests: list[Request]) -> None:
             raise request.error
     broken = [row for row, request in enumerate(requests) if request.finish_reason == "not_a_number"]
     if broken:
-        raise ValueError(
+        raise UserError(
             f"the model's scores for the prompts {broken} are not numbers; load it in float32 or bfloat16, and check "
             "its weights and the images"
         )

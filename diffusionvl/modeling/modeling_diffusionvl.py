@@ -18,6 +18,7 @@ from .attention import layer_masks
 from .block_grid import row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
+from .errors import UserError
 from .families import (
     TOKEN_TYPE_INPUTS,
     auto_class,
@@ -101,7 +102,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
     def __init__(self, config: DiffusionVLConfig, base: PreTrainedModel | None = None) -> None:
         """Builds the model around `base`, or around a new base made from `config.base_config`."""
         if config.mask_token_id is None:
-            raise ValueError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
+            raise UserError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
         super().__init__(config)
         if base is None and caps_scores(config.base_config):
             config.base_config._attn_implementation = "eager"
@@ -111,7 +112,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         self.windows = layer_windows(self.base.config)
         self.fixed_inputs = fixed_inputs(self.base.config)
         if reads_images_whole(self.base.config) and config.block_origin == "absolute":
-            raise ValueError(
+            raise UserError(
                 f"block_origin='absolute' would cut images apart, which model type {self.base.config.model_type!r} "
                 "reads whole; use block_origin='response'"
             )
@@ -184,7 +185,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             if position_ids is None:
                 position_ids = self.position_ids(input_ids, seen.document != PADDING, media)
         elif position_ids is None:
-            raise ValueError("a 4-D attention_mask needs explicit position_ids")
+            raise UserError("a 4-D attention_mask needs explicit position_ids")
         else:
             seen = attention_mask
         inputs = dict(

@@ -10,6 +10,7 @@ from transformers.utils import is_peft_available
 
 from ..data.conversation import SUPERVISIONS
 from ..data.sources.records import KINDS
+from ..modeling.errors import UserError
 from ..modeling.families import MODULES
 from ..objective.loss import NORMALIZERS, WEIGHTINGS
 from ..objective.noise_schedule import NOISE_ORDERS
@@ -38,7 +39,7 @@ ATTENTIONS = ("auto", "sdpa", "flex")
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        raise UserError(f"{name} must be one of {known}, got {value!r}")
 
 
 @dataclass
@@ -66,17 +67,17 @@ class ModelArguments:
         _check("dtype", self.dtype, DTYPES)
         _check("attention", self.attention, ATTENTIONS)
         if self.lora_r is not None and self.lora_r < 1:
-            raise ValueError(f"lora_r must be at least 1, got {self.lora_r}")
+            raise UserError(f"lora_r must be at least 1, got {self.lora_r}")
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
+            raise UserError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
         if self.quantization is not None:
             _check("quantization", self.quantization, QUANTIZATIONS)
         others = ("lora_alpha", "lora_dropout", "lora_target_modules", "quantization")
         given = [name for name in others if getattr(self, name)]
         if self.lora_r is not None and not is_peft_available():
-            raise ValueError("lora_r needs PEFT; install it with `pip install 'diffusionvl[train]'`")
+            raise UserError("lora_r needs PEFT; install it with `pip install 'diffusionvl[train]'`")
         if self.lora_r is None and given:
-            raise ValueError(f"{given[0]} does nothing without lora_r; give lora_r, such as 16")
+            raise UserError(f"{given[0]} does nothing without lora_r; give lora_r, such as 16")
 
 
 @dataclass
@@ -96,7 +97,7 @@ class DataArguments:
     pack_images: int = field(default=16, metadata={"help": "packing: images of a row"})
     noisy_views: int = field(default=1, metadata={"help": "noisy copies of the responses behind one clean stream"})
     max_bad_samples: int = field(
-        default=0, metadata={"help": "records that may be left out because they can not be used; an error by default"}
+        default=0, metadata={"help": "records that may be left out because they cannot be used; an error by default"}
     )
 
     def __post_init__(self) -> None:
@@ -104,9 +105,9 @@ class DataArguments:
         for name in ("max_length", "pack_tokens", "pack_images", "noisy_views"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         if self.max_bad_samples < 0:
-            raise ValueError(f"max_bad_samples must be at least 0, got {self.max_bad_samples}")
+            raise UserError(f"max_bad_samples must be at least 0, got {self.max_bad_samples}")
 
 
 @dataclass
@@ -173,7 +174,7 @@ class BlockDiffusionConfig(TrainingArguments):
         _check("noise_order", self.noise_order, NOISE_ORDERS)
         _check("weighting", self.weighting, WEIGHTINGS)
         if self.weighting == "mask_ratio" and self.noise_order == "reference":
-            raise ValueError(
+            raise UserError(
                 "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference"
             )
         for module in self.train_modules or []:
@@ -181,13 +182,13 @@ class BlockDiffusionConfig(TrainingArguments):
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false
-                raise ValueError(f"{name} must be a number of at least {least}, got {value}")
+                raise UserError(f"{name} must be a number of at least {least}, got {value}")
         if self.stage is not None:
             self._check_stage(self.stage)
         if self.max_steps == 0:
-            raise ValueError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
+            raise UserError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
         if not self.output_dir:
-            raise ValueError("output_dir is not set; give the folder for the trained model")
+            raise UserError("output_dir is not set; give the folder for the trained model")
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
         if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
             self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
@@ -203,7 +204,7 @@ class BlockDiffusionConfig(TrainingArguments):
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             super().__post_init__()
         if self.n_gpu > 1:  # transformers would split batches with DataParallel
-            raise ValueError(
+            raise UserError(
                 f"one process sees {self.n_gpu} GPUs; start one for each with `bash scripts/train_stage.sh`, "
                 "or set CUDA_VISIBLE_DEVICES"
             )
@@ -211,12 +212,12 @@ class BlockDiffusionConfig(TrainingArguments):
             self.dataloader_pin_memory = False
 
     def _check_stage(self, stage: str) -> None:
-        """Raises a ValueError if the recipe is for another stage."""
+        """Raises a UserError if the recipe is for another stage."""
         _check("stage", stage, STAGES)
         if stage == "align" and self.train_modules != ["projector"]:
-            raise ValueError(f"stage 'align' trains the projector alone, got train_modules={self.train_modules}")
+            raise UserError(f"stage 'align' trains the projector alone, got train_modules={self.train_modules}")
         if stage != "align" and (stage == "ar") != (self.objective == "ar"):
-            raise ValueError(f"stage {stage!r} does not fit objective={self.objective!r}; give the recipe's own stage")
+            raise UserError(f"stage {stage!r} does not fit objective={self.objective!r}; give the recipe's own stage")
 
     def _accumulation(self, processes: int) -> int:
         """The number of batches that make up `global_batch_size`.
@@ -228,12 +229,12 @@ class BlockDiffusionConfig(TrainingArguments):
         rows = self.per_device_train_batch_size * processes
         steps, rest = divmod(self.global_batch_size, rows)
         if steps < 1 or rest:
-            raise ValueError(
+            raise UserError(
                 f"global_batch_size {self.global_batch_size} is no multiple of per_device_train_batch_size "
                 f"{self.per_device_train_batch_size} x {processes} processes = {rows}; change one of them"
             )
         if self.gradient_accumulation_steps not in (1, steps):
-            raise ValueError(
+            raise UserError(
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps} x {rows} rows is not "
                 f"global_batch_size {self.global_batch_size}; leave it out"
             )

@@ -25,7 +25,7 @@ class CheckpointTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """As in transformers, with tied weights once and the arguments as JSON in place of a pickle."""
-        if state_dict is not None:  # ZeRO-2 gives copies, of which save_pretrained can not tell that they are tied
+        if state_dict is not None:  # ZeRO-2 gives copies, of which save_pretrained cannot tell that they are tied
             ties = self.model.all_tied_weights_keys
             state_dict = {name: value for name, value in state_dict.items() if name not in ties}
         super()._save(output_dir, state_dict)

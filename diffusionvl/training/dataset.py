@@ -15,6 +15,7 @@ from ..data.record import DataError, Record, Records
 from ..data.streams import IGNORED, Row, build_row
 from ..modeling.block_grid import keep_whole, row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import (
     auto_class,
     media_types,
@@ -30,7 +31,7 @@ class Item(NamedTuple):
     """What became of a record.
 
     Attributes:
-        row: Its row, or None if truncation left nothing to learn from, or if the record can not be used.
+        row: Its row, or None if truncation left nothing to learn from, or if the record cannot be used.
         truncated: Whether it was truncated.
     """
 
@@ -39,7 +40,7 @@ class Item(NamedTuple):
 
     @property
     def bad(self) -> bool:
-        """Whether the record can not be used."""
+        """Whether the record cannot be used."""
         return self.row is None and not self.truncated
 
 
@@ -57,11 +58,11 @@ class RowDataset(Dataset):
         config: Config of the model: a `DiffusionVLConfig`, or an AR model's for the AR objective.
         layout: A layout of `build_row`; by default `response_only` for a `DiffusionVLConfig` and `clean` for AR.
         views: Noisy copies of the supervised blocks in a row.
-        max_bad_samples: How many records may be left out because they can not be used. At 0 such a record is an error;
+        max_bad_samples: How many records may be left out because they cannot be used. At 0 such a record is an error;
             otherwise it is told on stderr and counted, and the trainer stops when there are more.
 
     Raises:
-        ValueError: Encoder and model disagree about the token that closes a turn.
+        UserError: Encoder and model disagree about the token that closes a turn.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RowDataset(Dataset):
         self.base_config = config.base_config if isinstance(config, DiffusionVLConfig) else config
         self.layout = layout or ("response_only" if self.diffusion else "clean")
         if isinstance(config, DiffusionVLConfig) and encoder.end_of_turn_id not in config.end_of_turn_ids:
-            raise ValueError(
+            raise UserError(
                 f"the chat template closes a turn with {encoder.end_of_turn!r} (id {encoder.end_of_turn_id}), but the "
                 f"model's eos_token_id is {config.eos_token_id}; translate its base again, with this template"
             )
@@ -113,7 +114,7 @@ class RowDataset(Dataset):
         """Tokens and images of a row, without its pixels; (0, 0) if truncation leaves nothing to learn from.
 
         Raises:
-            DataError: The record can not be used.
+            DataError: The record cannot be used.
         """
         encoded = self.encoder.encode(self.records[index], render=False)
         if encoded is None:

@@ -17,6 +17,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from ..checkpoints.loading import adapter_base
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import PROJECTOR_MODULES, VISION_MODULES, module_of
 from .arguments import BlockDiffusionConfig, ModelArguments
 
@@ -25,12 +26,12 @@ def quantization_settings(args: ModelArguments) -> dict[str, Any]:
     """What `load_weights` needs for QLoRA: the language model's weights in four bits (NF4), computing in bf16.
 
     Raises:
-        ValueError: bitsandbytes can not do it here.
+        UserError: bitsandbytes cannot do it here.
     """
     if args.quantization is None:
         return {}
     if not torch.cuda.is_available() or not is_bitsandbytes_available():
-        raise ValueError(
+        raise UserError(
             f"quantization={args.quantization!r} needs an NVIDIA GPU and bitsandbytes (`pip install bitsandbytes`); "
             "leave it out for LoRA on unquantised weights"
         )
@@ -60,11 +61,11 @@ def add_adapter(model: PreTrainedModel, model_args: ModelArguments, args: BlockD
         The model inside PEFT's; what it saves is the adapter alone.
 
     Raises:
-        ValueError: No layer has one of the names in `lora_target_modules`, or the model is an adapter itself.
+        UserError: No layer has one of the names in `lora_target_modules`, or the model is an adapter itself.
     """
     assert model_args.lora_r is not None
     if adapter_base(model_args.model) is not None:
-        raise ValueError(
+        raise UserError(
             f"model {model_args.model!r} is an adapter, and one on top of it would know only the base of both; "
             "run `diffusionvl merge` first"
         )
@@ -101,7 +102,7 @@ def _targets(model: PreTrainedModel, parts: list[str], wanted: list[str] | None)
     known = {name.rpartition(".")[2] for name in linear}
     absent = [name for name in wanted or [] if name not in known]
     if absent or not linear:
-        raise ValueError(
+        raise UserError(
             f"lora_target_modules {wanted}: give names of linear layers of {parts}, some of {sorted(known)}"
         )
     chosen = [name for name in linear if name.rpartition(".")[2] in (wanted or known)]

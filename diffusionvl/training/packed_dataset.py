@@ -12,7 +12,7 @@ from ..data.packing import pack
 from ..data.record import DataError
 from .dataset import Item, RowDataset, tell_left_out
 
-BAD = (-1, 0)  # the size of a record that can not be used
+BAD = (-1, 0)  # the size of a record that cannot be used
 
 
 class PackedRowDataset(Dataset):
@@ -29,7 +29,7 @@ class PackedRowDataset(Dataset):
         max_images: Images of a row at most; a document with more stands alone.
 
     Attributes:
-        bad_samples: How many records are left out because they can not be used.
+        bad_samples: How many records are left out because they cannot be used.
         long: How many documents are longer than `max_tokens`.
     """
 
@@ -93,7 +93,7 @@ def measure_rows(rows: RowDataset, workers: int = 0, process: int = 0, processes
         processes: How many processes call this; they get the same sizes.
 
     Raises:
-        DataError: A record can not be used, or more of them than `max_bad_samples` allows.
+        DataError: A record cannot be used, or more of them than `max_bad_samples` allows.
     """
     share = range(process, len(rows), processes)
     # Lists of one tuple each: the sizes come back as they are, not as tensors.
@@ -106,7 +106,7 @@ def measure_rows(rows: RowDataset, workers: int = 0, process: int = 0, processes
     bad = int((sizes[:, 0] < 0).sum())
     if bad > rows.max_bad_samples:
         raise DataError(
-            f"{bad} of {len(rows)} records can not be used, more than max_bad_samples={rows.max_bad_samples}"
+            f"{bad} of {len(rows)} records cannot be used, more than max_bad_samples={rows.max_bad_samples}"
         )
     return sizes
 

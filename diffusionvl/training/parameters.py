@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from ..modeling.errors import UserError
 from ..modeling.families import is_vision_parameter, module_of
 
 
@@ -15,12 +16,12 @@ def freeze_others(model: nn.Module, modules: list[str]) -> None:
         modules: Some of `families.MODULES`.
 
     Raises:
-        ValueError: The model lacks one of them, or nothing is left to train.
+        UserError: The model lacks one of them, or nothing is left to train.
     """
     present = {module_of(name) for name, _ in model.named_parameters()}
     absent = [module for module in modules if module not in present]
     if absent or not modules:
-        raise ValueError(f"train_modules {modules}: give one or more of the model's parts, {sorted(present)}")
+        raise UserError(f"train_modules {modules}: give one or more of the model's parts, {sorted(present)}")
     for name, parameter in model.named_parameters():
         if module_of(name) not in modules:
             parameter.requires_grad_(False)

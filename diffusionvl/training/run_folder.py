@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..modeling.errors import UserError
 from .arguments import BlockDiffusionConfig
 
 SEAL_NAME = "checkpoint_files.json"
@@ -53,26 +54,26 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
     """The checkpoint to go on from: `--resume_from_checkpoint last` takes the newest in `output_dir`, if any.
 
     Raises:
-        ValueError: It is no whole checkpoint; or `output_dir` holds some already, which a new run would mix with its
+        UserError: It is no whole checkpoint; or `output_dir` holds some already, which a new run would mix with its
             own.
     """
     wanted = args.resume_from_checkpoint
     if wanted not in (None, "last"):
         wrong = damage(Path(wanted))
         if wrong is not None:
-            raise ValueError(
+            raise UserError(
                 f"resume_from_checkpoint {wanted!r} is no whole checkpoint: it {wrong}; "
                 "give `last` or the folder of another one"
             )
         return wanted
     newest = newest_checkpoint(args.output_dir, args.local_process_index == 0)
     if len(set(gather_object([newest]))) > 1:
-        raise ValueError(
+        raise UserError(
             f"output_dir {args.output_dir!r}: the machines do not see the same checkpoints in it; "
             "give a folder that they share"
         )
     if wanted is None and newest is not None:
-        raise ValueError(
+        raise UserError(
             f"output_dir {args.output_dir!r} already holds {Path(newest).name}; "
             "add `--resume_from_checkpoint last` to go on from it, or give another output_dir"
         )

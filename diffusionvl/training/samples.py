@@ -105,7 +105,7 @@ class SampleTable(TrainerCallback):
         count: How many.
 
     Raises:
-        DataError: A record can not be used.
+        DataError: A record cannot be used.
     """
 
     def __init__(self, trainer: Any, rows: RowDataset, count: int) -> None:

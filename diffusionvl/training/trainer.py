@@ -18,6 +18,7 @@ from ..data.record import DataError
 from ..modeling.attention import layer_masks
 from ..modeling.block_masks import CLEAN, PADDING, TokenTags
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.modeling_diffusionvl import head_on
 from ..objective.corruption import corrupt, level_ids
@@ -45,7 +46,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         **kwargs: As in transformers.
 
     Raises:
-        ValueError: The objective does not fit the model, or nothing is left to train.
+        UserError: The objective does not fit the model, or nothing is left to train.
     """
 
     args: BlockDiffusionConfig
@@ -67,8 +68,8 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         engine, found = "deepspeed" if args.deepspeed else "fsdp", self.accelerator.distributed_type.value.lower()
         if (args.deepspeed or args.fsdp) and found != engine:
-            raise ValueError(
-                f"{engine} can not be used here: accelerate would run {found!r} instead. fsdp needs GPUs; deepspeed "
+            raise UserError(
+                f"{engine} cannot be used here: accelerate would run {found!r} instead. fsdp needs GPUs; deepspeed "
                 "on CPUs needs use_cpu=True and no ACCELERATE_USE_CPU in the environment"
             )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the count over the whole accumulated batch
@@ -237,7 +238,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         """Stops when more samples were left out than is allowed: of this process at once, of all at each log."""
         allowed = self.train_dataset.max_bad_samples if self.train_dataset is not None else 0
         if allowed and self._totals["bad_samples"] + self.metrics.sum_of("bad_samples") > allowed:
-            raise DataError(f"more than max_bad_samples={allowed} samples can not be used; mend the ones told above")
+            raise DataError(f"more than max_bad_samples={allowed} samples cannot be used; mend the ones told above")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in transformers, which tells a norm by its name and so decays `norm1` and `ln_q`; here by its class."""
@@ -299,9 +300,9 @@ CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_
 
 
 def check_objective(config: PreTrainedConfig, objective: str) -> None:
-    """Raises a ValueError if the objective does not fit the model."""
+    """Raises a UserError if the objective does not fit the model."""
     if isinstance(config, DiffusionVLConfig) != (objective == "block_diffusion"):
-        raise ValueError(
+        raise UserError(
             f"objective={objective!r} does not fit a {config.model_type!r} model; "
             "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
         )
@@ -311,20 +312,18 @@ def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfi
     """Refuses settings that rows do not fit.
 
     Raises:
-        ValueError: They do not.
+        UserError: They do not.
     """
     packed = isinstance(dataset, PackedRowDataset)
     rows = dataset.rows if isinstance(dataset, PackedRowDataset) else dataset
     if args.complementary and rows.views % 2:
-        raise ValueError(f"complementary needs views in pairs, got noisy_views={rows.views}; set noisy_views to 2")
+        raise UserError(f"complementary needs views in pairs, got noisy_views={rows.views}; set noisy_views to 2")
     if args.objective == "ar" and rows.views != 1:
-        raise ValueError(f"noisy_views={rows.views} needs objective block_diffusion; AR has no noisy rows")
+        raise UserError(f"noisy_views={rows.views} needs objective block_diffusion; AR has no noisy rows")
     if args.noise_order == "reference" and (packed or rows.views > 1):
-        raise ValueError(
-            "noise_order reference is that of unpacked rows with one view; take packing or noisy_views out"
-        )
+        raise UserError("noise_order reference is that of unpacked rows with one view; take packing or noisy_views out")
     strategy = args.train_sampling_strategy
     if strategy == "batch_rebalance" or (packed and strategy == "group_by_length"):
-        raise ValueError(
+        raise UserError(
             f"train_sampling_strategy {strategy!r} does not fit these rows; take it out, or use packing alone"
         )

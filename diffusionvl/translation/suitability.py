@@ -1,4 +1,4 @@
-"""Which AR bases can be translated, and why the others can not.
+"""Which AR bases can be translated, and why the others cannot.
 
 A base has to compute what its mask and its positions say, and nothing else: no state that runs along the row, no
 second stack that reads the prompt, no distances of its own. What a config or a class tells is told before the weights
@@ -22,6 +22,7 @@ from transformers import (
 from ..data.conversation import SMALLEST
 from ..modeling.block_grid import row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import (
     TOKEN_TYPE_INPUTS,
     layer_windows,
@@ -34,30 +35,30 @@ from ..modeling.families import (
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
 NEEDED_INPUTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
-FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # of a forward that can not run
+FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # of a forward that cannot run
 
 
 def check_config(config: PreTrainedConfig, base: str) -> None:
-    """Refuses a base that can not work, by its config and its class.
+    """Refuses a base that cannot work, by its config and its class.
 
     Args:
         config: The base's config.
         base: Its name, for the message.
 
     Raises:
-        ValueError: Naming the reason.
+        UserError: Naming the reason.
     """
     reason = _reason(config)
     if reason is not None:
-        raise ValueError(f"{base}: model type {config.model_type!r} can not be translated: {reason}")
+        raise UserError(f"{base}: model type {config.model_type!r} cannot be translated: {reason}")
     try:
         layer_windows(config)
     except ValueError as error:
-        raise ValueError(f"{base}: can not be translated: {error}") from error
+        raise UserError(f"{base}: cannot be translated: {error}") from error
 
 
 def _reason(config: PreTrainedConfig) -> str | None:
-    """Why a config's model can not be translated, or None."""
+    """Why a config's model cannot be translated, or None."""
     text_config = config.get_text_config(decoder=True)
     if isinstance(config, DiffusionVLConfig):
         return "it is a block-diffusion checkpoint already; give the AR model it came from"
@@ -79,7 +80,7 @@ def _reason(config: PreTrainedConfig) -> str | None:
         return "it reads images by cross-attention, which a block-diffusion mask does not rule"
     missing = [name for name in NEEDED_INPUTS if name not in inputs]
     if missing:
-        return f"its forward takes no {missing[0]}, so what a token sees can not be set"
+        return f"its forward takes no {missing[0]}, so what a token sees cannot be set"
     return None
 
 
@@ -91,21 +92,21 @@ def check_model(model: DiffusionVLForConditionalGeneration, base: str) -> None:
         base: Its name, for the message.
 
     Raises:
-        ValueError: Blocks of one token are not the base's own causal forward, a noisy block behind a clean stream is
+        UserError: Blocks of one token are not the base's own causal forward, a noisy block behind a clean stream is
             not that block in its place, or no token sees those behind it in its block.
     """
-    refused = f"{base}: model type {model.base.config.model_type!r} can not be translated"
+    refused = f"{base}: model type {model.base.config.model_type!r} cannot be translated"
     try:
         causal, noisy, ahead = _errors(model)
     except FAILURES as error:
-        raise ValueError(f"{refused}: its forward fails on a row of clean and noisy tokens ({error})") from error
+        raise UserError(f"{refused}: its forward fails on a row of clean and noisy tokens ({error})") from error
     if max(causal, noisy) > tolerance(model):
-        raise ValueError(
+        raise UserError(
             f"{refused}: its layers see other tokens, or at other distances, than the mask and the positions say "
             f"(logits differ by {causal:.1%} in a causal row, by {noisy:.1%} in a noisy block)"
         )
     if ahead == 0:
-        raise ValueError(f"{refused}: its layers look back alone, whatever the mask says")
+        raise UserError(f"{refused}: its layers look back alone, whatever the mask says")
 
 
 def check_images(model: DiffusionVLForConditionalGeneration, processor: ProcessorMixin, base: str) -> None:
@@ -117,15 +118,15 @@ def check_images(model: DiffusionVLForConditionalGeneration, processor: Processo
         base: Its name, for the message.
 
     Raises:
-        ValueError: It does not, or the processor and the model do not take a picture.
+        UserError: It does not, or the processor and the model do not take a picture.
     """
-    refused = f"{base}: model type {model.base.config.model_type!r} can not be translated"
+    refused = f"{base}: model type {model.base.config.model_type!r} cannot be translated"
     try:
         difference = _image_error(model, processor)
     except FAILURES as error:
-        raise ValueError(f"{refused}: it fails on a picture in front of a question ({error})") from error
+        raise UserError(f"{refused}: it fails on a picture in front of a question ({error})") from error
     if difference > tolerance(model):
-        raise ValueError(
+        raise UserError(
             f"{refused}: text sees a picture in front of it in another way than the mask and the positions say (logits "
             f"differ by {difference:.1%})"
         )
@@ -148,7 +149,7 @@ def _image_error(model: DiffusionVLForConditionalGeneration, processor: Processo
     ids, mask = inputs["input_ids"], media.pop("attention_mask")
     of_images = media_types(model.base.config, ids)[0].nonzero()[:, 0]
     if not len(of_images):
-        raise ValueError(f"the chat template writes no place for it: {text!r}")
+        raise UserError(f"the chat template writes no place for it: {text!r}")
     config = copy.copy(model.config)
     config.block_size = 1
     behind = ids.shape[1] - 1 - int(of_images[-1])

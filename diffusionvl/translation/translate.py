@@ -11,6 +11,7 @@ from ..checkpoints.text_processor import TextProcessor
 from ..checkpoints.vocabulary import give_row, origin_of_row
 from ..data.chat_template import check_template, end_of_turn, response_header_ids, with_opening
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.errors import UserError
 from ..modeling.families import auto_class, placeholder_ids
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .suitability import check_config, check_images, check_model
@@ -58,7 +59,7 @@ def translate(
         The model and its processor; save both into one folder with `save_translation`.
 
     Raises:
-        ValueError: There is no such checkpoint, it can not be translated, or a setting does not fit it.
+        UserError: There is no such checkpoint, it cannot be translated, or a setting does not fit it.
     """
     check_config(load_config(base), base)
     processor = load_processor(base)
@@ -95,12 +96,12 @@ def _header_ids(processor: ProcessorMixin, base: str, block_origin: str) -> list
     """What stands in front of a response.
 
     Raises:
-        ValueError: Nothing does, and blocks are to start there.
+        UserError: Nothing does, and blocks are to start there.
     """
     found = response_header_ids(processor)
     if block_origin == "response" and not found:
-        raise ValueError(
-            f"{base}: the chat template writes nothing in front of a response, so its blocks can not start there; "
+        raise UserError(
+            f"{base}: the chat template writes nothing in front of a response, so its blocks cannot start there; "
             "use block_origin='absolute'"
         )
     return found
@@ -110,20 +111,20 @@ def set_pixels(processor: ProcessorMixin, least: int | None, most: int | None) -
     """Sets the pixels that a picture is scaled to, in training and decoding alike: they decide its number of tokens.
 
     Raises:
-        ValueError: The processor does not count pixels, or the least is more than the most.
+        UserError: The processor does not count pixels, or the least is more than the most.
     """
     if least is None and most is None:
         return
     size = {} if isinstance(processor, TextProcessor) else dict(processor.image_processor.size)
     if size.keys() != {"shortest_edge", "longest_edge"}:
-        raise ValueError(
+        raise UserError(
             f"min_pixels and max_pixels are settings of the Qwen-VL families; {type(processor).__name__} scales "
             "pictures in another way, which its preprocessor_config.json says"
         )
     least = size["shortest_edge"] if least is None else least
     most = size["longest_edge"] if most is None else most
     if not 0 < least <= most:
-        raise ValueError(f"min_pixels must be positive and at most max_pixels, got {least} and {most}")
+        raise UserError(f"min_pixels must be positive and at most max_pixels, got {least} and {most}")
     processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
 
 
@@ -131,7 +132,7 @@ def set_chat_template(processor: ProcessorMixin, template: str | None, base: str
     """Sets the chat template, unless it is None.
 
     Raises:
-        ValueError: There is none, given or of the base's own, several without a default one, or it loses what is said.
+        UserError: There is none, given or of the base's own, several without a default one, or it loses what is said.
     """
     if template is not None:
         text_only = isinstance(processor, TextProcessor)
@@ -139,11 +140,11 @@ def set_chat_template(processor: ProcessorMixin, template: str | None, base: str
     own = processor.chat_template
     if own is None or (isinstance(own, dict) and "default" not in own):
         found = "no chat template" if own is None else f"the chat templates {sorted(own)} and no default one"
-        raise ValueError(f"{base}: has {found}; give one, a Jinja file, by --chat-template")
+        raise UserError(f"{base}: has {found}; give one, a Jinja file, by --chat-template")
     try:
         check_template(processor)
     except ValueError as error:
-        raise ValueError(f"{base}: {error}; another one, a Jinja file, can be given by --chat-template") from error
+        raise UserError(f"{base}: {error}; another one, a Jinja file, can be given by --chat-template") from error
 
 
 def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
@@ -164,19 +165,19 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
         The mask token's id.
 
     Raises:
-        ValueError: The mask token would mean something else, too.
+        UserError: The mask token would mean something else, too.
     """
     tokenizer = processor.tokenizer
     taken = [*placeholder_ids(model.config), tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
     if tokenizer.mask_token_id in taken and tokenizer.mask_token_id is not None:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer's mask token {tokenizer.mask_token!r} has another meaning already; unset its mask_token"
         )
     if tokenizer.mask_token_id is None:
         taken += tokenizer.get_vocab().values()
         tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
         if tokenizer.mask_token_id in taken:
-            raise ValueError(
+            raise UserError(
                 f"the id {tokenizer.mask_token_id} that a new mask token {MASK_TOKEN!r} would have is that of another "
                 "token, by the tokenizer or by config.json; set the tokenizer's mask_token to a token of its own"
             )

@@ -19,6 +19,7 @@ from diffusionvl.commands.command_line import Parser, fail
 from diffusionvl.data.images import open_image
 from diffusionvl.drawing.film import film_html
 from diffusionvl.drawing.film_gif import draw_film
+from diffusionvl.modeling.errors import UserError
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from studies.quickstart import easy_vqa
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compares, prints the table and writes the report.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
@@ -72,31 +73,31 @@ def check_values(arguments: argparse.Namespace) -> None:
     """Checks, before anything slow, what would fail behind it.
 
     Raises:
-        ValueError: A flag has a value out of its range, or `--out` can not be a folder.
+        UserError: A flag has a value out of its range, or `--out` cannot be a folder.
     """
     for threshold in (arguments.confidence_threshold, *arguments.sweep):
         DiffusionVLGenerationConfig(confidence_threshold=threshold)
     for name in ("batch_size", "limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {str(arguments.out)!r} can not be made ({error.strerror})") from error
+        raise UserError(f"--out {str(arguments.out)!r} cannot be made ({error.strerror})") from error
 
 
 def load_pair(base: str, translated: str) -> tuple[PreTrainedModel, DiffusionVLForConditionalGeneration]:
     """Loads both models on the GPU, if there is one, in eval mode.
 
     Raises:
-        ValueError: One is of the other kind, broken or missing.
+        UserError: One is of the other kind, broken or missing.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [load_model(name).eval().to(device) for name in (base, translated)]
     kinds = [isinstance(model, DiffusionVLForConditionalGeneration) for model in models]
     if kinds != [False, True]:
-        raise ValueError(f"give an AR model and a block-diffusion one, in this order; got {base!r} and {translated!r}")
+        raise UserError(f"give an AR model and a block-diffusion one, in this order; got {base!r} and {translated!r}")
     return models[0], models[1]
 
 
@@ -104,17 +105,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The training log that `diffusionvl.train` wrote beside the model.
 
     Raises:
-        ValueError: There is none, or it is broken.
+        UserError: There is none, or it is broken.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; give a folder that `python -m diffusionvl.train` wrote")
+        raise UserError(f"{path} is missing; give a folder that `python -m diffusionvl.train` wrote")
     try:
         log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         whole = any("loss" in line for line in log) and any("train_runtime" in line for line in log)
     except (ValueError, TypeError):
         whole = False
     if not whole:
-        raise ValueError(f"{path} is no log of a whole training run; train the model again")
+        raise UserError(f"{path} is no log of a whole training run; train the model again")
     return log
 
 

@@ -17,6 +17,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from diffusionvl.data.images import open_image
 from diffusionvl.evaluation import decoding
 from diffusionvl.evaluation.decoding import Generated
+from diffusionvl.modeling.errors import UserError
 from studies.quickstart.easy_vqa import Record
 
 MAX_NEW_TOKENS = 96  # twice the longest answer of easy-VQA
@@ -94,7 +95,7 @@ def evaluate(
         **settings: Of `generate`; at most 96 new tokens if nothing else is said.
 
     Raises:
-        ValueError: There are no records, or `generate` does not know a setting.
+        UserError: There are no records, or `generate` does not know a setting.
     """
     return compare([Contender(name or kind_of(model, settings), model, settings)], processor, records, batch_size)[0]
 
@@ -111,10 +112,10 @@ def compare(
         batch_size: Questions that are answered together.
 
     Raises:
-        ValueError: There are no records, or `generate` does not know a setting.
+        UserError: There are no records, or `generate` does not know a setting.
     """
     if not records:
-        raise ValueError("there are no records to evaluate")
+        raise UserError("there are no records to evaluate")
     results = [Result(one.name, [""] * len(records), [False] * len(records)) for one in contenders]
     # Questions of one length need little padding, and their answers tend to end together.
     order = sorted(range(len(records)), key=lambda index: len(question(records[index])))
@@ -152,10 +153,10 @@ def compare_speed(
         warmup: Of the records, how many are answered first without being timed.
 
     Raises:
-        ValueError: No record is left to be timed.
+        UserError: No record is left to be timed.
     """
     if len(records) <= warmup:
-        raise ValueError(f"{len(records)} records leave nothing to time after {warmup} to warm up; give more")
+        raise UserError(f"{len(records)} records leave nothing to time after {warmup} to warm up; give more")
     speeds: list[list[float]] = [[] for _ in contenders]
     for index, record in enumerate(records):
         inputs = encode(processor, [record])

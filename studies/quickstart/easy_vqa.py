@@ -16,6 +16,7 @@ from typing import Any
 
 from diffusionvl.commands.command_line import Parser, fail
 from diffusionvl.data.sources.json_records import write_jsonl
+from diffusionvl.modeling.errors import UserError
 from studies.quickstart.shapes import COLORS as RGB
 from studies.quickstart.shapes import draw_shape
 
@@ -58,7 +59,7 @@ def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
         (shape, colour); None where the questions do not settle it.
 
     Raises:
-        ValueError: the questions contradict each other.
+        UserError: the questions contradict each other.
     """
     settled = []
     for names in (set(SHAPES), set(COLORS)):
@@ -75,7 +76,7 @@ def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
         if not present and len(names - absent) == 1:
             present = names - absent
         if len(present) > 1:
-            raise ValueError(f"contradictory questions about one image: {sorted(present)} in {pairs}")
+            raise UserError(f"contradictory questions about one image: {sorted(present)} in {pairs}")
         settled.append(present.pop() if present else None)
     return settled[0], settled[1]
 
@@ -87,10 +88,10 @@ def long_answer(question: str, shape: str, color: str) -> str:
         Two or three English sentences, 30 to 48 tokens.
 
     Raises:
-        ValueError: `question` is not one of LONG_QUESTIONS.
+        UserError: `question` is not one of LONG_QUESTIONS.
     """
     if question not in LONG_QUESTIONS:
-        raise ValueError(f"{question!r} is not one of the long questions {LONG_QUESTIONS}")
+        raise UserError(f"{question!r} is not one of the long questions {LONG_QUESTIONS}")
     first, second = (name for name in SHAPES if name != shape)
     *others, last = (name for name in COLORS if name != color)
     if question == LONG_QUESTIONS[0]:
@@ -215,10 +216,10 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
 
     Raises:
         ImportError: the package easy-vqa is missing.
-        ValueError: another `kind`.
+        UserError: another `kind`.
     """
     if kind not in ("short", "long"):
-        raise ValueError(f"kind must be 'short' or 'long', got {kind!r}")
+        raise UserError(f"kind must be 'short' or 'long', got {kind!r}")
     records = []
     for image, (path, pairs) in _load("test").items():
         shape, color = annotation(pairs)
@@ -233,7 +234,7 @@ def main() -> int:
     """Writes training records: `conversations.jsonl`, or with `--attributes` the records of `attribute_records`.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(description="Write easy-VQA's training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -14,6 +14,7 @@ from diffusionvl.commands.command_line import table
 from diffusionvl.drawing.charts import chart_style, label_line, to_svg
 from diffusionvl.drawing.film import data_url
 from diffusionvl.drawing.page import render
+from diffusionvl.modeling.errors import UserError
 from studies.quickstart.contest import Result
 
 SERIES = {"AR": "#8b8f98", "static": "#2a7fd4", "dynamic": "#e07b00"}
@@ -121,7 +122,7 @@ def write_report(path: str | Path, report: Report) -> None:
         report: What it shows.
 
     Raises:
-        ValueError: There is nothing to show: no rows, no logged loss or no sweep.
+        UserError: There is nothing to show: no rows, no logged loss or no sweep.
     """
     for name, present in (
         ("rows", report.rows),
@@ -129,7 +130,7 @@ def write_report(path: str | Path, report: Report) -> None:
         ("sweep", report.sweep),
     ):
         if not present:
-            raise ValueError(f"the report has no {name}; evaluate and train before you write it")
+            raise UserError(f"the report has no {name}; evaluate and train before you write it")
     page = render(
         Path(__file__).with_name("report.html.jinja"),
         report=report,

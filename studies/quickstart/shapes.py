@@ -4,6 +4,8 @@ import random
 
 from PIL import Image, ImageDraw
 
+from diffusionvl.modeling.errors import UserError
+
 SIZE = 64
 FINE = 4  # drawn this much larger, then made smaller: smooth edges, as the official pictures have
 COLORS = {
@@ -27,10 +29,10 @@ def draw_shape(shape: str, color: str, rng: random.Random) -> Image.Image:
         rng: source of randomness.
 
     Raises:
-        ValueError: another shape or colour.
+        UserError: another shape or colour.
     """
     if color not in COLORS:
-        raise ValueError(f"color must be one of {list(COLORS)}, got {color!r}")
+        raise UserError(f"color must be one of {list(COLORS)}, got {color!r}")
     width = rng.uniform(9, 33)
     if shape == "rectangle":
         height = rng.uniform(9, 33)
@@ -39,7 +41,7 @@ def draw_shape(shape: str, color: str, rng: random.Random) -> Image.Image:
     elif shape == "triangle":
         height = width * 3**0.5 / 2
     else:
-        raise ValueError(f"shape must be circle, rectangle or triangle, got {shape!r}")
+        raise UserError(f"shape must be circle, rectangle or triangle, got {shape!r}")
     left, top = rng.uniform(0, SIZE - width), rng.uniform(0, SIZE - height)
     box = [FINE * edge for edge in (left, top, left + width, top + height)]
     background = tuple(rng.randint(230, 255) for _ in range(3))

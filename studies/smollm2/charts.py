@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.modeling.errors import UserError
 from studies.smollm2.measure import BLOCK_SIZE, BLOCK_SIZES, THRESHOLD, THRESHOLDS, Measurement
 
 
@@ -17,25 +18,25 @@ def read_results(run: Path) -> list[Measurement]:
     """What `studies.smollm2.measure` wrote.
 
     Raises:
-        ValueError: There is none, or it is broken.
+        UserError: There is none, or it is broken.
     """
     path = run / "results.json"
     try:
         return [Measurement(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} can not be read ({error}); run studies.smollm2.measure first") from error
+        raise UserError(f"{path} cannot be read ({error}); run studies.smollm2.measure first") from error
 
 
 def select(found: Sequence[Measurement], **wanted: Any) -> Measurement:
     """The one measurement with these fields.
 
     Raises:
-        ValueError: The run lacks it.
+        UserError: The run lacks it.
     """
     for one in found:
         if all(getattr(one, name) == value for name, value in wanted.items()):
             return one
-    raise ValueError(f"results.json holds no measurement of {wanted}; run studies.smollm2.measure again")
+    raise UserError(f"results.json holds no measurement of {wanted}; run studies.smollm2.measure again")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -178,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     """Writes `tables.md` and the charts.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m studies.smollm2.charts", description="Draw a measured run.")
     parser.add_argument("run", type=Path, help="folder that studies.smollm2.measure wrote results.json into")

@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measures a run.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m studies.smollm2.measure", description="Measure the models of a run.")
     parser.add_argument("run", type=Path, help="folder that scripts/reproduce_smollm2.sh filled")

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     """Writes `train.jsonl` and `held_out.jsonl`.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m studies.smollm2.own_answers", description="Let a model answer prompts.")
     parser.add_argument("model", help="AR language model: a folder or a hub id")

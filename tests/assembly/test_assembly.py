@@ -263,7 +263,7 @@ def test_the_language_models_template_takes_pictures(lm_dir, tower_dirs, tmp_pat
         for prompt in (False, True):
             found = processor.apply_chat_template(parts, tokenize=False, add_generation_prompt=prompt)
             assert found == own.apply_chat_template(words, tokenize=False, add_generation_prompt=prompt)
-    with pytest.raises(Exception, match="a part of type 'audio' can not be used"):
+    with pytest.raises(Exception, match="a part of type 'audio' cannot be used"):
         processor.apply_chat_template([turn([{"type": "audio"}])], tokenize=False)
 
 
@@ -339,7 +339,7 @@ def test_a_language_model_that_a_llava_would_not_run_as_it_is(tower_dirs, tmp_pa
 
 
 def broken(kind, lm_dir, tower_dirs, build, folder):
-    """Arguments of a command that can not work."""
+    """Arguments of a command that cannot work."""
     lm, tower = lm_dir, tower_dirs["siglip"]
     extra = []
     if kind in ("no template", "template of one's own"):
@@ -398,7 +398,7 @@ def change_tower(tower, folder, **settings):
         ("a refusing template", "refuses a user turn: only system turns"),
         ("a vlm", "a 'llava' model is more than a language model; translate it as it is"),
         ("a tower as lm", "'siglip' is neither"),
-        ("an lm as tower", "a 'llama' model can not be the vision tower; give a SigLIP"),
+        ("an lm as tower", "a 'llama' model cannot be the vision tower; give a SigLIP"),
         ("naflex", "varying number of patches"),
         ("missing", "there is no such folder"),
         ("no file", "is there already"),

@@ -1,4 +1,4 @@
-"""`diffusionvl infer`: what it prints, and one clear line with exit code 2 for every input that can not be used."""
+"""`diffusionvl infer`: what it prints, and one clear line with exit code 2 for every input that cannot be used."""
 
 import json
 import shutil
@@ -158,7 +158,7 @@ def test_cli_hands_over(checkpoint, capsys):
     ("argv", "said"),
     [
         (["--image", "{tmp}/none.png"], ["--image", "none.png", "no such file"]),
-        (["--image", "{tmp}/junk.png"], ["junk.png", "can not be read"]),
+        (["--image", "{tmp}/junk.png"], ["junk.png", "cannot be read"]),
         (["--film", "{tmp}/film.mp4"], ["--film", "film.mp4", ".gif, .html"]),
         (["--film", "{tmp}/none/film.gif"], ["--film", "none", "make it first"]),
         (["--remasking", "magic"], ["remasking", "'magic'", "low_confidence_dynamic", "entropy_bounded"]),

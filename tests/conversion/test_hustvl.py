@@ -313,7 +313,7 @@ def test_what_is_no_checkpoint_of_the_reference(references, tmp_path, capsys, na
 
 @pytest.mark.parametrize(
     ("file", "reason"),
-    [("config.json", "can not be read"), ("*.safetensors", "holds no"), ("tokenizer*.json", "holds no tokenizer")],
+    [("config.json", "cannot be read"), ("*.safetensors", "holds no"), ("tokenizer*.json", "holds no tokenizer")],
 )
 def test_a_missing_file(references, tmp_path, file, reason):
     shutil.copytree(references["siglip"], tmp_path / "changed")

@@ -224,7 +224,7 @@ def test_it_takes_the_road_of_any_language_model(llada_dir, tower_dirs, pictures
         ("model_type", "llama", "is no config of a LLaDA"),
         ("n_layers", None, r"lacks \['n_layers'\]"),
         ("n_layers", "3", r"lacks \['n_layers'\], or they are no numbers"),
-        ("n_heads", 5, r"(?s)config.json: can not be a Llama's \(.*32.*5"),
+        ("n_heads", 5, r"(?s)config.json: cannot be a Llama's \(.*32.*5"),
         ("block_type", "sequential", "'block_type': 'sequential'.*which is.*'llama'"),
         ("include_qkv_bias", True, "'include_qkv_bias': True"),
         ("n_layers", LAYERS + 1, "lacks weights.*blocks.3.attn_norm.weight'.*9 in all"),
@@ -248,7 +248,7 @@ def test_what_is_no_llada(llada_dir, tmp_path, capsys, name, value, reason):
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        ("config.json", "can not be read"),
+        ("config.json", "cannot be read"),
         ("*.safetensors", "holds no .safetensors file"),
         ("tokenizer*.json", "holds no tokenizer"),
     ],

@@ -68,7 +68,7 @@ def test_a_template_and_a_tokenizer_without_an_end_are_refused():
 
 def test_a_template_that_knows_no_answers_is_refused():
     template = "{% if messages|length > 1 %}{{ raise_exception('questions only') }}{% endif %}"
-    with pytest.raises(ValueError, match="can not render a question and its answer: questions only"):
+    with pytest.raises(ValueError, match="cannot render a question and its answer: questions only"):
         end_of_turn(build(template))
 
 

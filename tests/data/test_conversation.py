@@ -190,7 +190,7 @@ def test_images_that_are_not_rendered_are_not_decoded(processor, pictures, tmp_p
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     record = conversation(("q", "a", str(tmp_path / "half.png")))
     assert ConversationEncoder(processor).encode(record, render=False).images == 1
-    with pytest.raises(DataError, match="can not be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         ConversationEncoder(processor).encode(record)
 
 

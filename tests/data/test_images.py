@@ -32,11 +32,11 @@ def test_an_image_that_can_not_be_read_is_refused(tmp_path, monkeypatch, kind, t
         assert second > content.index(b"IDAT")
         bad = {"text": b"hello", "empty": b"", "half": content[: len(content) // 2]}
         path.write_bytes(bad.get(kind, content[:second] + b"\x00\x01\x02\x03" + content[second + 4 :]))
-    with pytest.raises(DataError, match=r"test: image .*bad\.png' can not be read: .*; replace it") as error:
+    with pytest.raises(DataError, match=r"test: image .*bad\.png' cannot be read: .*; replace it") as error:
         open_image(str(path), "test")
     assert error.value.kind == "bad image"
     if kind != "folder":
-        with pytest.raises(DataError, match=r"test: image stored in the record can not be read: .*; replace it"):
+        with pytest.raises(DataError, match=r"test: image stored in the record cannot be read: .*; replace it"):
             open_image(path.read_bytes(), "test")
     assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -54,7 +54,7 @@ def test_no_other_program_is_run_to_read_an_image(tmp_path):
     assert "EPS" not in FORMATS
     path = tmp_path / "a.png"
     Image.new("RGB", (2, 2)).save(path, "EPS")
-    with pytest.raises(DataError, match="can not be read: cannot identify image file"):
+    with pytest.raises(DataError, match="cannot be read: cannot identify image file"):
         open_image(str(path), "test")
 
 

@@ -90,8 +90,8 @@ def test_each_data_set_has_an_image_root(tmp_path):
         ("datasets: [{path: data.jsonl, sampling_strategy: 'first:-1'}]", "must be all, first:N, .* got 'first:-1'"),
         ("datasets: [{path: data.jsonl, sampling_strategy: 'first:9'}]", "data set 1: .* asks for 9 of 2 records"),
         ("datasets: [{path: data.jsonl, sampling_strategy: 'first:101%'}]", "data set 1: .* asks for 3 of 2 records"),
-        ("datasets: [{path: none.jsonl}]", r"none\.jsonl: can not be read"),
-        ("datasets: [{", "can not be read"),
+        ("datasets: [{path: none.jsonl}]", r"none\.jsonl: cannot be read"),
+        ("datasets: [{", "cannot be read"),
     ],
 )
 def test_a_bad_mixture_is_refused(tmp_path, content, message):
@@ -103,5 +103,5 @@ def test_a_bad_mixture_is_refused(tmp_path, content, message):
 
 
 def test_a_missing_mixture_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none\.yaml: can not be read"):
+    with pytest.raises(DataError, match=r"none\.yaml: cannot be read"):
         read_records([str(tmp_path / "none.yaml")])

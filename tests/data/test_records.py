@@ -163,10 +163,10 @@ def test_without_a_check_a_bad_line_is_told_when_it_is_read(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none\.jsonl: can not be read \(No such file or directory\); give"):
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read \(No such file or directory\); give"):
         read_records([str(tmp_path / "none.jsonl")])
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataError, match=r"folder\.json: can not be read \(Is a directory\); give"):
+    with pytest.raises(DataError, match=r"folder\.json: cannot be read \(Is a directory\); give"):
         read_records([str(tmp_path / "folder.json")])
     with pytest.raises(DataError, match=r"none: there is no such file; give a \.jsonl"):
         read_records([str(tmp_path / "none")])

@@ -91,7 +91,7 @@ def test_what_can_not_be_read_is_refused(tmp_path):
     broken.write_bytes(b"PAR1")
     (tmp_path / "empty").mkdir()
     for path in (str(broken), str(tmp_path / "none.parquet"), str(tmp_path / "empty"), "hf://org/none"):
-        with pytest.raises(DataError, match=r"`datasets` can not read it \(.+\)$"):
+        with pytest.raises(DataError, match=r"`datasets` cannot read it \(.+\)$"):
             read_records([path])
 
 

@@ -64,5 +64,5 @@ def test_a_bad_sample_is_refused(tmp_path, files, message):
 
 def test_an_archive_that_can_not_be_read_is_refused(tmp_path):
     for path in (write_archive(tmp_path / "x.tar", [("0.json", RECORD)], "w:gz"), str(tmp_path / "none.tar")):
-        with pytest.raises(DataError, match=r"\.tar: can not be read .*; give a \.tar archive that is not compressed"):
+        with pytest.raises(DataError, match=r"\.tar: cannot be read .*; give a \.tar archive that is not compressed"):
             read_records([path])

@@ -239,5 +239,5 @@ def test_frames_are_read_by_qwen_vl_utils(translated_dir, tmp_path, capsys):
     with pytest.raises(DataError, match=r"test: video 'gone.mp4' does not exist; check 'image_root'"):
         ConversationEncoder(processor).encode(record([video("gone.mp4")]))
     (tmp_path / "broken.mp4").write_bytes(b"no film")
-    with pytest.raises(DataError, match=r"broken.mp4' can not be read"):
+    with pytest.raises(DataError, match=r"broken.mp4' cannot be read"):
         ConversationEncoder(processor).encode(record([video(str(tmp_path / "broken.mp4"))]))

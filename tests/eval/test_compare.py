@@ -118,4 +118,4 @@ def test_models_that_can_not_play_their_part(runs, monkeypatch, capsys):
     assert "blocks of 8 tokens and writes up to 96: this is not full diffusion" in capsys.readouterr().err
     write_run(runs, "ar", variant="ar2", kind="block_diffusion")
     assert speed.main(["M", "--ar", "A", "--out", str(runs)]) == 2
-    assert "of kind block_diffusion; it can not be the ar model" in capsys.readouterr().err
+    assert "of kind block_diffusion; it cannot be the ar model" in capsys.readouterr().err

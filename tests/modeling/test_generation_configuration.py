@@ -119,7 +119,7 @@ def test_ids_that_the_vocabulary_lacks(model, inputs, strange):
 
 
 def test_a_generator_must_be_on_the_models_device(model, inputs):
-    with pytest.raises(ValueError, match="on cpu can not draw for a model on meta"):
+    with pytest.raises(ValueError, match="on cpu cannot draw for a model on meta"):
         model.to("meta").generate(**inputs, generator=[None, torch.Generator()])
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's last step, on random models: it writes what it says, and refuses what it can not compare."""
+"""The quickstart's last step, on random models: it writes what it says, and refuses what it cannot compare."""
 
 import json
 import shutil

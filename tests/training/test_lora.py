@@ -158,7 +158,7 @@ def damaged(trained, tmp_path, name, change):
     ("name", "change", "part"),
     [
         ("adapter_config.json", lambda data: data[:50], "names no base_model_name_or_path"),
-        ("adapter_config.json", lambda data: data.replace(b"translated", b"gone"), "its base can not be loaded"),
+        ("adapter_config.json", lambda data: data.replace(b"translated", b"gone"), "its base cannot be loaded"),
         ("adapter_model.safetensors", lambda data: data[:500], "its adapter does not fit"),
         ("adapter_config.json", lambda data: data.replace(b'"r": 4', b'"r": 8'), "its adapter does not fit"),
     ],

@@ -83,7 +83,7 @@ def broken(translated_dir, processor, pictures, tmp_path):
 def test_a_bad_record_is_an_error_or_left_out(broken):
     with pytest.raises(DataError, match=r"^r1: image .*gone\.png' does not exist"):
         measure_rows(broken(0))
-    with pytest.raises(DataError, match="2 of 5 records can not be used, more than max_bad_samples=1"):
+    with pytest.raises(DataError, match="2 of 5 records cannot be used, more than max_bad_samples=1"):
         measure_rows(broken(1))
     rows = broken(2)
     sizes = measure_rows(rows)

@@ -1,4 +1,4 @@
-"""Bases that can not be translated are refused with the reason: by their config, or by what a few tokens show."""
+"""Bases that cannot be translated are refused with the reason: by their config, or by what a few tokens show."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ CROSS = "reads images by cross-attention"
 )
 def test_what_can_not_work_is_refused_by_its_config(name, reason):
     config_class = DiffusionVLConfig if name == "DiffusionVL" else getattr(transformers, f"{name}Config")
-    with pytest.raises(ValueError, match=f"^some/base: .*can not be translated: .*{reason}") as error:
+    with pytest.raises(ValueError, match=f"^some/base: .*cannot be translated: .*{reason}") as error:
         check_config(config_class(), "some/base")
     assert "\n" not in str(error.value)
 
@@ -93,7 +93,7 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
     ],
 )
 def test_what_does_not_do_as_the_mask_says_is_refused(config, reason):
-    with pytest.raises(ValueError, match=f"^some/base: .*can not be translated: {reason}"):
+    with pytest.raises(ValueError, match=f"^some/base: .*cannot be translated: {reason}"):
         check_model(wrapped(config), "some/base")
 
 
@@ -136,7 +136,7 @@ def test_a_picture_that_is_seen_in_another_way_is_refused(tmp_path, monkeypatch)
     """Gemma 3's tokens of a picture see one another, which nobody might know of a family that is not tested."""
     save_base("Gemma 3", str(tmp_path))
     monkeypatch.setattr(families, "WHOLE_IMAGE_FAMILIES", ())
-    with pytest.raises(ValueError, match=r"'gemma3' can not be translated: text sees a picture.*in another way"):
+    with pytest.raises(ValueError, match=r"'gemma3' cannot be translated: text sees a picture.*in another way"):
         translate(str(tmp_path))
 
 
@@ -221,7 +221,7 @@ def test_a_chat_template_may_be_given(tmp_path, capsys):
     ("template", "reason"),
     [
         ("{{ messages[0]['content'] }}", r"writes \"\[\{'type'"),
-        ("{{ 'user: ' + messages[0]['content'] }}", "can not render a question and its answer: can only concatenate"),
+        ("{{ 'user: ' + messages[0]['content'] }}", "cannot render a question and its answer: can only concatenate"),
         ("{{ 'hello' }}", "writes 'hello' for the question"),
     ],
 )

@@ -26,7 +26,7 @@ class JsonRecords:
         check: Parse every record once, so that a mistake far down the file is told now and not hours later.
 
     Raises:
-        DataError: The file can not be read or, with `check`, a record in it is broken.
+        DataError: The file cannot be read or, with `check`, a record in it is broken.
     """
 
     def __init__(self, path: Path, image_root: ImageRoot, check: bool = True) -> None:
@@ -40,7 +40,7 @@ class JsonRecords:
                 if check:
                     parse_record(raw, self._place(line, len(spans) // 3), image_root)
         except OSError as error:
-            raise DataError(f"{path}: can not be read ({error.strerror}); give a .jsonl or .json file") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}); give a .jsonl or .json file") from error
         self.spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 3)  # begin and end in bytes, and line
 
     def __len__(self) -> int:

@@ -39,12 +39,12 @@ def read_mixture(path: Path) -> list[Part]:
     """The data sets that a mixture names; relative paths start from the mixture's folder.
 
     Raises:
-        DataError: The file can not be read, or says something else than a mixture says.
+        DataError: The file cannot be read, or says something else than a mixture says.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: can not be read ({error}); give a YAML file") from error
+        raise DataError(f"{path}: cannot be read ({error}); give a YAML file") from error
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(f"{path}: a mixture is a mapping with a list under `datasets`; add one")

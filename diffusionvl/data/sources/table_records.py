@@ -52,7 +52,7 @@ def read_table(path: str, image_root: str | None) -> TableRecords:
         image_root: Folder that image paths start from, if the user names one.
 
     Raises:
-        DataError: It can not be read.
+        DataError: It cannot be read.
     """
     if importlib.util.find_spec("datasets") is None:
         raise DataError(f"{path}: tables need the package datasets; install it with `pip install 'diffusionvl[train]'`")
@@ -69,7 +69,7 @@ def read_table(path: str, image_root: str | None) -> TableRecords:
         else:
             table, folder = datasets.load_dataset(name, split=split or DEFAULT_SPLIT), Path()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: `datasets` can not read it ({' '.join(str(error).split())[:300]})") from error
+        raise DataError(f"{path}: `datasets` cannot read it ({' '.join(str(error).split())[:300]})") from error
     if isinstance(table, datasets.DatasetDict):
         if (split or DEFAULT_SPLIT) not in table:
             raise DataError(f"{path}: has no split {split or DEFAULT_SPLIT!r}; give {name}:SPLIT, of {sorted(table)}")

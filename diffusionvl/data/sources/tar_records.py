@@ -25,7 +25,7 @@ class TarRecords:
         image_root: Where image paths start, for samples without images of their own.
 
     Raises:
-        DataError: It can not be read, or a sample has no record.
+        DataError: It cannot be read, or a sample has no record.
     """
 
     def __init__(self, path: Path, image_root: ImageRoot) -> None:
@@ -46,7 +46,7 @@ class TarRecords:
                         key, sample = folder + slash + stem, sample + 1
                     files.append((sample, kind, member.offset_data, member.size))
         except (OSError, tarfile.TarError) as error:
-            raise DataError(f"{path}: can not be read ({error}); give a .tar archive that is not compressed") from error
+            raise DataError(f"{path}: cannot be read ({error}); give a .tar archive that is not compressed") from error
         table = np.array(files, dtype=np.int64).reshape(-1, 4)
         self.files = table[:, 1:]
         self.first = np.searchsorted(table[:, 0], np.arange(sample + 2))  # where each sample's files begin

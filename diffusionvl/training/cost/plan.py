@@ -13,6 +13,7 @@ from transformers.modeling_utils import set_zero3_state
 from ...data.streams import IGNORED
 from ...modeling.block_masks import CLEAN, PADDING
 from ...modeling.configuration_diffusionvl import DiffusionVLConfig
+from ...modeling.errors import UserError
 from ...modeling.families import MODULES, auto_class, module_of
 from ..arguments import BlockDiffusionConfig
 from .memory import Item, engine_of, estimate
@@ -43,12 +44,12 @@ def plan(
         quantized: Whether the language model is loaded in four bits.
 
     Raises:
-        DataError: The first records can not be used.
-        ValueError: There are none.
+        DataError: The first records cannot be used.
+        UserError: There are none.
     """
     size = args.per_device_train_batch_size
     if len(rows) == 0:
-        raise ValueError("train_records hold no record")
+        raise UserError("train_records hold no record")
     batch = rows.collate([rows[index % len(rows)] for index in range(size)])
     sections = (
         _model(model),

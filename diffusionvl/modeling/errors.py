@@ -1,0 +1,8 @@
+"""The errors that a user can mend."""
+
+
+class UserError(ValueError):
+    """Something that the user can mend; the message names the value, its place and the remedy.
+
+    A command reports it in one line with exit code 2. Any other exception is a bug, and keeps its traceback.
+    """
