@@ -8,10 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints.loading import find_device
 from .commands.command_line import Parser
 from .data.prompts import encode
-from .drawing.film import side_by_side
 from .modeling.errors import UserError
 
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
@@ -126,6 +124,7 @@ def _infer(arguments: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging
 
+    from .checkpoints.loading import find_device
     from .data.images import open_image
     from .data.record import Video
 
@@ -168,6 +167,7 @@ def _infer(arguments: argparse.Namespace) -> None:
     }
     _print(report, arguments.json, streaming)
     if arguments.film:
+        from .drawing.film import side_by_side
         from .drawing.film_gif import draw_film
 
         image = side_by_side(images) if images else None

@@ -16,6 +16,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.set_defaults(prog=self.prog)  # of the subcommand, where there is one
         if self.add_help:  # a command that only dispatches has neither
             self.add_argument(
                 "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error, too"
@@ -36,8 +37,8 @@ class Parser(argparse.ArgumentParser):
             The exit code.
         """
         arguments = self.parse_args(argv)
-        debug = vars(arguments).pop("debug", False)
-        return report_errors(self.prog, lambda: body(arguments), debug)
+        command, debug = vars(arguments).pop("prog"), vars(arguments).pop("debug", False)
+        return report_errors(command, lambda: body(arguments), debug)
 
 
 def report_errors(command: str, body: Callable[[], int | None], debug: bool = False) -> int:
