@@ -16,6 +16,12 @@ def build_parser() -> Parser:
     parser.add_argument("--block-size", type=int, default=8, help="tokens that are denoised together (8)")
     parser.add_argument("--position-mode", choices=["native", "sequential"], default="native")
     parser.add_argument("--block-origin", choices=["response", "absolute"], default="response")
+    parser.add_argument(
+        "--clean-attention",
+        choices=["block", "causal"],
+        default="block",
+        help="what clean tokens see: their whole block (block), or what the AR model lets them see (causal)",
+    )
     parser.add_argument("--min-pixels", type=int, help="least pixels of a picture (Qwen-VL); the processor's own")
     parser.add_argument("--max-pixels", type=int, help="most pixels of a picture (Qwen-VL); the processor's own")
     parser.add_argument("--chat-template", metavar="FILE", help="Jinja template of conversations; the base's own")

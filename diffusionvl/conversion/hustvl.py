@@ -157,7 +157,12 @@ def check_like_reference(config: PreTrainedConfig, folder: str, mask_token_id: i
             f"{folder}: the reference has block-diffusion models of {MODEL_TYPES}, this is a {base.model_type!r} "
             f"model of type {config.model_type!r}"
         )
-    wanted = {"position_mode": "sequential", "block_origin": "absolute", "mask_token_id": mask_token_id}
+    wanted = {
+        "position_mode": "sequential",
+        "block_origin": "absolute",
+        "clean_attention": "block",
+        "mask_token_id": mask_token_id,
+    }
     found = {name: vars(config)[name] for name in wanted}
     if found != wanted:
         raise UserError(f"{folder}: has {found}, but the reference's code has {wanted} and would decode it otherwise")

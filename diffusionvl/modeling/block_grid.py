@@ -86,6 +86,32 @@ def row_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
     if config.block_origin == "response":
         starts = block_starts(input_ids.tolist(), config.response_header_ids, config.end_of_turn_ids)
     blocks = block_grid(len(input_ids), config.block_size, starts).to(input_ids.device)
+    return _with_whole_images(config, input_ids, blocks)
+
+
+def clean_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
+    """Block of each clean token of one row [L] as the mask reads it (`TokenTags.block`), by `config.clean_attention`.
+
+    `block`: the blocks of `row_blocks`. `causal`: every clean token is a block of its own, so that it sees what an AR
+    model lets it see; an image that the base reads whole stays one block. In both, a noisy block has the number of its
+    first clean token: `clean_blocks(...)[block_firsts(row_blocks(...))]`.
+    """
+    if config.clean_attention == "block":
+        return row_blocks(config, input_ids)
+    return _with_whole_images(config, input_ids, torch.arange(len(input_ids), device=input_ids.device))
+
+
+def block_firsts(blocks: Tensor) -> Tensor:
+    """Index of the first token of each token's block, for ascending blocks [L].
+
+    >>> block_firsts(torch.tensor([0, 0, 1, 1, 1, 2])).tolist()
+    [0, 0, 2, 2, 2, 5]
+    """
+    return torch.searchsorted(blocks, blocks)
+
+
+def _with_whole_images(config: DiffusionVLConfig, input_ids: Tensor, blocks: Tensor) -> Tensor:
+    """Blocks [L] in which an image is one block, where the base reads images whole."""
     if reads_images_whole(config.base_config):
-        blocks = keep_whole(blocks, media_types(config.base_config, input_ids) > 0)
+        return keep_whole(blocks, media_types(config.base_config, input_ids) > 0)
     return blocks

@@ -17,7 +17,9 @@ class TokenTags(NamedTuple):
     """Where each token of a batch stands. All fields are integer tensors [B, T].
 
     Attributes:
-        block: Index of the token's block; it grows along the clean stream, and a noisy token has its twin's.
+        block: Number of the token's block, which grows along the clean stream; a noisy block has the number of its
+            first clean token. With a causal clean stream (`DiffusionVLConfig.clean_attention`), every clean token is a
+            block of its own.
         stream: `CLEAN`, or 1, 2, ... for a noisy copy. Noisy copies do not see one another.
         document: Document of the pack; documents do not see one another. `PADDING` marks padding.
     """
@@ -48,6 +50,17 @@ def may_attend(query: TokenTags, key: TokenTags) -> Tensor:
         c1     x  x  x  x
         n0                 x  x
         n1     x  x              x  x
+
+    The same two blocks with a causal clean stream, where clean tokens have the numbers 0 to 3 and the noisy blocks 0
+    and 2::
+
+              c0 c1 c2 c3 n0 n0 n2 n2
+        c0     x
+        c1     x  x
+        c2     x  x  x
+        c3     x  x  x  x
+        n0                 x  x
+        n2     x  x              x  x
 
     Padding sees padding only, so that no query is left without a key.
 

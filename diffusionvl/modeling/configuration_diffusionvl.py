@@ -8,6 +8,7 @@ from .errors import UserError
 
 POSITION_MODES = ("native", "sequential")
 BLOCK_ORIGINS = ("response", "absolute")
+CLEAN_ATTENTION = ("block", "causal")
 
 
 class DiffusionVLConfig(PreTrainedConfig):
@@ -21,6 +22,8 @@ class DiffusionVLConfig(PreTrainedConfig):
             0, 1, 2, ... on every axis, as the reference and its released weights do.
         block_origin: `response` starts a new block with every response, so no block mixes turns; `absolute` cuts
             the whole row from index 0, as the reference does.
+        clean_attention: `block` lets the clean tokens of a block see one another, as the paper has it; `causal` lets a
+            clean token see what the AR base lets it see, so that its keys, values and logits are the base's own.
         response_header_ids: The ids that open a response (for Qwen `<|im_start|>assistant\\n`). With
             `block_origin="response"` they tell where a prompt's earlier responses stand.
         base_model_name_or_path: The AR checkpoint that was translated, for the model card.
@@ -40,6 +43,7 @@ class DiffusionVLConfig(PreTrainedConfig):
         mask_token_id: int | None = None,
         position_mode: Literal["native", "sequential"] = "native",
         block_origin: Literal["response", "absolute"] = "response",
+        clean_attention: Literal["block", "causal"] = "block",
         response_header_ids: list[int] | None = None,
         base_model_name_or_path: str | None = None,
         **kwargs: Any,
@@ -60,11 +64,14 @@ class DiffusionVLConfig(PreTrainedConfig):
             raise UserError(f"position_mode must be one of {POSITION_MODES}, got {position_mode!r}")
         if block_origin not in BLOCK_ORIGINS:
             raise UserError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
+        if clean_attention not in CLEAN_ATTENTION:
+            raise UserError(f"clean_attention must be one of {CLEAN_ATTENTION}, got {clean_attention!r}")
         self.base_config = base_config
         self.block_size = block_size
         self.mask_token_id = mask_token_id
         self.position_mode = position_mode
         self.block_origin = block_origin
+        self.clean_attention = clean_attention
         self.response_header_ids = list(response_header_ids or [])
         self.base_model_name_or_path = base_model_name_or_path
         if base_config is not None:

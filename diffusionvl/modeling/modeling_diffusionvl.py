@@ -3,7 +3,7 @@
 Legend: A axes of a position, B batch, T tokens of a row, L clean tokens, M selected tokens, V vocabulary, E hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import layer_masks
-from .block_grid import row_blocks
+from .block_grid import clean_blocks, row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
 from .errors import UserError
@@ -168,7 +168,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             input_ids: Tokens [B, T]; noisy tokens that are masked hold `config.mask_token_id`.
             attention_mask: Padding mask [B, T] of clean rows, or a boolean mask [B, 1, T, K] that is used as it is.
             position_ids: [A, B, T]; left out, those of clean rows are computed from `input_ids`.
-            block_ids: Block of each token [B, T]; left out, the row is clean and cut by the config's grid.
+            block_ids: Block of each token as the mask reads it [B, T] (`TokenTags.block`); left out, the row is clean
+                and has those of `clean_blocks`.
             stream_ids: 0 for clean, 1, 2, ... for noisy copies [B, T]; all clean if left out.
             document_ids: Document of each token [B, T], -1 for padding; one document if left out.
             media_twins: As of `media_features_of_twins`.
@@ -214,10 +215,19 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         return native_positions(self.base, input_ids, attention_mask, media)
 
     def block_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Block of each clean token [B, L], by `config.block_origin`; 0 in the padding."""
+        """Block that each clean token [B, L] is denoised with, by `config.block_origin`; 0 in the padding."""
+        return self._row_by_row(row_blocks, input_ids, attention_mask)
+
+    def clean_blocks(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Block of each clean token [B, L] as the mask reads it, by `config.clean_attention`; 0 in the padding."""
+        return self._row_by_row(clean_blocks, input_ids, attention_mask)
+
+    def _row_by_row(
+        self, grid: Callable[[DiffusionVLConfig, Tensor], Tensor], input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         blocks = torch.zeros_like(input_ids, dtype=torch.long)
         for row, (ids, real) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
-            blocks[row, real] = row_blocks(self.config, ids[real])
+            blocks[row, real] = grid(self.config, ids[real])
         return blocks
 
     def _tags(
@@ -232,7 +242,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if block_ids is None:
-            block_ids = self.block_ids(input_ids, attention_mask)
+            block_ids = self.clean_blocks(input_ids, attention_mask)
         if stream_ids is None:
             stream_ids = torch.full_like(input_ids, CLEAN)
         if document_ids is None:

@@ -38,6 +38,7 @@ def translate(
     block_size: int = 8,
     position_mode: str = "native",
     block_origin: str = "response",
+    clean_attention: str = "block",
     dtype: str | torch.dtype = "auto",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -50,6 +51,7 @@ def translate(
         block_size: D, tokens that are denoised together.
         position_mode: `native` or `sequential` (see `DiffusionVLConfig`).
         block_origin: `response` or `absolute` (see `DiffusionVLConfig`).
+        clean_attention: `block` or `causal` (see `DiffusionVLConfig`).
         dtype: Type of the weights; the checkpoint's own by default.
         min_pixels: A smaller picture is scaled up to this many pixels (Qwen-VL families); the processor's by default.
         max_pixels: A larger one is scaled down to this many.
@@ -78,6 +80,7 @@ def translate(
         mask_token_id=mask_token_id,
         position_mode=position_mode,  # type: ignore[arg-type]
         block_origin=block_origin,  # type: ignore[arg-type]
+        clean_attention=clean_attention,  # type: ignore[arg-type]
         response_header_ids=header_ids,
         base_model_name_or_path=base,
         eos_token_id=end_of_turn(processor).token_id,

@@ -58,9 +58,10 @@ def family(request, tmp_path_factory, pictures):
     )
 
 
-def test_blocks_of_one_token_are_the_base(family, monkeypatch):
+@pytest.mark.parametrize("setting", [("block_size", 1), ("clean_attention", "causal")])
+def test_a_causal_clean_stream_and_blocks_of_one_token_are_the_base(family, setting, monkeypatch):
     """Positions, masks of every layer and what the base does to its scores: all as in its own causal forward."""
-    monkeypatch.setattr(family.model.config, "block_size", 1)
+    monkeypatch.setattr(family.model.config, *setting)
     for question in family.questions:
         inputs = prompts(family.processor, question)
         with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from diffusionvl.modeling.block_grid import block_grid, block_starts, keep_whole
+from diffusionvl.modeling.block_grid import block_firsts, block_grid, block_starts, keep_whole
 from diffusionvl.modeling.block_masks import CLEAN, PADDING, TokenTags, dense_mask, flex_mask, within_window
 
 
@@ -47,6 +47,14 @@ def test_drawing_of_the_docstring():
         torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1]]), torch.tensor([[0] * 4 + [1] * 4]), torch.zeros(1, 8).long()
     )
     drawing = ["11000000"] * 2 + ["11110000"] * 2 + ["00001100"] * 2 + ["11000011"] * 2
+    assert ["".join(str(int(x)) for x in row) for row in dense_mask(tags)[0, 0]] == drawing
+
+
+def test_drawing_of_a_causal_clean_stream():
+    tags = TokenTags(
+        torch.tensor([[0, 1, 2, 3, 0, 0, 2, 2]]), torch.tensor([[0] * 4 + [1] * 4]), torch.zeros(1, 8).long()
+    )
+    drawing = ["10000000", "11000000", "11100000", "11110000"] + ["00001100"] * 2 + ["11000011"] * 2
     assert ["".join(str(int(x)) for x in row) for row in dense_mask(tags)[0, 0]] == drawing
 
 
@@ -129,3 +137,9 @@ def test_block_starts():
     assert block_starts(ids, header, eos) == [4, 7, 10, 12]
     assert block_starts([7, 8, 7, 8, 3], header, eos) == [2]  # a header inside a response opens nothing
     assert block_starts(ids, [], eos) == []
+
+
+def test_a_noisy_block_has_the_number_of_its_first_clean_token():
+    blocks = block_grid(7, 3, [4])
+    assert blocks.tolist() == [0, 0, 0, 1, 2, 2, 2]
+    assert block_firsts(blocks).tolist() == [0, 0, 0, 3, 4, 4, 4]

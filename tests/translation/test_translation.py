@@ -108,7 +108,8 @@ def test_translations_are_identical(make_base):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("block_size", 4), ("position_mode", "sequential"), ("block_origin", "absolute")]
+    ("name", "value"),
+    [("block_size", 4), ("position_mode", "sequential"), ("block_origin", "absolute"), ("clean_attention", "causal")],
 )
 def test_settings_land_in_the_config(base_dir, tmp_path, name, value):
     save_translation(translate(base_dir, **{name: value}), str(tmp_path))
