@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.command_line import Parser
-from .data.prompts import encode
 from .modeling.errors import UserError
 
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
@@ -126,6 +125,7 @@ def _infer(arguments: argparse.Namespace) -> None:
 
     from .checkpoints.loading import find_device
     from .data.images import open_image
+    from .data.prompts import encode, question
     from .data.record import Video
 
     logging.set_verbosity_error()
@@ -135,7 +135,7 @@ def _infer(arguments: argparse.Namespace) -> None:
     model, processor = load(arguments, device)
     frames = {"fps": arguments.fps, "max_frames": arguments.max_frames}
     videos = [Video(path, frames) for path in arguments.video]
-    inputs = encode(processor, arguments.prompt, images, videos).to(device)
+    inputs = encode(processor, [question(arguments.prompt, images, videos, "--prompt")]).to(device)
     prompt_length = inputs["input_ids"].shape[1]
     streaming = not (arguments.json or arguments.no_stream)
     generator = None if arguments.seed is None else torch.Generator(device).manual_seed(arguments.seed)

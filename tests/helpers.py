@@ -6,10 +6,10 @@ import tarfile
 
 import numpy as np
 import torch
-from PIL import Image
 
 from diffusionvl import DiffusionVLForConditionalGeneration, RowDataset, cli
 from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.data.prompts import encode, question
 from diffusionvl.data.record import Record
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 
@@ -49,9 +49,9 @@ def enliven(model):
 def conversation(*turns, name="test"):
     """A record from (question, answer, *picture paths) triples."""
     messages = []
-    for question, answer, *images in turns:
+    for asked, answer, *images in turns:
         parts = [{"type": "image", "image": path} for path in images]
-        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": asked}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return Record(messages, name)
 
@@ -74,14 +74,8 @@ def collated(model, processor, records, layout=None, supervision="assistant", ma
 
 
 def prompts(processor, *questions):
-    """A left-padded batch of (question, *picture paths) prompts, as a processor gives it."""
-    texts, images = [], []
-    for question, *paths in questions:
-        content = [{"type": "image"} for _ in paths] + [{"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
-        texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        images.append([Image.open(path) for path in paths])
-    return processor(text=texts, images=images if any(images) else None, return_tensors="pt", padding=True)
+    """A left-padded batch of (question, *picture paths) prompts."""
+    return encode(processor, [question(text, paths) for text, *paths in questions])
 
 
 def decode_slowly(model, inputs, new):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .media import concatenate
 from .streams import IGNORED, Row
 
 PADDING = -1
@@ -82,21 +83,6 @@ def join(rows: list[Row]) -> Row:
         position_ids=torch.cat([row.position_ids for row in rows], dim=1),
         twins=torch.cat([row.twins + begin for row, begin in zip(rows, begins, strict=True)]),
     )
-
-
-def concatenate(tensors: list[Tensor]) -> Tensor:
-    """Concatenates media inputs of several rows along the first axis, padded with zeros where they differ in another.
-
-    Bases that cut images into tiles have an axis of tiles, and some of image sizes, which they mask or measure.
-    """
-    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    return torch.cat([_pad_axes(tensor, shape) for tensor in tensors])
-
-
-def _pad_axes(tensor: Tensor, shape: list[int]) -> Tensor:
-    """Pads all axes but the first behind, up to `shape`."""
-    missing = [want - have for want, have in zip(shape, tensor.shape[1:], strict=True)]
-    return torch.nn.functional.pad(tensor, [size for have in reversed(missing) for size in (0, have)])
 
 
 def _pad(tensors: list[Tensor], width: int, value: int) -> Tensor:

@@ -8,22 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
 from ..modeling.errors import UserError
 from .chat_template import end_of_turn, response_header_ids
-from .collate import concatenate
 from .image_text import ImageText
-from .images import image_size, name_of, open_image
-from .record import DataError, Record
+from .images import image_size
+from .media import concatenate
+from .prompts import check_texts, control_tokens, named, placeholders, prepare, refused, write
+from .record import CONVERSATION, DataError, Record
 from .streams import IGNORED
-from .videos import GRID, video_inputs
+from .videos import GRID
 
 SUPERVISIONS = ("assistant", "structural")
 SMALLEST = (28, 28)  # pixels: Qwen-VL takes none with a smaller side
-CONVERSATION = "conversation"  # the kind of error of turns that cannot be told apart
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of media
 
 
@@ -88,10 +87,10 @@ class ConversationEncoder:
         self.header_ids = response_header_ids(processor)
         self.end_of_turn_id, self.closes_turns = end_of_turn(processor)
         self.end_of_turn: str = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
-        tokens = (getattr(processor, name, None) for name in ("image_token", "video_token"))
-        self.placeholders = [token for token in tokens if token is not None]  # a family names only those that it has
-        if self.placeholders:
-            self._image_text = ImageText(processor, self.placeholders[0], self.end_of_turn)
+        self.placeholders = placeholders(processor)
+        self._control = control_tokens(processor)
+        if "image" in self.placeholders:
+            self._image_text = ImageText(processor, self.placeholders["image"], self.end_of_turn)
         role_ids = self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
         self.structural_ids = torch.tensor([*(set(self.header_ids) - set(role_ids)), self.end_of_turn_id])
 
@@ -127,12 +126,11 @@ class ConversationEncoder:
 
     def _check(self, record: Record) -> None:
         """Refuses what would be tokenised, but not as the record means it."""
+        check_texts(record, self._control)
         if record.messages[0]["role"] == "assistant":
             raise DataError(
                 f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it", CONVERSATION
             )
-        own = (self.tokenizer.eos_token, self.tokenizer.mask_token)
-        reserved = [*self.placeholders, self.end_of_turn, *(token for token in own if token is not None)]
         shown = named(record)
         if shown and not self.placeholders:
             raise DataError(
@@ -140,28 +138,20 @@ class ConversationEncoder:
                 CONVERSATION,
             )
         for message in record.messages:
-            text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
             if message["role"] == "assistant" and (found := named(Record([message], record.name))):
                 raise DataError(
                     f"{record.name}: an assistant turn holds {found[0]}; move it to a user turn", CONVERSATION
                 )
-            for token in reserved:
-                if token in text:
-                    raise DataError(
-                        f"{record.name}: the text of a turn holds {token!r}, which would be read as media, as the "
-                        "end of the turn or as a mask; take it out",
-                        CONVERSATION,
-                    )
 
     def _pieces(self, record: Record, render: bool) -> list[Piece]:
         """Prompt and response pieces in turn, up to the last response."""
         pieces: list[Piece] = []
         responses = [index for index, message in enumerate(record.messages) if message["role"] == "assistant"]
-        whole = self._render(record.messages[: responses[-1] + 1], record.name)
+        whole = self._write(record, responses[-1] + 1)
         done = 0  # characters of the whole
         first = 0  # the first message that the next prompt piece speaks of
         for index in responses:
-            prompt = self._render(record.messages[:index], record.name, generation_prompt=True)
+            prompt = self._write(record, index, add_generation_prompt=True)
             response = self._response(whole[len(prompt) :], index == responses[-1])
             answer = "".join(part["text"] for part in record.messages[index]["content"])
             if not whole.startswith(prompt) or response is None or answer.strip() not in response:
@@ -180,13 +170,9 @@ class ConversationEncoder:
             pieces[-1].labels = torch.cat([pieces[-1].labels, tail])
         return pieces
 
-    def _render(self, messages: list[dict[str, Any]], name: str, generation_prompt: bool = False) -> str:
-        try:
-            return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
-        except TemplateError as error:  # templates raise it for an order of roles that they do not know
-            raise DataError(
-                f"{name}: the chat template refuses the conversation: {error}; change its turns", CONVERSATION
-            ) from error
+    def _write(self, record: Record, end: int, add_generation_prompt: bool = False) -> str:
+        """The first `end` messages in the chat template's words."""
+        return write(self.processor, Record(record.messages[:end], record.name), add_generation_prompt)
 
     def _response(self, text: str, last: bool) -> str | None:
         """A response up to and with its end of turn, off the text from its first character on; None if it has none.
@@ -205,7 +191,7 @@ class ConversationEncoder:
         media: dict[str, Any] = {}
         images = len(shown.images)
         if shown.videos or (shown.images and render):
-            input_ids, media = self._render_media(text, shown)
+            input_ids, media = self._prepare(text, shown)
             images += int(media[GRID][:, 0].sum()) if shown.videos else 0
         elif shown.images:
             input_ids = self._count_images(text, shown)
@@ -218,15 +204,9 @@ class ConversationEncoder:
             labels = torch.where(structural, input_ids, labels)
         return Piece(input_ids, labels, media if render else {}, images)
 
-    def _render_media(self, text: str, shown: Record) -> tuple[Tensor, dict[str, Any]]:
+    def _prepare(self, text: str, shown: Record) -> tuple[Tensor, dict[str, Any]]:
         """Tokens of a text with images and videos, and their inputs."""
-        given = video_inputs(shown.videos, text, self.processor, shown.name)
-        if shown.images:
-            given["images"] = [[open_image(image, shown.name) for image in shown.images]]
-        try:
-            inputs = self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **given)
-        except ValueError as error:  # such as an image that is far longer than wide
-            raise self._refused(shown, error) from error
+        inputs = prepare(self.processor, text, shown)
         media = {key: value for key, value in inputs.items() if key not in TOKEN_INPUTS}
         return inputs["input_ids"][0].long(), media
 
@@ -236,17 +216,13 @@ class ConversationEncoder:
         try:
             return self._image_text.tokenize(text, sizes)
         except ValueError as error:
-            raise self._refused(shown, error) from error
+            raise refused(shown, error) from error
 
     def smallest_image(self) -> tuple[Tensor, dict[str, Any]]:
         """Tokens and inputs of a turn with an image of `SMALLEST` pixels, as small as the processor leaves it."""
         content = [{"type": "image", "image": Image.new("RGB", SMALLEST)}, {"type": "text", "text": ""}]
         shown = Record([{"role": "user", "content": content}], "smallest image")
-        return self._render_media(self._render(shown.messages, shown.name), shown)
-
-    def _refused(self, shown: Record, error: Exception) -> DataError:
-        what = ", ".join(named(shown))
-        return DataError(f"{shown.name}: the processor refuses {what}: {error}; change or drop the record", "bad image")
+        return self._prepare(write(self.processor, shown), shown)
 
     def _response_piece(self, text: str) -> Piece:
         """Tokenises a response; all of it carries loss."""
@@ -269,8 +245,3 @@ class ConversationEncoder:
         while kept and not kept[-1].is_response:
             kept.pop()
         return kept, True
-
-
-def named(record: Record) -> list[str]:
-    """Images and videos of a record as a message names them."""
-    return [f"image {name_of(image)}" for image in record.images] + [str(video) for video in record.videos]

@@ -1,32 +1,214 @@
-"""Writes a prompt for the processor."""
+"""Writes prompts: from messages to a model's inputs, in one place for training and for every way of answering.
 
-from typing import TYPE_CHECKING
+Legend: B conversations, P tokens of the longest prompt.
+"""
 
-from ..modeling.errors import UserError
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from PIL import Image
-    from transformers import BatchFeature, ProcessorMixin
+import torch
+from jinja2 import TemplateError
+from transformers import BatchFeature
 
-    from .record import Video
+from .chat_template import special_tokens
+from .images import name_of, open_image
+from .media import concatenate
+from .record import CONVERSATION, DataError, Record
+from .videos import video_inputs
+
+PLACES = {"image": "image_token", "video": "video_token"}  # what a processor calls its placeholder of each kind
 
 
-def encode(
-    processor: "ProcessorMixin", prompt: str, images: "list[Image.Image]", videos: "list[Video] | None" = None
-) -> "BatchFeature":
-    """A question about images and videos as the model's inputs, these first; [1, P] tokens, as in training."""
-    from .chat_template import special_tokens
-    from .videos import video_inputs
+def encode(processor: Any, records: Sequence[Record]) -> BatchFeature:
+    """Prepares conversations that wait for a response, as training prepares them.
 
-    videos = videos or []
-    shown = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
-    for token in special_tokens(processor.tokenizer).values():
-        if token in prompt:
-            raise UserError(f"--prompt holds {token!r}, which the model would not read as text; take it out")
-    messages = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    media = video_inputs(videos, text, processor, "--video")
-    if images:
-        media["images"] = [images]
-    # The template has written every special token.
-    return processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
+    Each is prepared by itself, so that neither its tokens nor its pictures depend on the others of the batch; they
+    may have pictures, videos, both or neither.
+
+    Args:
+        processor: A Hugging Face processor with a chat template.
+        records: B conversations; they end with the turn to be answered.
+
+    Returns:
+        `input_ids`, `attention_mask` and token types [B, P], padded on the left, and the media inputs, concatenated in
+        the order of the records.
+
+    Raises:
+        DataError: A text holds a control token, a picture or a video cannot be read, or the chat template cannot write
+            the conversation or leaves a part of it out.
+    """
+    control = control_tokens(processor)
+    rows = []
+    for record in records:
+        check_texts(record, control)
+        rows.append(prepare(processor, write(processor, record, add_generation_prompt=True), record))
+    return _pad_left(rows, processor.tokenizer.pad_token_id or 0)
+
+
+def placeholders(processor: Any) -> dict[str, str]:
+    """What the chat template writes for an image and for a video; a family names only what it reads."""
+    found = {kind: getattr(processor, name, None) for kind, name in PLACES.items()}
+    return {kind: token for kind, token in found.items() if token is not None}
+
+
+def control_tokens(processor: Any) -> re.Pattern[str]:
+    """A pattern of the tokens that a text must not hold, since the model would not read them as text.
+
+    They are the tokenizer's special tokens and the placeholders of images and videos.
+    """
+    tokens = {*special_tokens(processor.tokenizer).values(), *placeholders(processor).values()}
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def check_texts(record: Record, control: re.Pattern[str]) -> None:
+    """Checks that every text of a record is read as text.
+
+    Args:
+        record: A conversation.
+        control: What `control_tokens` gave.
+
+    Raises:
+        DataError: A text holds a control token.
+    """
+    for message in record.messages:
+        if found := control.search("".join(_texts(message))):
+            raise DataError(
+                f"{record.name}: the text of a turn holds {found[0]!r}, which the model would read as a control token "
+                "and not as text; take it out",
+                CONVERSATION,
+            )
+
+
+def write(processor: Any, record: Record, add_generation_prompt: bool = False) -> str:
+    """Writes a conversation with the processor's chat template.
+
+    Args:
+        processor: A Hugging Face processor with a chat template.
+        record: A conversation.
+        add_generation_prompt: Whether the header of a response follows.
+
+    Raises:
+        DataError: The template refuses the conversation, or leaves out one of its texts or pictures.
+    """
+    try:
+        text: str = processor.apply_chat_template(
+            record.messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:  # templates raise it for an order of roles that they do not know
+        raise DataError(
+            f"{record.name}: the chat template refuses the conversation: {error}; change its turns", CONVERSATION
+        ) from error
+    end = 0
+    for said in (said.strip() for message in record.messages for said in _texts(message)):
+        begin = text.find(said, end)
+        if begin < 0:
+            raise DataError(
+                f"{record.name}: the chat template leaves out or changes the text {said[:60]!r}; mend the template or "
+                "take the text out",
+                CONVERSATION,
+            )
+        end = begin + len(said)
+    place = placeholders(processor).get("image")
+    if place is not None and text.count(place) != len(record.images):
+        raise DataError(
+            f"{record.name}: the chat template writes {text.count(place)} places for {len(record.images)} image(s); "
+            "mend it",
+            CONVERSATION,
+        )
+    return text
+
+
+def prepare(processor: Any, text: str, record: Record) -> BatchFeature:
+    """Tokenises a written text, with the images and videos that a record shows in it.
+
+    Args:
+        processor: A Hugging Face processor.
+        text: What the chat template wrote, special tokens included.
+        record: Its images and videos are those of the text.
+
+    Returns:
+        Tokens [1, P], and the media inputs.
+
+    Raises:
+        DataError: An image or a video cannot be read, or the processor refuses it.
+    """
+    media = video_inputs(record.videos, text, processor, record.name)
+    if record.images:
+        media["images"] = [[open_image(image, record.name) for image in record.images]]
+    try:
+        # The template has written every special token.
+        return processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
+    except ValueError as error:  # such as an image that is far longer than wide
+        raise refused(record, error) from error
+
+
+def refused(record: Record, error: Exception) -> DataError:
+    """The error for images or videos that open, but that the processor refuses."""
+    what = ", ".join(named(record))
+    return DataError(f"{record.name}: the processor refuses {what}: {error}; change or drop the record", "bad image")
+
+
+def named(record: Record) -> list[str]:
+    """Images and videos of a record as a message names them."""
+    return [f"image {name_of(image)}" for image in record.images] + [str(video) for video in record.videos]
+
+
+def question(text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), name: str = "the prompt") -> Record:
+    """A question about images and videos as a record of one turn.
+
+    They stand in the places of `<image>` and `<video>` in the text; without such marks, in front of it.
+
+    Args:
+        text: The question.
+        images: Each a path, the bytes of a picture file or a picture.
+        videos: Each a `Video`.
+        name: What messages call the question.
+
+    Raises:
+        DataError: There are marks, but more or fewer than images or videos.
+    """
+    pieces = re.split("(<image>|<video>)", text)
+    rest: dict[str, Iterator[dict[str, Any]]] = {}
+    parts: list[dict[str, Any]] = []
+    for kind, given in (("image", images), ("video", videos)):
+        shown, marks = [{"type": kind, kind: one} for one in given], pieces.count(f"<{kind}>")
+        if marks and marks != len(shown):
+            raise DataError(
+                f"{name}: {marks} mark(s) <{kind}> for {len(shown)} {kind}(s); give as many", "image places"
+            )
+        rest[f"<{kind}>"] = iter(shown)
+        parts += [] if marks else shown
+    parts += [next(rest[piece]) if piece in rest else {"type": "text", "text": piece} for piece in pieces if piece]
+    return Record([{"role": "user", "content": parts}], name)
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    """The text parts of a message."""
+    return [part["text"] for part in message["content"] if part["type"] == "text"]
+
+
+def _pad_left(rows: list[BatchFeature], pad_id: int) -> BatchFeature:
+    """Joins prepared prompts: what has a value a token is padded on the left, media are concatenated."""
+    width = max(row["input_ids"].shape[1] for row in rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    batch = {}
+    for name in names:
+        # Token types may be missing in rows without images; zeros say text.
+        own = [row.get(name) for row in rows]
+        if all(value is None or value.shape == row["input_ids"].shape for value, row in zip(own, rows, strict=True)):
+            fill = pad_id if name == "input_ids" else 0
+            batch[name] = torch.cat(
+                [
+                    torch.nn.functional.pad(
+                        torch.zeros_like(row["input_ids"]) if value is None else value,
+                        (width - row["input_ids"].shape[1], 0),
+                        value=fill,
+                    )
+                    for value, row in zip(own, rows, strict=True)
+                ]
+            )
+        else:
+            batch[name] = concatenate([value for value in own if value is not None])
+    return BatchFeature(batch)

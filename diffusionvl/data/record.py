@@ -7,6 +7,8 @@ from PIL import Image
 
 from ..modeling.errors import UserError
 
+CONVERSATION = "conversation"  # the kind of error of turns that cannot be told apart
+
 
 class DataError(UserError):
     """A record that cannot be used; the message names the place, the value and the remedy.

@@ -7,13 +7,13 @@ from itertools import count
 from typing import Any
 
 import torch
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..data.videos import video_inputs
+from ..data.prompts import encode
 from ..modeling.errors import UserError
 from ..objective.corruption import row_generator
 from .costs import SpeedRecord
-from .decoding import AR, BLOCK_DIFFUSION, Generated, encode, generate, kind_of
+from .decoding import AR, BLOCK_DIFFUSION, Generated, generate, kind_of
 from .questions import Message, Prompt, build_prompt
 from .settings import Decoding
 
@@ -85,21 +85,8 @@ class Answerer:
         return kind_of(self.model)
 
     def prompt(self, question: Question) -> Prompt:
-        """Opens a question's images and writes its prompt."""
-        messages = question.messages()
-        return build_prompt(self.processor, messages, question.name, self.prompt_form, self.system_prompt, self.frames)
-
-    def encode(self, prompts: Sequence[Prompt]) -> BatchFeature:
-        """Prompts as a batch [B, P], all of them with images or none, and so with videos.
-
-        Raises:
-            DataError: A video cannot be read.
-        """
-        texts = [prompt.text for prompt in prompts]
-        images = [prompt.images for prompt in prompts if prompt.images]
-        videos = [video for prompt in prompts for video in prompt.videos]
-        names = " or ".join(prompt.name for prompt in prompts if prompt.videos)
-        return encode(self.processor, texts, images, **video_inputs(videos, "".join(texts), self.processor, names))
+        """Opens a question's images and lays out its turns."""
+        return build_prompt(question.messages(), question.name, self.prompt_form, self.system_prompt, self.frames)
 
     def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
         """Answers one batch of questions of one task.
@@ -142,14 +129,14 @@ class Answerer:
             return
         alike: dict[tuple[bool, bool], list[int]] = {}
         for row, prompt in enumerate(prompts):
-            alike.setdefault((bool(prompt.images), bool(prompt.videos)), []).append(row)
+            alike.setdefault((bool(prompt.record.images), bool(prompt.record.videos)), []).append(row)
         yield from alike.values()
 
     def _generate(
         self, prompts: Sequence[Prompt], questions: Sequence[Question], decoding: Decoding
     ) -> tuple[list[int], Generated]:
         """Lengths of the prompts in tokens, and the model's answers."""
-        inputs = self.encode(prompts)
+        inputs = encode(self.processor, [prompt.record for prompt in prompts])
         lengths = inputs["attention_mask"].sum(-1).tolist()
         extra: dict[str, Any] = {}
         if decoding.samples:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
@@ -58,25 +58,6 @@ def kind_of(model: PreTrainedModel) -> str:
     return BLOCK_DIFFUSION if isinstance(model, DiffusionVLForConditionalGeneration) else AR
 
 
-def encode(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Any], **media: Any) -> BatchFeature:
-    """Prompts that the chat template has written, as a batch [B, P] padded on the left.
-
-    Args:
-        processor: The model's, padding on the left.
-        texts: B prompts with the placeholders of their images.
-        images: Of all prompts in their order; or one list for each prompt, which every family of models understands.
-        **media: Videos of all prompts in their order, as `video_inputs` gives them.
-    """
-    # The template has written every special token.
-    options: dict[str, Any] = {
-        "text": list(texts),
-        "return_tensors": "pt",
-        "padding": True,
-        "add_special_tokens": False,
-    }
-    return processor(images=images, **media, **options) if images else processor(**media, **options)
-
-
 def on_model(inputs: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
     """Inputs on the model's device; pictures in the type of its weights."""
     return {
@@ -96,7 +77,7 @@ def generate(
 
     Args:
         model: Of either kind, in eval mode.
-        inputs: What `encode` returned.
+        inputs: What `data.prompts.encode` returned.
         until: Texts that end an answer; the tokens that hold them belong to it.
         tokenizer: Needed beside `until`.
         **settings: Of the model's `generate`.

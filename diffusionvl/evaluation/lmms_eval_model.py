@@ -16,6 +16,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from ..checkpoints.loading import find_device, load_config, load_model, load_processor
+from ..data.prompts import encode
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from .answerer import Answer, Answerer, Question, finish, numbered
@@ -163,7 +164,7 @@ class DiffusionVLChat(lmms):
         for request in tqdm(requests, disable=self.rank != 0, desc="Scoring"):
             question, continuation = self._scored(request)
             prompt = self.answerer.prompt(question)
-            inputs = self.answerer.encode([prompt])
+            inputs = encode(self.answerer.processor, [prompt.record])
             tokens = torch.tensor(
                 self.answerer.processor.tokenizer(continuation.lstrip(), add_special_tokens=False)["input_ids"],
                 dtype=torch.long,

@@ -1,15 +1,13 @@
-"""From lmms-eval's questions to prompts: messages with images, written by the checkpoint's chat template."""
+"""From lmms-eval's questions to conversations that `data.prompts.encode` takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from transformers import ProcessorMixin
 
-from ..data.chat_template import special_tokens
 from ..data.images import open_image
-from ..data.record import Video
+from ..data.record import Record, Video
 from ..modeling.errors import UserError
 
 FORMS = ("messages", "reference")
@@ -19,20 +17,16 @@ Shown = Image.Image | Video
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question, ready for the processor.
+    """One question, ready to be encoded.
 
     Attributes:
-        name: Of the question, for messages.
-        text: By the chat template, up to and with the header of the response.
-        images: In the order of their placeholders, RGB.
-        videos: In the order of their placeholders, not yet read.
+        record: Its turns, images opened, videos not yet read.
+        images: Those of the record, RGB.
         question: The text of the user's turns alone, for people.
     """
 
-    name: str
-    text: str
+    record: Record
     images: list[Image.Image]
-    videos: list[Video]
     question: str
 
 
@@ -43,17 +37,15 @@ def messages_of(context: str, visuals: Sequence[Any] | None) -> list[Message]:
 
 
 def build_prompt(
-    processor: ProcessorMixin,
     messages: Sequence[Message],
     name: str,
     form: str = "messages",
     system_prompt: str = "",
     frames: Mapping[str, float] | None = None,
 ) -> Prompt:
-    """Writes a question with the checkpoint's own chat template.
+    """Lays out a question as the turns that the chat template writes.
 
     Args:
-        processor: With a chat template.
         messages: Turns of lmms-eval; their content is a list of parts with `text`, or an image or a video under `url`.
         name: Of the question, for messages.
         form: `messages`: as the task has it. `reference`: one user turn as the reference's evaluation writes it, all
@@ -62,30 +54,27 @@ def build_prompt(
         frames: Which frames of a video are taken, as `Video.settings`.
 
     Raises:
-        UserError: The form is unknown, a text holds a special token, or a part is unknown.
+        UserError: The form or a part is unknown.
     """
     if form not in FORMS:
         raise UserError(f"prompt must be one of {FORMS}, got {form!r}")
-    turns = [(message["role"], list(_parts(message, processor, name, dict(frames or {})))) for message in messages]
+    turns = [(message["role"], list(_parts(message, name, dict(frames or {})))) for message in messages]
     asked = [part for role, parts in turns if role == "user" for part in parts]
     if form == "reference":
         turns = [("user", _reference_parts(asked))]
     if system_prompt:
         turns.insert(0, ("system", [system_prompt]))
+    content = [{"role": role, "content": [_as_part(one) for one in parts]} for role, parts in turns]
     images = [part for _, parts in turns for part in parts if isinstance(part, Image.Image)]
-    written = [{"role": role, "content": [_written(part) for part in parts]} for role, parts in turns]
-    text = processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False)
-    videos = [part for _, parts in turns for part in parts if isinstance(part, Video)]
-    return Prompt(name, text, images, videos, "\n".join(part for part in asked if isinstance(part, str)).strip())
+    return Prompt(Record(content, name), images, "\n".join(part for part in asked if isinstance(part, str)).strip())
 
 
-def _parts(message: Message, processor: ProcessorMixin, name: str, frames: dict[str, float]) -> list[str | Shown]:
+def _parts(message: Message, name: str, frames: dict[str, float]) -> list[str | Shown]:
     """Texts, images and videos of one turn."""
     parts: list[str | Shown] = []
     content = message["content"]
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part["type"] == "text":
-            _check_text(part["text"], processor, name)
             parts.append(part["text"])
         elif part["type"] == "image":
             parts.append(_open(part["url"], name))
@@ -96,15 +85,6 @@ def _parts(message: Message, processor: ProcessorMixin, name: str, frames: dict[
         else:
             raise UserError(f"{name}: holds a part of type {part['type']!r}; known are text, image and video")
     return parts
-
-
-def _check_text(text: str, processor: ProcessorMixin, name: str) -> None:
-    """Refuses text that would not be read as text."""
-    for token in special_tokens(processor.tokenizer).values():
-        if token in text:
-            raise UserError(
-                f"{name}: the text of a turn holds {token!r}, which would not be read as text; mend the task"
-            )
 
 
 def _is_image(visual: Any) -> bool:
@@ -132,8 +112,8 @@ def _reference_parts(parts: Sequence[str | Shown]) -> list[str | Shown]:
     return [*joined, "\n" + text if joined else text]
 
 
-def _written(part: str | Shown) -> dict[str, str]:
-    """A part for the chat template."""
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    return {"type": "video" if isinstance(part, Video) else "image"}
+def _as_part(one: str | Shown) -> dict[str, Any]:
+    """A text, image or video as a part of a message."""
+    if isinstance(one, str):
+        return {"type": "text", "text": one}
+    return {"type": "video", "video": one} if isinstance(one, Video) else {"type": "image", "image": one}

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.prompts import encode
 from ..drawing.film import film_html
 from .answerer import Answerer, Question
 from .decoding import BLOCK_DIFFUSION, on_model
@@ -70,7 +71,7 @@ def make_film(answerer: Answerer, question: Question, decoding: Decoding) -> str
         return ""
     prompt: Prompt = answerer.prompt(question)
     model: Any = answerer.model
-    inputs = answerer.encode([prompt])
+    inputs = encode(answerer.processor, [prompt.record])
     output = model.generate(
         **on_model(inputs, model), **decoding.generate, return_dict_in_generate=True, output_history=True
     )

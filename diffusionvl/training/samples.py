@@ -10,9 +10,8 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from ..data.images import open_image
+from ..data.prompts import encode
 from ..data.record import DataError, Record
-from ..data.videos import video_inputs
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.request import DenoisingStep
 from .dataset import RowDataset
@@ -50,12 +49,7 @@ def answer(model: PreTrainedModel, processor: ProcessorMixin, record: Record) ->
         record: A conversation.
     """
     first = next(index for index, message in enumerate(record.messages) if message["role"] == "assistant")
-    prompt = Record(record.messages[:first], record.name)
-    text = processor.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
-    media = video_inputs(prompt.videos, text, processor, record.name)
-    if prompt.images:
-        media["images"] = [open_image(picture, record.name) for picture in prompt.images]
-    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=False, **media).to(model.device)
+    inputs = encode(processor, [Record(record.messages[:first], record.name)]).to(model.device)
     diffusion = isinstance(model.config, DiffusionVLConfig)
     greedy = {"temperature": 0.0, "output_history": True} if diffusion else {"do_sample": False}
     output = model.generate(**inputs, **greedy, max_new_tokens=MAX_NEW_TOKENS, return_dict_in_generate=True)

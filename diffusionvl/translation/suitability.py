@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ..data.conversation import SMALLEST
+from ..data.prompts import encode, question
 from ..modeling.block_grid import row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
@@ -139,17 +140,13 @@ def tolerance(model: DiffusionVLForConditionalGeneration) -> float:
 
 def _image_error(model: DiffusionVLForConditionalGeneration, processor: ProcessorMixin) -> float:
     """How far logits of text behind a picture are from the base's own."""
-    content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
-    chat = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    picture = Image.new("RGB", SMALLEST, "white")
-    inputs = processor(text=[text], images=[[picture]], return_tensors="pt", add_special_tokens=False)
-    inputs = inputs.to(model.device, model.dtype)
+    shown = question("what is it?", [Image.new("RGB", SMALLEST, "white")])
+    inputs = encode(processor, [shown]).to(model.device, model.dtype)
     media = {name: value for name, value in inputs.items() if name not in ("input_ids", *TOKEN_TYPE_INPUTS)}
     ids, mask = inputs["input_ids"], media.pop("attention_mask")
     of_images = media_types(model.base.config, ids)[0].nonzero()[:, 0]
     if not len(of_images):
-        raise UserError(f"the chat template writes no place for it: {text!r}")
+        raise UserError("the chat template writes no place for it")
     config = copy.copy(model.config)
     config.block_size = 1
     behind = ids.shape[1] - 1 - int(of_images[-1])

@@ -6,7 +6,7 @@ does slows all of them alike.
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from diffusionvl.data import prompts
 from diffusionvl.data.images import open_image
 from diffusionvl.evaluation import decoding
 from diffusionvl.evaluation.decoding import Generated
@@ -192,17 +193,15 @@ def answer(record: Record) -> str:
 
 def encode(processor: ProcessorMixin, records: Sequence[Record]) -> BatchFeature:
     """Questions with their images as a batch of inputs, [B, P] tokens padded on the left."""
-    texts = [
-        processor.apply_chat_template(record["messages"][:1], add_generation_prompt=True, tokenize=False)
-        for record in records
-    ]
-    return decoding.encode(processor, texts, list(_images(records)))
+    return prompts.encode(processor, [_asked(record) for record in records])
 
 
-def _images(records: Sequence[Record]) -> Iterator[Image.Image]:
-    for record in records:
-        for path in record.get("images", ()):
-            yield _open(path)
+def _asked(record: Record) -> prompts.Record:
+    """The first turn of a record, its pictures opened."""
+    pictures = map(_open, record.get("images", ()))
+    (turn,) = record["messages"][:1]
+    content = [{**part, "image": next(pictures)} if part["type"] == "image" else part for part in turn["content"]]
+    return prompts.Record([{**turn, "content": content}], record["id"])
 
 
 @lru_cache(maxsize=4096)  # many questions share an image

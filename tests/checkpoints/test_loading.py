@@ -12,10 +12,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from diffusionvl import infer, load_processor
+from diffusionvl import load_processor
 from diffusionvl.checkpoints import loading as checkpoint
 from diffusionvl.checkpoints.loading import load_config
 from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.data.prompts import encode, question
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_prompts_open_as_the_stock_processor_opens_them(pictures, tmp_path):
     assert expected.tolist().count(tokenizer.bos_token_id) == 1
     for _ in range(2):
         loaded = load_processor(str(tmp_path))
-        assert torch.equal(infer.encode(loaded, QUESTION, [image])["input_ids"][0], expected)
+        assert torch.equal(encode(loaded, [question(QUESTION, [image])])["input_ids"][0], expected)
         trained = ConversationEncoder(loaded).encode(conversation((QUESTION, "red", pictures[0]))).input_ids
         assert torch.equal(trained[: len(expected)], expected)
         loaded.save_pretrained(tmp_path)

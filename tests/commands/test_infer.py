@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.cli import main as cli
-from diffusionvl.data.prompts import encode
+from diffusionvl.data.prompts import encode, question
 from diffusionvl.drawing.film import side_by_side
 from diffusionvl.infer import main
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
@@ -76,7 +76,7 @@ def test_json_is_what_generate_gives(checkpoint, image, capsys):
     report = json.loads(out)
     model = DiffusionVLForConditionalGeneration.from_pretrained(checkpoint).eval()
     processor = load_processor(checkpoint)
-    inputs = encode(processor, QUESTION, [Image.open(image)])
+    inputs = encode(processor, [question(QUESTION, [image])])
     output = model.generate(**inputs, max_new_tokens=16, denoising_steps=2, return_dict_in_generate=True)
     new = output.sequences[0, inputs["input_ids"].shape[1] :]
     assert report["answer"] == processor.decode(new, skip_special_tokens=True).strip()

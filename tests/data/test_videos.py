@@ -17,7 +17,7 @@ from transformers.video_utils import VideoMetadata
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.data import videos as module
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.data.prompts import encode
+from diffusionvl.data.prompts import encode, question
 from diffusionvl.data.record import DataError, Record, Video
 from diffusionvl.data.videos import REMEDY, video_inputs
 from diffusionvl.evaluation.answerer import Answerer, Question
@@ -146,7 +146,7 @@ def test_an_answer_about_a_video_is_that_of_a_loop_without_a_cache(video_process
     answers = []
     for path in ("2.mp4", "3.mp4"):
         images = [Image.open(pictures[1]).convert("RGB")]
-        inputs = encode(video_processor, "is there a circle?", images, [Video(path, {"nframes": 4})])
+        inputs = encode(video_processor, [question("is there a circle?", images, [Video(path, {"nframes": 4})])])
         answer = model.generate(**inputs, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :].tolist()
         answers.append(cut(answer, model))
         assert answers[-1] == cut(decode_slowly(model, inputs, 9), model)
@@ -234,7 +234,7 @@ def test_frames_are_read_by_qwen_vl_utils(translated_dir, tmp_path, capsys):
     assert height < width
     assert encoded.media["pixel_values_videos"].shape[0] == steps * height * width
     model = lively(translated_dir)
-    inputs = encode(processor, "q", [], [Video(tuple(paths), size)])
+    inputs = encode(processor, [question("q", videos=[Video(tuple(paths), size)])])
     assert model.generate(**inputs, max_new_tokens=4).shape[1] == inputs["input_ids"].shape[1] + 4
     with pytest.raises(DataError, match=r"test: video 'gone.mp4' does not exist; check 'image_root'"):
         ConversationEncoder(processor).encode(record([video("gone.mp4")]))

@@ -17,6 +17,7 @@ from lmms_eval.tasks import TaskManager
 from PIL import Image
 
 from diffusionvl.checkpoints.loading import load_model as load_checkpoint
+from diffusionvl.data.prompts import write
 from diffusionvl.evaluation import lmms_eval_model
 from diffusionvl.evaluation.answerer import reference_answer
 from diffusionvl.evaluation.costs import SpeedRecord, gather_processes
@@ -207,9 +208,10 @@ def test_reference_prompt_joins_images_in_front_of_the_text(translated_dir, imag
     model = build(DiffusionVLChat, translated_dir, images, prompt="reference", system_prompt="be brief")
     question = model._asked(requests(DiffusionVLChat))[1].question
     prompt = model.answerer.prompt(question)
+    text = write(model.answerer.processor, prompt.record)
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    assert f"{image} {image}\n{DOCS[1]['text']}<" in prompt.text
-    assert prompt.text.startswith("<|im_start|>system\nbe brief<")
+    assert f"{image} {image}\n{DOCS[1]['text']}<" in text
+    assert text.startswith("<|im_start|>system\nbe brief<")
     assert len(prompt.images) == 2
 
 
