@@ -4,6 +4,7 @@
 # A task that is finished is not run again. Exit code 0, or 1 if a run failed, or 2 for an input that cannot be used.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-[ -x "$root/.venv/bin/python" ] && export PATH="$root/.venv/bin:$PATH"
-export TOKENIZERS_PARALLELISM=false PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+source "$root/scripts/environment.sh"
+use_active_environment
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m eval.run "$@"

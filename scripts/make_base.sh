@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-assets/easy-vqa-base}
-bash scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source scripts/environment.sh
+use_own_environment
 
 python -m studies.quickstart.easy_vqa --out outputs/base/data --attributes shape
 python -m studies.quickstart.easy_vqa --out outputs/base/data --repeats 6

@@ -4,8 +4,8 @@
 # Writes outputs/quickstart/: data, model, report.html, results.json, film.gif. Under 10 minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source scripts/environment.sh
+use_own_environment
 base=assets/easy-vqa-base
 out=outputs/quickstart
 case " $* " in *" --output"[-_]"dir"*)

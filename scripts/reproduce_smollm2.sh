@@ -23,8 +23,8 @@ case "$budget" in
   *) echo "reproduce_smollm2.sh: error: --budget must be smoke, cpu or gpu, got '$budget'" >&2; exit 2 ;;
 esac
 out=${out:-outputs/smollm2_$budget}
-bash scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source scripts/environment.sh
+use_own_environment
 # glibc gives large blocks back to the system after every use; keeping them makes a step 10 % faster on a CPU.
 export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=200000000
 

@@ -2,8 +2,8 @@
 # Sets up, then lints, checks types and import directions, and runs the tests. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source scripts/environment.sh
+use_own_environment
 ruff check .
 ruff format --check .
 mypy

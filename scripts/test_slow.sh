@@ -2,6 +2,6 @@
 # Sets up, then runs the tests that take minutes. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source scripts/environment.sh
+use_own_environment
 pytest -m slow "$@"

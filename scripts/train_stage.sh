@@ -3,7 +3,7 @@
 #   bash scripts/train_stage.sh {ar|align|translate} RECIPE [--key value ...]     keys of the recipe
 # NPROC: processes here, one a GPU (as many as there are GPUs, or one)
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: how many machines, which one this is, the first one's address (29500)
-# With --dry_run one process tells what the run would be on all of them, and trains nothing.
+# With --dry_run one process prints what the run would be on all of them, and trains nothing.
 set -euo pipefail
 fail() {
   echo "train_stage.sh: error: $1" >&2
@@ -11,13 +11,13 @@ fail() {
 }
 case ${1:-} in
   ar | align | translate) ;;
-  *) fail "'${1:-}' is no stage; give ar, align or translate, then a recipe" ;;
+  *) fail "'${1:-}' is not a stage; give ar, align or translate, then a recipe" ;;
 esac
-[ -f "${2:-}" ] || fail "no recipe '${2:-}'; give a file such as configs/recipes/quickstart.yaml"
+[ -f "${2:-}" ] || fail "there is no recipe '${2:-}'; give a file such as configs/recipes/quickstart.yaml"
 stage=$1 recipe=$2
 shift 2
-# An environment that is active wins over the repository's own.
-command -v torchrun > /dev/null || export PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"
+source "$(dirname "$0")/environment.sh"
+use_active_environment
 
 nnodes=${NNODES:-1}
 nproc=${NPROC:-$(python -c 'import torch; print(max(torch.cuda.device_count(), 1))')}

@@ -20,8 +20,8 @@ def script(path, text):
 
 @pytest.fixture
 def launched(tmp_path, pytestconfig):
-    """A function that runs the script with launchers that only tell how they are called."""
-    for name in ("python", "torchrun"):
+    """A function that runs the script with launchers that only print how they are called."""
+    for name in ("python", "torchrun", "diffusionvl"):
         script(tmp_path / name, FAKE)
 
     def launched(*argv, **environment):
@@ -65,10 +65,10 @@ def test_a_dry_run_is_one_process_that_plans_for_all(launched):
 @pytest.mark.parametrize(
     ("argv", "environment", "part"),
     [
-        ([], {}, "'' is no stage; give ar, align or translate"),
-        (["finetune", RECIPE], {}, "'finetune' is no stage"),
-        (["ar"], {}, "no recipe ''"),
-        (["ar", "none.yaml"], {}, "no recipe 'none.yaml'"),
+        ([], {}, "'' is not a stage; give ar, align or translate"),
+        (["finetune", RECIPE], {}, "'finetune' is not a stage"),
+        (["ar"], {}, "there is no recipe ''"),
+        (["ar", "none.yaml"], {}, "there is no recipe 'none.yaml'"),
         (["ar", RECIPE], {"NPROC": "all"}, "NPROC must be a number of processes, got 'all'"),
         (["ar", RECIPE], {"NPROC": "1", "NNODES": "0"}, "NNODES must be a number of machines, got '0'"),
         (["ar", RECIPE], {"NPROC": "1", "NNODES": "2"}, "MASTER_ADDR is not set"),

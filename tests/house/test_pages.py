@@ -1,0 +1,95 @@
+"""README and docs: every link leads somewhere, every command and flag that they name exists."""
+
+import contextlib
+import importlib
+import io
+import itertools
+import re
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from diffusionvl.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SCRIPTS = (".py", ".sh", ".sbatch")
+OURS = ("diffusionvl", "eval", "studies", "benchmarks")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+
+def commands_of(text):
+    """The commands of a page's code, a list of words each: lines of shell blocks and code inside sentences."""
+    blocks = FENCED.findall(text)
+    lines = "\n".join(block for language, block in blocks if language in ("", "sh")).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`([^`]+)`", FENCED.sub("", text))
+    for line in [*lines, *(" ".join(code.split()) for code in inline)]:
+        for part in re.split(r"&&|\|\||[;|](?=\s)", re.sub(r"(^|\s)#.*", "", line.removeprefix("$ "))):
+            with contextlib.suppress(ValueError):  # a quote that is left open: not a command
+                words = shlex.split(part)
+                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                    words.pop(0)
+                if words:
+                    yield words
+
+
+def target_of(words):
+    """What a command line runs: (module, its further words), or (script, ...), or None where it is not ours."""
+    if words[0] == "diffusionvl" and len(words) > 1 and words[1] in COMMANDS:
+        return "diffusionvl.cli", words[1:]
+    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in OURS:
+        return words[2], words[3:]
+    if words[0] in ("python", "bash", "sbatch"):
+        script = next((word for word in words[1:] if word.endswith(SCRIPTS)), None)
+        return script and (script, words[words.index(script) + 1 :])
+    return None
+
+
+@cache
+def help_of(module, *words):
+    """What a command prints for `--help`."""
+    out = io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.suppress(SystemExit),
+        mock.patch.object(sys, "argv", [module, *words, "--help"]),
+    ):
+        importlib.import_module(module).main()
+    return out.getvalue()
+
+
+def known_flags(target, words):
+    """Flags that a command takes; those of a script are the ones that its text has, and those of what it runs."""
+    if target.endswith(SCRIPTS):
+        text = (ROOT / target).read_text(encoding="utf-8")
+        names = set(re.findall(r"(?<=-m )(?:eval|studies|diffusionvl)\.[\w.]+|(?<=bash )scripts/\w+\.sh", text))
+        return {*FLAG.findall(text), *(flag for name in names - {target} for flag in known_flags(name, []))}
+    # The words before the flags may name a subcommand: `data check`.
+    heads = itertools.takewhile(re.compile("[a-z]+$").match, words)
+    return set(FLAG.findall(help_of(target, *heads)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_flags_exist(page):
+    for words in commands_of(page.read_text(encoding="utf-8")):
+        target = target_of(words)
+        if target is None:
+            continue
+        name, rest = target
+        path = name if name.endswith(SCRIPTS) else name.replace(".", "/") + ".py"
+        assert (ROOT / path).is_file(), f"{page.name}: {' '.join(words)}"
+        flags = {word.partition("=")[0].replace("_", "-") for word in rest if FLAG.match(word)}
+        known = {flag.replace("_", "-") for flag in known_flags(name, rest)}
+        assert flags <= known, f"{page.name}: {' '.join(words)}"
