@@ -13,6 +13,14 @@ from diffusionvl.translation.translate import save_translation, translate
 from studies.quickstart.base import build_base
 
 
+def pytest_collection_modifyitems(items):
+    """Without a GPU, tests that need one are skipped also where `-m gpu` asks for them."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def base_dir(tmp_path_factory):
     """Folder of the AR base: a stock checkpoint with its processor."""
