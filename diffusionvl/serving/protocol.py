@@ -1,0 +1,277 @@
+"""The bodies of requests, in OpenAI's interface: what is known, what is harmless, and what is refused by name."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+MOST_CHOICES = 128
+INTEGER = 2**31 - 1
+# A smaller temperature divides scores beyond what 32 bits hold; 0 is the limit.
+LEAST_TEMPERATURE = 1e-6
+
+
+def _not_tiny(value: float | None) -> float | None:
+    if value and value < LEAST_TEMPERATURE:
+        raise PydanticCustomError("too_small", f"must be 0 or at least {LEAST_TEMPERATURE}")
+    return value
+
+
+class _Body(BaseModel):
+    """Unknown fields are errors, and so are values of another type.
+
+    Attributes:
+        harmless: Fields that are not supported, with the values at which they change nothing and pass; so does null.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    harmless: ClassVar[dict[str, Sequence[Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_harmless(cls, data: Any) -> Any:
+        """Drops what changes nothing; what is left is refused by its name."""
+        if not isinstance(data, dict):
+            return data
+        passing = {name for name in cls.harmless if name in data and data[name] in (None, *cls.harmless[name])}
+        return {name: value for name, value in data.items() if name not in passing}
+
+
+class ImageUrl(_Body):
+    """Where a picture is.
+
+    Attributes:
+        url: A data URI, or a web address.
+        detail: A hint that is not needed here.
+    """
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class TextPart(_Body):
+    """A text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Body):
+    """A picture in a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Body):
+    """One turn of a chat. Clients send an earlier answer back with all of its fields."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+
+    harmless = {
+        "refusal": [],
+        "audio": [],
+        "annotations": [[]],
+        "function_call": [],
+        "tool_calls": [[]],
+    }
+
+
+class StreamOptions(_Body):
+    """Options of a stream.
+
+    Attributes:
+        include_usage: Whether the last chunk holds the usage.
+    """
+
+    include_usage: bool = False
+
+    harmless = {
+        "include_obfuscation": [False],
+    }
+
+
+class AnswerBody(_Body):
+    """What requests for chats and for completions have in common.
+
+    Attributes:
+        model: The name that the server gives its model.
+        max_tokens: Longest answer.
+        temperature: 0 takes the most probable token.
+        top_p: Draw among the fewest tokens that reach this probability.
+        top_k: Draw among this number of most probable tokens; 0 or -1 for all.
+        seed: Of the draws; choice i has `seed + i`.
+        n: Number of answers to a prompt.
+        stop: Texts that end an answer and do not belong to it.
+        stream: Whether to send the answer while it is written.
+        stream_options: Options of the stream.
+        decoding: Way to decode, as in `generate`.
+        remasking: Policy that says which drafts a denoising step keeps.
+        confidence_threshold: Probability above which dynamic remasking keeps a token.
+        entropy_bound: Nats of entropy that entropy-bounded remasking spends in a step.
+        denoising_steps: Steps a block.
+        sub_block_size: Tokens of a block that are denoised together.
+        drafts: Whether the stream also carries the block after every denoising step.
+        return_token_ids: Whether choices carry the ids of their tokens.
+    """
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INTEGER)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    decoding: str | None = None
+    remasking: str | None = None
+    confidence_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    entropy_bound: Annotated[float, Field(ge=0)] | None = None
+    denoising_steps: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    sub_block_size: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    drafts: bool = False
+    return_token_ids: bool = False
+
+    user: str | None = None
+
+    harmless = {
+        "frequency_penalty": [0],
+        "presence_penalty": [0],
+        "repetition_penalty": [1],
+        "logit_bias": [{}],
+    }
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> "AnswerBody":
+        if not self.stream:
+            for name, given in (("stream_options", self.stream_options is not None), ("drafts", self.drafts)):
+                if given:
+                    raise PydanticCustomError("not_a_stream", f"{name} is for streams; give stream: true, too")
+        return self
+
+    @property
+    def choices(self) -> int:
+        """Number of answers to a prompt."""
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end an answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def longest(self) -> int | None:
+        """Longest answer that the request asks for."""
+        return self.max_tokens
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """Settings that were given, as `Engine.add_request` takes them."""
+        names = ("temperature", "top_p", "remasking", "confidence_threshold", "entropy_bound", "denoising_steps")
+        settings = {name: getattr(self, name) for name in (*names, "sub_block_size", "decoding")}
+        settings |= {"max_new_tokens": self.longest, "stop_strings": self.stops or None}
+        if self.top_k is not None:
+            settings["top_k"] = max(self.top_k, 0)
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+class ChatBody(AnswerBody):
+    """The body of `POST /v1/chat/completions`.
+
+    Attributes:
+        messages: The chat so far.
+        max_completion_tokens: The newer name of `max_tokens`.
+    """
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    harmless = {
+        **AnswerBody.harmless,
+        "logprobs": [False],
+        "top_logprobs": [0],
+        "response_format": [{"type": "text"}],
+        "tools": [[]],
+        "tool_choice": ["none", "auto"],
+        "functions": [[]],
+        "function_call": ["none", "auto"],
+        "modalities": [["text"]],
+        "audio": [],
+        "prediction": [],
+        "reasoning_effort": ["none"],
+        "verbosity": ["medium"],
+        "web_search_options": [],
+        "service_tier": ["auto", "default"],
+        "store": [False],
+    }
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "ChatBody":
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            raise PydanticCustomError("contradiction", "max_tokens and max_completion_tokens differ; give one of them")
+        if self.messages[-1].role == "assistant":
+            raise PydanticCustomError("no_question", "messages must end with a turn of the user")
+        return self
+
+    @property
+    def longest(self) -> int | None:
+        """Longest answer that the request asks for."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+Token = Annotated[int, Field(ge=0, le=INTEGER)]
+
+
+class CompletionBody(AnswerBody):
+    """The body of `POST /v1/completions`.
+
+    Attributes:
+        prompt: A text, its token ids, or a list of either.
+    """
+
+    prompt: str | list[str] | list[Token] | list[list[Token]]
+
+    harmless = {
+        **AnswerBody.harmless,
+        "best_of": [1],
+        "echo": [False],
+        "logprobs": [],
+        "suffix": [""],
+    }
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> "CompletionBody":
+        if not 1 <= len(self.prompts) <= MOST_CHOICES:
+            raise PydanticCustomError("prompts", f"prompt must hold 1 to {MOST_CHOICES} prompts")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one by one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [part for part in self.prompt if isinstance(part, int)]
+        return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]

@@ -1,0 +1,145 @@
+"""Answers in OpenAI's shapes, whole or as the chunks of a stream."""
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..modeling.request import DenoisingStep, FinishReason
+from .engine_thread import Event
+from .protocol import AnswerBody, ChatBody
+from .text import GrowingText
+
+FINISH_REASONS: dict[FinishReason, str] = {"eos": "stop", "stop_string": "stop", "length": "length", "time": "length"}
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class Choice:
+    """One answer so far.
+
+    Attributes:
+        growing: Turns its tokens into text.
+        text: The text so far.
+        tokens: The tokens so far.
+        finish_reason: In OpenAI's words, once it has ended.
+        forwards: Number of forwards that it has taken.
+    """
+
+    growing: GrowingText
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    forwards: int = 0
+
+    def take(self, event: Event) -> str:
+        """Takes an event, and returns the text that it adds."""
+        text = self.growing.add(event.tokens, event.finish_reason is not None)
+        self.text += text
+        self.tokens += event.tokens
+        self.forwards = event.forwards
+        if event.finish_reason is not None:
+            self.finish_reason = FINISH_REASONS[event.finish_reason]
+        return text
+
+
+class Writer:
+    """Writes the response to one request.
+
+    Args:
+        body: The request.
+        model: Name of the model.
+        tokenizer: Decodes the answers.
+        count: Number of answers.
+        prompt_tokens: Number of tokens of the prompts.
+    """
+
+    def __init__(self, body: AnswerBody, model: str, tokenizer: Any, count: int, prompt_tokens: int) -> None:
+        self.body, self.chat = body, isinstance(body, ChatBody)
+        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._head = {"id": self.id, "created": int(time.time()), "model": model}
+        self._tokenizer, self._prompt_tokens = tokenizer, prompt_tokens
+        self.choices = [Choice(GrowingText(tokenizer, body.stops)) for _ in range(count)]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompts and the answers; `forwards` is ours."""
+        answers = sum(len(choice.tokens) for choice in self.choices)
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": answers,
+            "total_tokens": self._prompt_tokens + answers,
+            "forwards": sum(choice.forwards for choice in self.choices),
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """The response that is not a stream, once all answers have ended."""
+        choices = []
+        for index, choice in enumerate(self.choices):
+            content = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+            choices.append(
+                {
+                    "index": index,
+                    **(content if self.chat else {"text": choice.text}),
+                    "logprobs": None,
+                    "finish_reason": choice.finish_reason,
+                    **({"token_ids": choice.tokens} if self.body.return_token_ids else {}),
+                }
+            )
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices, "usage": self.usage}
+
+    def opening(self) -> bytes:
+        """The chunks that come before any text: who speaks."""
+        if not self.chat:
+            return b""
+        role = {"role": "assistant", "content": ""}
+        return b"".join(self._chunk(index, delta=role) for index in range(len(self.choices)))
+
+    def part(self, event: Event) -> bytes:
+        """The chunks of an event: text, and at an answer's end a chunk with the reason."""
+        choice = self.choices[event.choice]
+        text = choice.take(event)
+        ids = {"token_ids": event.tokens} if self.body.return_token_ids else {}
+        chunks = b""
+        if event.draft is not None:
+            chunks += self._chunk(event.choice, text="", draft=self._draft(event.draft))
+        if text or (ids and event.tokens):
+            chunks += self._chunk(event.choice, text=text, **ids)
+        if choice.finish_reason is not None:
+            chunks += self._chunk(event.choice, delta={}, finish_reason=choice.finish_reason)
+        return chunks
+
+    def closing(self) -> bytes:
+        """The chunks that come after all text."""
+        if not self.body.include_usage:
+            return DONE
+        return self._sse({**self._head, "object": self._kind, "choices": [], "usage": self.usage}) + DONE
+
+    def error(self, body: dict[str, Any]) -> bytes:
+        """The last chunk of a stream that breaks off."""
+        return self._sse(body)
+
+    @property
+    def _kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _chunk(self, index: int, text: str = "", delta: Any = None, finish_reason: Any = None, **ours: Any) -> bytes:
+        content = {"delta": {"content": text} if delta is None else delta} if self.chat else {"text": text}
+        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason, **ours}
+        usage = {"usage": None} if self.body.include_usage else {}
+        return self._sse({**self._head, "object": self._kind, "choices": [choice], **usage})
+
+    def _draft(self, step: DenoisingStep) -> list[dict[str, Any]]:
+        """The block in progress, place by place; a place that is still masked has no text."""
+        places = zip(step.tokens[0].tolist(), step.masked[0].tolist(), step.confidence[0].tolist(), strict=True)
+        return [
+            {"text": None if masked else self._tokenizer.decode([token]), "confidence": round(confidence, 4)}
+            for token, masked, confidence in places
+        ]
+
+    @staticmethod
+    def _sse(content: dict[str, Any]) -> bytes:
+        """An event of a stream."""
+        return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

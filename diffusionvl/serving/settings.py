@@ -1,0 +1,46 @@
+"""What an operator sets for a server."""
+
+import os
+from dataclasses import dataclass
+
+from ..modeling.errors import UserError
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """Settings of a server; the model's own are in its checkpoint.
+
+    Attributes:
+        name: The model's name in requests and answers.
+        api_key: What clients send as `Authorization: Bearer KEY`; None lets everybody in.
+        max_batch_size: Largest number of answers that are decoded together.
+        max_length: Largest number of tokens of a prompt and its answer.
+        max_waiting: Largest number of answers that wait for a row; further requests get 429.
+        max_body_bytes: Largest size of a request's body.
+        max_images: Largest number of pictures in a request.
+        max_pixels: Largest number of pixels of a picture.
+        web_hosts: Hosts that pictures are fetched from; none by default.
+        workers: Threads that read pictures and write prompts.
+        log_prompts: Whether the log holds prompts and answers.
+    """
+
+    name: str = "diffusionvl"
+    api_key: str | None = None
+    max_batch_size: int = 16
+    max_length: int = 4096
+    max_waiting: int = 256
+    max_body_bytes: int = 32 * 2**20
+    max_images: int = 16
+    max_pixels: int = 32_000_000
+    web_hosts: tuple[str, ...] = ()
+    workers: int = min(4, os.cpu_count() or 1)
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"max_waiting": 0, "max_images": 0}
+        for name in ("max_batch_size", "max_length", "max_waiting", "max_body_bytes", "max_images", "max_pixels"):
+            value = getattr(self, name)
+            if value < least.get(name, 1):
+                raise UserError(f"{name} must be at least {least.get(name, 1)}, got {value}")
+        if self.api_key == "":
+            raise UserError("api_key is empty, which would keep nobody out; give a key or None")
