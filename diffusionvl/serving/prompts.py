@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ..data.chat_template import special_tokens
-from .errors import ApiError, bad_request
+from ..data.prompts import encode
+from ..data.record import Record
+from .errors import ApiError
 from .pictures import read_picture
 from .protocol import ImagePart, Message
 from .settings import ServingSettings
@@ -18,33 +18,25 @@ def encode_chat(processor: Any, messages: list[Message], settings: ServingSettin
     """A chat as the model's inputs; [1, P] tokens.
 
     Raises:
-        ApiError: A picture is too large, there are too many, or a text would not be read as text.
-        UserError: The model's processor refuses it.
+        ApiError: A picture is too large or not allowed, or there are too many.
+        UserError: A text would not be read as text, a picture cannot be decoded, or the chat template refuses the chat.
     """
-    images: list[Image.Image] = []
-    special = special_tokens(processor.tokenizer).values()
+    pictures = 0
     turns = []
     for number, message in enumerate(messages):
-        content: list[dict[str, str]] = []
-        parts = message.content or ""
+        content: list[dict[str, Any]] = []
+        parts = message.content or []
         for place, part in enumerate([parts] if isinstance(parts, str) else parts):
-            name = f"messages[{number}].content[{place}]"
             if isinstance(part, ImagePart):
-                if len(images) == settings.max_images:
+                name = f"messages[{number}].content[{place}].image_url"
+                pictures += 1
+                if pictures > settings.max_images:
                     raise ApiError(413, f"a request may hold {settings.max_images} pictures", name)
-                images.append(read_picture(part.image_url.url, f"{name}.image_url", settings))
-                content.append({"type": "image"})
+                content.append({"type": "image", "image": read_picture(part.image_url.url, name, settings)})
             else:
-                text = part if isinstance(part, str) else part.text
-                found = next((token for token in special if token in text), None)
-                if found is not None:
-                    raise bad_request(f"holds {found!r}, which the model would not read as text; take it out", name)
-                content.append({"type": "text", "text": text})
+                content.append({"type": "text", "text": part if isinstance(part, str) else part.text})
         turns.append({"role": ROLES.get(message.role, message.role), "content": content})
-    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    media = {"images": [images]} if images else {}
-    # The template has written every special token.
-    return dict(processor(text=[text], return_tensors="pt", add_special_tokens=False, **media))
+    return dict(encode(processor, [Record(turns, "messages")]))
 
 
 def encode_completion(processor: Any, prompt: str | list[int]) -> dict[str, torch.Tensor]:

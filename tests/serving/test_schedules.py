@@ -3,13 +3,12 @@
 import asyncio
 import json
 import random
-import socket
 import threading
 import time
 
 import httpx
 from helpers import QUESTION
-from serving_helpers import chat, chunks, generated, serving, shown
+from serving_helpers import chat, chunks, generated, half_a_request, serving, shown
 
 KINDS = 24  # different requests, each of which is asked many times
 
@@ -78,16 +77,6 @@ def test_whatever_comes_and_goes_everybody_gets_what_generate_gives(model, proce
         assert asyncio.run(ask_some(server.url, requests, 100, aborted=0.2)) > 60
         server.wait_until_idle()
         assert server.metric("answers_ended_total", reason="abort") > 3
-
-
-def half_a_request(url, body):
-    """A socket that has asked and does not read."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    content = json.dumps(body).encode()
-    connection = socket.create_connection((host, int(port)))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
-    connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
-    return connection
 
 
 def test_a_client_that_goes_away_frees_its_row_streaming_or_not(model, processor):
