@@ -3,6 +3,7 @@
 Prints a table and writes `compare.json` and `compare.png` into OUT.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure as Chart
 
-from diffusionvl.commands.command_line import Parser, fail, table
+from diffusionvl.commands.command_line import Parser, table
 from diffusionvl.modeling.errors import UserError
-from eval.results import RunRecord, read_records
+from eval.results import RunRecord, read_runs
 from eval.suites import Expected, Figure, read_expected
 
 HEADER = ("model", "suite", "task", "metric", "measured", "expected", "difference", "expected of")
@@ -143,20 +144,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.compare", description="Set results beside published figures.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folders that eval/run.sh wrote")
     parser.add_argument("--against", default="", help="published model; the one that a run or suite names if left out")
-    arguments = parser.parse_args(argv)
-    try:
-        comparisons = compare(read_records(arguments.folders), arguments.against)
-        out = arguments.folders[0]
-        content = [{**asdict(row), "difference": row.difference} for row in comparisons]
-        (out / "compare.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draw_comparison(comparisons, out / "compare.png")
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    return parser.run(_compare, argv)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    """Compares, writes and prints."""
+    comparisons = compare(read_runs(arguments.folders), arguments.against)
+    out = arguments.folders[0]
+    content = [{**asdict(row), "difference": row.difference} for row in comparisons]
+    (out / "compare.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draw_comparison(comparisons, out / "compare.png")
     print(table(HEADER, table_rows(comparisons)))
     for source in dict.fromkeys(row.source for row in comparisons if row.source):
         print(f"expected: {source}")
     print(f"wrote {out / 'compare.json'} and compare.png")
-    return 0
 
 
 if __name__ == "__main__":

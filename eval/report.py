@@ -4,6 +4,7 @@ Accuracy by task, speed beside quality, samples with the answers of all models, 
 too, beside the page.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.drawing.film import data_url
 from diffusionvl.drawing.page import render
-from diffusionvl.evaluation.decoding import AR
+from diffusionvl.evaluation import AR
 from diffusionvl.evaluation.showcase import Card, open_card_image, read_cards
 from eval.report_charts import Curve, accuracy_chart, save_png, speed_chart, task_names
-from eval.results import RunRecord, read_records, read_samples
+from eval.results import RunRecord, read_runs, read_samples
 
 CARDS = 6  # of one task
 
@@ -276,14 +277,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.report", description="Write a page of results.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUT", help="folders that eval/run.sh wrote")
     parser.add_argument("--html", type=Path, help="the page; report.html in the first folder if left out")
-    arguments = parser.parse_args(argv)
+    return parser.run(_report, argv)
+
+
+def _report(arguments: argparse.Namespace) -> None:
     path = arguments.html or arguments.folders[0] / "report.html"
-    try:
-        write_report(path, read_records(arguments.folders))
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    write_report(path, read_runs(arguments.folders))
     print(f"wrote {path} and its charts as PNG")
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffusionvl.drawing.charts import chart_style, to_svg
-from diffusionvl.evaluation.decoding import AR
+from diffusionvl.evaluation import AR
 from eval.results import RunRecord
 
 COLORS = ("#2a7fd4", "#e07b00", "#12784a", "#a3479f", "#b3261e", "#5b6abf")

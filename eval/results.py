@@ -6,15 +6,15 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusionvl.evaluation.costs import SpeedRecord
+from diffusionvl.evaluation.costs import TaskCost
 from diffusionvl.modeling.errors import UserError
 
 RUN = "run.json"
-COSTS = tuple(SpeedRecord().metrics())
+COSTS = tuple(TaskCost().metrics())
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,18 @@ class RunRecord:
     Attributes:
         model: Name of the model.
         suite: Name of the suite.
-        task: In lmms-eval.
+        task: Name of the task in lmms-eval.
         variant: Name of the way of decoding, or nothing.
-        kind: `ar` or `block_diffusion`.
+        kind: Kind of the model: `ar` or `block_diffusion`.
         asked: What decides the answers: checkpoint, options, settings, limit.
-        settings: What tells ways apart: block size and decoding settings.
-        metrics: Of the task, and what it cost.
-        higher_is_better: Of the task's metrics, the first one being its main one.
+        settings: What distinguishes ways of decoding: block size and decoding settings.
+        metrics: Scores of the task, and what its answers cost.
+        higher_is_better: Whether each score of the task is better when higher; the first one is its main metric.
         samples: Number of questions.
-        against: Whose published figures it is compared with, or nothing for the suite's own choice.
-        setup: Batch size, processes, hardware, versions, date and seconds: they do not decide the answers.
-        folder: Of the run.
+        against: Model whose published figures it is compared with, or nothing for the suite's own choice.
+        setup: Batch size, processes, hardware, versions, date and seconds, which do not decide the answers.
+        folder: Folder of the run.
+        errors: Standard errors of the scores that lmms-eval estimates, by name.
     """
 
     model: str
@@ -50,6 +51,7 @@ class RunRecord:
     against: str
     setup: dict[str, Any]
     folder: Path = Path()
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,14 +64,14 @@ class RunRecord:
         return "bertscore" if "bertscore" in self.metrics else next(iter(self.higher_is_better))
 
 
-def write_record(record: RunRecord) -> None:
+def write_run(record: RunRecord) -> None:
     """Writes `run.json` into the run's folder."""
     content = {name: value for name, value in asdict(record).items() if name != "folder"}
     (record.folder / RUN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> RunRecord | None:
-    """The finished run of a folder, if there is one.
+def read_run(folder: Path) -> RunRecord | None:
+    """Reads the finished run of a folder, if there is one.
 
     Raises:
         UserError: Its `run.json` is broken.
@@ -83,8 +85,8 @@ def read_record(folder: Path) -> RunRecord | None:
         raise UserError(f"{path} is broken ({error}); delete it and run the suite again") from error
 
 
-def read_records(folders: Iterable[str | Path]) -> list[RunRecord]:
-    """All finished runs below some folders.
+def read_runs(folders: Iterable[str | Path]) -> list[RunRecord]:
+    """Reads all finished runs below some folders.
 
     Raises:
         UserError: A folder is missing, or holds none; or two runs have the same names, so that they would be taken
@@ -94,7 +96,7 @@ def read_records(folders: Iterable[str | Path]) -> list[RunRecord]:
     for folder in folders:
         if not Path(folder).is_dir():
             raise UserError(f"there is no folder {str(folder)!r}; give one that eval/run.sh wrote")
-        found = [record for path in sorted(Path(folder).rglob(RUN)) if (record := read_record(path.parent))]
+        found = [record for path in sorted(Path(folder).rglob(RUN)) if (record := read_run(path.parent))]
         if not found:
             raise UserError(f"{str(folder)!r} holds no finished run; give a folder that eval/run.sh wrote")
         for record in found:

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 
 from diffusionvl.checkpoints.loading import adapter_base, load_config
-from diffusionvl.commands.command_line import Parser, fail
-from diffusionvl.evaluation.decoding import AR, BLOCK_DIFFUSION
+from diffusionvl.commands.command_line import Parser
+from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.settings import DIFFUSION_ONLY, SHARED, check_names, resolve
 from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
 from diffusionvl.modeling.errors import UserError
 from eval.bertscore import add_bertscore
-from eval.results import RunRecord, collect, read_record, task_metrics, write_record
+from eval.results import RunRecord, collect, read_run, task_metrics, write_run
 from eval.suites import EVAL, LOCAL, Run, Suite, read_suite, suite_names
 
 DECISIVE = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")  # files of a checkpoint
@@ -81,17 +81,17 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0; 1 if a run failed; 2 for an input that cannot be used.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    try:
-        suite = read_suite(arguments.suite)
-        check_values(arguments, suite)
-        jobs = plan(arguments, suite)
-        if suite.data == LOCAL:
-            prepare_local_data()
-        return run_all(arguments, suite, jobs)
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    return build_parser().run(_run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Checks everything, then runs."""
+    suite = read_suite(arguments.suite)
+    check_values(arguments, suite)
+    jobs = plan(arguments, suite)
+    if suite.data == LOCAL:
+        prepare_local_data()
+    return run_all(arguments, suite, jobs)
 
 
 def check_values(arguments: argparse.Namespace, suite: Suite) -> None:
@@ -172,7 +172,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
         }
         jobs.append(Job(run, arguments.out / arguments.name / suite.name / run.name, asked, kind, block_size))
     for job in jobs:
-        found = read_record(job.folder)
+        found = read_run(job.folder)
         if found and found.asked != job.asked and not arguments.overwrite:
             other = [name for name in job.asked if found.asked.get(name) != job.asked[name]]
             told = "; ".join(
@@ -197,7 +197,7 @@ def prepare_local_data() -> None:
     Raises:
         UserError: It cannot be written.
     """
-    if not (EVAL.parent / "outputs" / "eval-data" / "chart_reading" / "test.jsonl").exists():
+    if not (EVAL.parent / "outputs" / "eval-data" / "easy_vqa" / "long.jsonl").exists():
         done = subprocess.run([sys.executable, str(EVAL / "tasks" / "make_data.py")], stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"eval/tasks/make_data.py failed: {done.stderr.strip()}")
@@ -212,7 +212,7 @@ def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) ->
     failures = 0
     for number, job in enumerate(jobs, start=1):
         start = f"[{number}/{len(jobs)}] {arguments.name}: {job.run.name}"
-        found = read_record(job.folder)
+        found = read_run(job.folder)
         record = found if found and found.asked == job.asked else None
         before = "finished before, " if record else ""
         if not record:
@@ -221,7 +221,7 @@ def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) ->
             record = record or run_one(arguments, suite, job)
             if job.run.task.bertscore and "bertscore" not in record.metrics:
                 record = add_bertscore(record)
-        except (OSError, ValueError) as error:
+        except (UserError, OSError) as error:
             failures += 1
             print(f"{start}: FAILED: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         else:
@@ -262,7 +262,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
     try:
         results, samples = collect(raw, job.folder, job.run.task.name)
         metrics, higher_is_better = task_metrics(results, job.run.task.name, job.run.task.metric)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}: {failure_reason(log)} ({log})") from error
     shutil.rmtree(raw)
     settings = {name: job.run.gen_kwargs[name] for name in (*SHARED, *DIFFUSION_ONLY) if name in job.run.gen_kwargs}
@@ -281,7 +281,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
         setup=setup(arguments, time.time() - begin),
         folder=job.folder,
     )
-    write_record(record)
+    write_run(record)
     return record
 
 

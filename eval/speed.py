@@ -4,24 +4,25 @@ The protocol behind the paper's 2.0x on DetailCaps (`--suite detailcaps`), or it
 answers (`--suite local-speed`, the default). All models answer the same questions, at equal numbers of tokens a step.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusionvl.commands.command_line import Parser, fail, table
-from diffusionvl.evaluation.decoding import AR
+from diffusionvl.commands.command_line import Parser, report_errors, table
+from diffusionvl.evaluation import AR
 from diffusionvl.modeling.errors import UserError
 from eval import run as running
-from eval.results import COSTS, RunRecord, read_records
+from eval.results import COSTS, RunRecord, read_runs
 
 HEADER = (
     "model",
     "decoding",
     "quality",
     "forwards/token",
-    "tokens/s in generate()",
+    "tokens/s",
     "s to first block",
     "paper's tokens/s",
     "x AR",
@@ -31,7 +32,7 @@ SUITES = ("local-speed", "detailcaps")
 
 
 def build_parser() -> Parser:
-    """The flags; all others go to eval/run.sh."""
+    """Builds the parser; flags that it does not know go to eval/run.sh."""
     parser = Parser(
         prog="python -m eval.speed",
         description="Measure speed beside quality. Other flags are those of eval/run.sh.",
@@ -52,19 +53,22 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
+    debug = ["--debug"] if vars(arguments).pop("debug", False) else []
+    return report_errors(parser.prog, lambda: _measure(arguments, [*rest, *debug]), bool(debug))
+
+
+def _measure(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Runs, writes and prints."""
     roles = {"ar": arguments.ar, "block-diffusion": arguments.model, "full-diffusion": arguments.full_diffusion}
     for role, model in roles.items():
         if model is not None:
             flags = [arguments.suite, model, "--name", role, "--out", str(arguments.out), *rest]
             if code := running.main(flags):
                 return code
-    try:
-        records = [record for record in read_records([arguments.out]) if record.suite == arguments.suite]
-        check_kinds(records)
-        content = [numbers(record, records) for record in records]
-        (arguments.out / "speed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    records = [record for record in read_runs([arguments.out]) if record.suite == arguments.suite]
+    check_kinds(records)
+    content = [numbers(record, records) for record in records]
+    (arguments.out / "speed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(HEADER, table_rows(content)))
     print(f"wrote {arguments.out / 'speed.json'}; hardware: {records[0].setup['hardware']}")
     return 0
@@ -88,7 +92,7 @@ def check_kinds(records: Sequence[RunRecord]) -> None:
 
 
 def numbers(record: RunRecord, records: Sequence[RunRecord]) -> dict[str, Any]:
-    """What is told of one run; ratios are those of tokens a second inside `generate`."""
+    """Returns the numbers of one run; ratios are those of tokens a second of decoding."""
     speed = record.metrics["tokens_per_second"]
     ar = [other for other in records if other.kind == AR]
     # At equal parallelism, which is the way's name.
@@ -111,7 +115,7 @@ def numbers(record: RunRecord, records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def table_rows(content: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The numbers as text."""
+    """Writes the numbers as text."""
 
     def times(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}x"

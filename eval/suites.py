@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from diffusionvl.evaluation.decoding import AR
+from diffusionvl.evaluation import AR
 from diffusionvl.evaluation.settings import DIFFUSION_ONLY, check_names
 from diffusionvl.modeling.errors import UserError
 

@@ -69,4 +69,4 @@ translate text_init smollm2 8
 finetune text text text_init "$text" --train_records "$out/text_data/train.jsonl"
 
 python -m studies.smollm2.measure "$out" "${questions[@]}"
-python -m studies.smollm2.charts "$out" --out "$out/charts"
+python -m studies.smollm2.figures "$out" --out "$out/charts"

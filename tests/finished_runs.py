@@ -4,12 +4,12 @@ import json
 
 from PIL import Image
 
-from eval.results import RunRecord, write_record
+from eval.results import RunRecord, write_run
 
 SPEED = {"tokens_per_second": 100.0, "forwards_per_token": 1.0, "seconds_to_first_block": 0.1}
 
 
-def write_run(out, model="block-diffusion", suite="local-speed", task="easy_vqa_long", variant="", **changes):
+def finished_run(out, model="block-diffusion", suite="local-speed", task="easy_vqa_long", variant="", **changes):
     """A finished run of two questions, the second one answered wrongly; fields of its record can be changed."""
     name = f"{task}@{variant}" if variant else task
     folder = out / model / suite / name
@@ -42,5 +42,5 @@ def write_run(out, model="block-diffusion", suite="local-speed", task="easy_vqa_
         (folder / "showcase" / task / f"{number}.json").write_text(json.dumps(card))
         Image.new("RGB", (8, 6), "red").save(folder / "showcase" / task / f"{number}-0.png")
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    write_record(record)
+    write_run(record)
     return record

@@ -1,1 +1,3 @@
-"""Evaluation: answers to benchmarks with their cost, the paper's suites, and reports on them."""
+"""Evaluation: questions of benchmarks and records, their answers, and what these cost."""
+
+AR, BLOCK_DIFFUSION = "ar", "block_diffusion"  # kinds of models

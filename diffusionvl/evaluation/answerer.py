@@ -1,4 +1,4 @@
-"""A model with its processor that answers questions in batches and keeps count of what they cost."""
+"""A model with its processor that answers questions, many at a time, and counts what they cost."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,34 +10,40 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.prompts import encode
+from ..modeling.engine import Engine
 from ..modeling.errors import UserError
 from ..objective.corruption import row_generator
-from .costs import SpeedRecord
-from .decoding import AR, BLOCK_DIFFUSION, Generated, generate, kind_of
+from . import AR
+from .costs import Cost, TaskCost
+from .decoding import Answered, answer_batch, answer_continuously, kind_of
 from .questions import Message, Prompt, build_prompt
 from .settings import Decoding
+
+MAX_LENGTH = 2**20  # tokens of a row of the engine, whose memory grows with what rows really hold
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a benchmark asks.
+    """A question that is to be answered.
 
     Attributes:
-        task: Name of the benchmark.
-        number: Of the document in it.
-        messages: Gives the conversation; images are opened when the question's turn comes.
-        repeat: How often the same question stood before this one; samples differ between repeats.
+        task: Name of the benchmark, under which costs are counted.
+        number: Number of the document in the benchmark.
+        messages: Returns the conversation; images are not opened before the question's turn.
+        repeat: Number of times that the same question was asked before this one; samples differ between repeats.
+        title: Name in error messages; the task and the number if left out.
     """
 
     task: str
     number: int
     messages: Callable[[], Sequence[Message]]
     repeat: int = 0
+    title: str = ""
 
     @property
     def name(self) -> str:
-        """For messages to people."""
-        return f"{self.task}, document {self.number}"
+        """The question's name in error messages."""
+        return self.title or f"{self.task}, document {self.number}"
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,14 @@ class Answer:
     """An answer and its cost.
 
     Attributes:
-        text: Cut and stripped, as it is scored.
-        input_tokens: Of the prompt, image placeholders included.
-        output_tokens: That were generated, with the end of sequence.
+        text: The text that is scored: cut and stripped.
+        input_tokens: Number of tokens of the prompt, image placeholders included.
+        cost: Tokens, forwards and seconds.
     """
 
     text: str
     input_tokens: int
-    output_tokens: int
+    cost: Cost
 
 
 @dataclass
@@ -60,14 +66,14 @@ class Answerer:
     """Answers questions with one model.
 
     Attributes:
-        model: AR or block diffusion, in eval mode on its device.
-        processor: The model's, padding on the left.
-        prompt_form: See `build_prompt`.
-        postprocess: See `finish`.
-        system_prompt: Put in front of every conversation if it is not empty.
-        seed: Of the draws where the temperature is not 0.
+        model: An AR or block-diffusion model, in eval mode on its device.
+        processor: The model's processor, which pads on the left.
+        prompt_form: How prompts are written; see `build_prompt`.
+        postprocess: How answers are cut; see `finish`.
+        system_prompt: Text of a system turn that every conversation begins with, or nothing.
+        seed: Seed of the draws where the temperature is not 0.
         frames: Which frames of a video are taken; see `build_prompt`.
-        speeds: Costs so far, a record a task.
+        costs: Costs so far, by task.
     """
 
     model: PreTrainedModel
@@ -77,83 +83,97 @@ class Answerer:
     system_prompt: str = ""
     seed: int = 0
     frames: dict[str, float] = field(default_factory=dict)
-    speeds: dict[str, SpeedRecord] = field(default_factory=dict)
+    costs: dict[str, TaskCost] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        """`ar` or `block_diffusion`."""
+        """The kind of the model: `ar` or `block_diffusion`."""
         return kind_of(self.model)
 
     def prompt(self, question: Question) -> Prompt:
         """Opens a question's images and lays out its turns."""
         return build_prompt(question.messages(), question.name, self.prompt_form, self.system_prompt, self.frames)
 
-    def answer(self, questions: Sequence[Question], decoding: Decoding) -> list[Answer]:
-        """Answers one batch of questions of one task.
+    def answers(
+        self, questions: Sequence[Question], decoding: Decoding, batch_size: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Answers questions of one task, and yields each answer with the question's index as soon as it has ended.
 
         The answer to a question does not depend on the others.
 
         Args:
-            questions: Of one task.
-            decoding: How.
+            questions: Questions of one task.
+            decoding: How they are answered.
+            batch_size: Number of questions that are answered together.
         """
-        start = time.perf_counter()
-        prompts = [self.prompt(question) for question in questions]
-        answers: list[Answer | None] = [None] * len(questions)
-        speed = SpeedRecord(requests=len(questions))
-        for rows in self._batches(prompts, decoding):
-            chosen = [prompts[row] for row in rows]
-            lengths, generated = self._generate(chosen, [questions[row] for row in rows], decoding)
-            texts = self.processor.tokenizer.batch_decode(generated.new, skip_special_tokens=True)
-            for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
-                answers[row] = Answer(
-                    finish(text, decoding.until, self.postprocess), lengths[index], int(generated.lengths[index])
+        cost = self.costs.setdefault(questions[0].task, TaskCost(processes=1))
+        tokenizer, start = self.processor.tokenizer, time.perf_counter()
+        found = self._in_batches if self.kind == AR else self._through_the_engine
+        for index, prompt_length, (tokens, own) in found(questions, decoding, batch_size):
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            kept = reference_answer(text, decoding.until)
+            cost.add(own)
+            cost.text_tokens += len(tokenizer(kept, add_special_tokens=False)["input_ids"])
+            cost.loop_seconds += time.perf_counter() - start
+            yield index, Answer(finish(text, decoding.until, self.postprocess), prompt_length, own)
+            start = time.perf_counter()
+
+    def _through_the_engine(
+        self, questions: Sequence[Question], decoding: Decoding, batch_size: int
+    ) -> Iterator[tuple[int, int, Answered]]:
+        """Index, tokens of the prompt and answer of each question, by continuous batching."""
+        lengths: dict[int, int] = {}
+
+        def prompts() -> Iterator[tuple[int, BatchFeature, dict[str, Any]]]:
+            for index, question in enumerate(questions):
+                inputs = encode(self.processor, [self.prompt(question).record])
+                lengths[index] = inputs["input_ids"].shape[1]
+                settings = {**decoding.generate, "stop_strings": list(decoding.until) or None}
+                if decoding.samples:
+                    seed = self._draws(question).initial_seed()
+                    settings["generator"] = torch.Generator(self.model.device).manual_seed(seed)
+                yield index, inputs, settings
+
+        fused = decoding.generate.get("fused_commit", self.model.generation_config.fused_commit)
+        engine = Engine(
+            self.model, batch_size, MAX_LENGTH, batch_size, tokenizer=self.processor.tokenizer, fused_commit=fused
+        )
+        for index, answered in answer_continuously(engine, prompts()):
+            yield index, lengths.pop(index), answered
+
+    def _in_batches(
+        self, questions: Sequence[Question], decoding: Decoding, batch_size: int
+    ) -> Iterator[tuple[int, int, Answered]]:
+        """The same for an AR model, in fixed batches."""
+        for begin in range(0, len(questions), batch_size):
+            prompts = [self.prompt(question) for question in questions[begin : begin + batch_size]]
+            for rows in self._alike(prompts, decoding):
+                inputs = encode(self.processor, [prompts[row].record for row in rows])
+                lengths = inputs["attention_mask"].sum(-1).tolist()
+                if decoding.samples:
+                    torch.manual_seed(self._draws(questions[begin + rows[0]]).initial_seed())
+                generated = answer_batch(
+                    self.model, inputs, decoding.until, self.processor.tokenizer, **decoding.generate
                 )
-                kept = reference_answer(text, decoding.until)
-                speed.text_tokens += len(self.processor.tokenizer(kept, add_special_tokens=False)["input_ids"])
-            speed.generated_tokens += int(generated.lengths.sum())
-            speed.forwards += int(generated.forwards.sum())
-            speed.generate_seconds += generated.seconds
-            speed.first_block_seconds += generated.first_seconds * len(rows)
-        speed.loop_seconds = time.perf_counter() - start
-        self.speeds.setdefault(questions[0].task, SpeedRecord()).add(speed)
-        return [answer for answer in answers if answer is not None]
+                for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                    yield begin + row, length, generated.row(place)
 
-    def _batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
-        """Rows that go through the model together: processors take no batch in which some rows have no image.
+    def _draws(self, question: Question) -> torch.Generator:
+        """The source of a question's draws: its own number, so that neither batch nor process changes them."""
+        return row_generator(self.seed, question.repeat, question.number)
 
-        Nor does the model join rows of images with rows of videos.
-        """
-        if self.kind == AR and decoding.samples:  # transformers draws for the whole batch from one source
+    def _alike(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
+        """Rows that go through the model together: those with videos and those without."""
+        if decoding.samples:  # transformers draws for the whole batch from one source
             yield from ([row] for row in range(len(prompts)))
             return
-        alike: dict[tuple[bool, bool], list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            alike.setdefault((bool(prompt.record.images), bool(prompt.record.videos)), []).append(row)
-        yield from alike.values()
-
-    def _generate(
-        self, prompts: Sequence[Prompt], questions: Sequence[Question], decoding: Decoding
-    ) -> tuple[list[int], Generated]:
-        """Lengths of the prompts in tokens, and the model's answers."""
-        inputs = encode(self.processor, [prompt.record for prompt in prompts])
-        lengths = inputs["attention_mask"].sum(-1).tolist()
-        extra: dict[str, Any] = {}
-        if decoding.samples:
-            # A question's draws come from its own number, so that neither batch nor process changes them.
-            sources = [row_generator(self.seed, question.repeat, question.number) for question in questions]
-            if self.kind == BLOCK_DIFFUSION:
-                device = self.model.device
-                extra["generator"] = [torch.Generator(device).manual_seed(own.initial_seed()) for own in sources]
-            else:
-                torch.manual_seed(sources[0].initial_seed())
-        return lengths, generate(
-            self.model, inputs, decoding.until, self.processor.tokenizer, **decoding.generate, **extra
-        )
+        for videos in (False, True):
+            if rows := [row for row, prompt in enumerate(prompts) if bool(prompt.record.videos) == videos]:
+                yield rows
 
 
 def numbered(questions: Sequence[tuple[str, int]]) -> list[int]:
-    """How often each (task, document) stood before in the list."""
+    """Counts how often each (task, document) stood before in the list."""
     counters: dict[tuple[str, int], count[int]] = {}
     return [next(counters.setdefault(question, count())) for question in questions]
 
@@ -165,10 +185,10 @@ def finish(text: str, until: Sequence[str], postprocess: str) -> str:
     """Cuts and strips a decoded answer.
 
     Args:
-        text: Without special tokens.
+        text: The answer without special tokens.
         until: Texts that end it.
-        postprocess: `none`: cut in front of the first of `until` and stripped. `reference`: as the reference
-            implementation does, see `reference_answer`.
+        postprocess: `none`: cut before the first of `until` and stripped. `reference`: as the reference implementation
+            does it, see `reference_answer`.
 
     Raises:
         UserError: `postprocess` is unknown.
@@ -179,13 +199,13 @@ def finish(text: str, until: Sequence[str], postprocess: str) -> str:
 
 
 def cut(text: str, until: Sequence[str]) -> str:
-    """The text in front of the first of `until` that it holds."""
+    """Returns the text before the first of `until` that it contains."""
     return text[: min((place for stop in until if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def reference_answer(text: str, until: Sequence[str] = ()) -> str:
-    """What the reference's evaluation keeps: the first line, without one trailing period.
+    """Returns what the reference's evaluation keeps of an answer: its first line, without one trailing period.
 
-    It cuts a caption of several paragraphs after the first one.
+    A caption of several paragraphs is cut after the first one.
     """
     return cut(text, ["\n", *until]).strip().removesuffix(".")

@@ -1,10 +1,11 @@
-"""One batch of answers with what they cost, from an AR or a block-diffusion model alike.
+"""Answers and what they cost: a batch of an AR or a block-diffusion model, or a stream of prompts through the engine.
 
 Legend: B batch, P padded prompt, G generated tokens.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from ..modeling.engine import Engine
+from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+from ..modeling.request import Request
+from . import AR, BLOCK_DIFFUSION
+from .costs import Cost
 
-AR, BLOCK_DIFFUSION = "ar", "block_diffusion"
+
+class Answered(NamedTuple):
+    """One answer.
+
+    Attributes:
+        tokens: Generated ids, the end of sequence included.
+        cost: What it cost.
+    """
+
+    tokens: list[int]
+    cost: Cost
 
 
 class Generated(NamedTuple):
@@ -23,9 +39,9 @@ class Generated(NamedTuple):
     Attributes:
         new: Generated ids [B, G].
         lengths: Tokens of each answer, its end of sequence included [B].
-        forwards: That each row took part in [B].
-        seconds: Inside `generate`.
-        first_seconds: Of these, until the first tokens were out: an AR model's first one, or the first block.
+        forwards: Forwards that each row took part in [B].
+        seconds: Time inside `generate`.
+        first_seconds: Time until the first tokens were there: an AR model's first one, or the first block.
     """
 
     new: Tensor
@@ -34,9 +50,22 @@ class Generated(NamedTuple):
     seconds: float
     first_seconds: float
 
+    @property
+    def cost(self) -> Cost:
+        """The cost of the whole batch."""
+        rows = len(self.lengths)
+        return Cost(rows, int(self.lengths.sum()), int(self.forwards.sum()), self.seconds, self.first_seconds * rows)
+
+    def row(self, row: int) -> Answered:
+        """One answer; the time of the batch is shared out equally."""
+        length = int(self.lengths[row])
+        share = self.seconds / len(self.lengths)
+        cost = Cost(1, length, int(self.forwards[row]), share, self.first_seconds)
+        return Answered(self.new[row, :length].tolist(), cost)
+
 
 class FirstTokens(BaseStreamer):
-    """A streamer that notes when the first tokens behind the prompt come out."""
+    """A streamer that notes when the first tokens after the prompt come out."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -50,7 +79,7 @@ class FirstTokens(BaseStreamer):
         self.prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing; transformers calls it at the end."""
 
 
 def kind_of(model: PreTrainedModel) -> str:
@@ -66,7 +95,7 @@ def on_model(inputs: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, 
     }
 
 
-def generate(
+def answer_batch(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     until: Sequence[str] = (),
@@ -79,8 +108,8 @@ def generate(
         model: Of either kind, in eval mode.
         inputs: What `data.prompts.encode` returned.
         until: Texts that end an answer; the tokens that hold them belong to it.
-        tokenizer: Needed beside `until`.
-        **settings: Of the model's `generate`.
+        tokenizer: Decodes the answers to look for `until`; not needed without.
+        **settings: Arguments of the model's `generate`.
     """
     inputs = on_model(inputs, model)
     prompt_length = inputs["input_ids"].shape[1]
@@ -102,12 +131,72 @@ def generate(
 
 
 def answer_lengths(new: Tensor, model: PreTrainedModel) -> Tensor:
-    """Tokens of each AR answer [B] with its end of sequence, without the padding behind it, of generated ids [B, G]."""
+    """Counts the tokens of each AR answer [B] in generated ids [B, G], with its end of sequence, without padding."""
     config = model.generation_config
     eos = torch.tensor([config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id or [])
     ended = torch.isin(new, eos)
     over = ended | (new == config.pad_token_id if config.pad_token_id is not None else ended)
     first = over.long().argmax(-1)
-    # An answer that a text has ended has padding, but no end of sequence.
+    # An answer that a text has ended is padded, but has no end of sequence.
     with_end = first + ended.gather(-1, first[:, None])[:, 0]
     return torch.where(over.any(-1), with_end, new.shape[1])
+
+
+@dataclass
+class _Going:
+    """A prompt that is being answered."""
+
+    key: Any
+    request: Request
+    start: float
+    cost: Cost = field(default_factory=lambda: Cost(answers=1))
+
+
+def answer_continuously(
+    engine: Engine, prompts: Iterable[tuple[Any, Mapping[str, Tensor], dict[str, Any]]]
+) -> Iterator[tuple[Any, Answered]]:
+    """Hands the engine a prompt whenever it has a free row, and yields each answer as soon as it ends.
+
+    A long answer does not hold back short ones, and no prompt is prepared before it is needed. The time of a step is
+    shared out equally among the rows that take it.
+
+    Args:
+        engine: An engine that nobody else drives.
+        prompts: A key, the inputs of one prompt [1, P] and its settings, for each prompt.
+
+    Yields:
+        The key and the answer, in the order in which answers end.
+
+    Raises:
+        UserError: The model's scores are not numbers.
+        Exception: What the model raised when it read a prompt.
+    """
+    coming, going = iter(prompts), list[_Going]()
+    while True:
+        while len(going) < engine.max_batch_size and (prompt := next(coming, None)) is not None:
+            key, inputs, settings = prompt
+            arguments: dict[str, Any] = {**on_model(inputs, engine.model), **settings}
+            request = engine.add_request(**arguments)
+            going.append(_Going(key, request, time.perf_counter()))
+        if not going:
+            return
+        begin = time.perf_counter()
+        engine.step()
+        end = time.perf_counter()
+        for one in going:
+            one.cost.seconds += (end - begin) / len(going)
+            if one.request.tokens and not one.cost.first_seconds:
+                one.cost.first_seconds = end - one.start
+        for one in [one for one in going if one.request.finished]:
+            going.remove(one)
+            _check(one.request, one.key)
+            one.cost.tokens, one.cost.forwards = len(one.request.tokens), one.request.forwards
+            yield one.key, Answered(list(one.request.tokens), one.cost)
+
+
+def _check(request: Request, key: Any) -> None:
+    """Raises what has kept a request from being answered."""
+    if request.error is not None:
+        raise request.error
+    if request.finish_reason == "not_a_number":
+        raise UserError(f"the model's scores for prompt {key} are not numbers; load the model in float32 or bfloat16")

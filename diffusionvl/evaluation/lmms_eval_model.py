@@ -19,9 +19,10 @@ from ..checkpoints.loading import find_device, load_config, load_model, load_pro
 from ..data.prompts import encode
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
+from . import AR, BLOCK_DIFFUSION
 from .answerer import Answer, Answerer, Question, finish, numbered
-from .costs import SpeedRecord, gather_processes
-from .decoding import AR, BLOCK_DIFFUSION, generate
+from .costs import TaskCost, gather_processes
+from .decoding import answer_batch
 from .likelihood import likelihood_bound, log_likelihood
 from .questions import FORMS, Message, messages_of
 from .settings import Decoding, check_names, resolve
@@ -114,7 +115,7 @@ class DiffusionVLChat(lmms):
             seed,
             {"fps": float(fps), "max_frames": _whole("max_frames", max_frames)},
         )
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def chat_template(self) -> str:
@@ -122,14 +123,14 @@ class DiffusionVLChat(lmms):
         raise UserError("the checkpoint's chat template is always applied; leave --apply_chat_template out")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers questions, in batches of one task and one way of decoding."""
+        """Answers questions, those of one task and one way of decoding together."""
         asked = self._asked(requests)
         # lmms-eval pads a process's share with copies; no two processes have to take the same steps here.
         real = [index for index, request in enumerate(requests) if not _is_padding(request)]
         answers = self._answer([asked[index] for index in real])
         results = [GenerationResult(text="")] * len(requests)
         for index, answer in zip(real, answers, strict=True):
-            counts = TokenCounts(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+            counts = TokenCounts(input_tokens=answer.input_tokens, output_tokens=answer.cost.tokens)
             results[index] = GenerationResult(text=answer.text, token_counts=counts)
         return results
 
@@ -177,22 +178,22 @@ class DiffusionVLChat(lmms):
             else:
                 seed = self.answerer.seed
                 likelihood = likelihood_bound(model, inputs, tokens, self.likelihood_samples, seed)
-                decoded = generate(model, inputs, max_new_tokens=len(tokens), temperature=0.0).new[0]
+                decoded = answer_batch(model, inputs, max_new_tokens=len(tokens), temperature=0.0).new[0]
                 greedy = decoded.tolist() == tokens.tolist()
             results.append(GenerationResult(text=(-likelihood, greedy)))
         return results
 
     def clean(self) -> None:
-        """Tells what the answers have cost, once all processes are done, and frees the model."""
-        speeds = gather_processes(self.answerer.speeds, self.world_size)
-        if self.rank == 0 and speeds:
-            total = SpeedRecord(processes=self.world_size)
-            for speed in speeds.values():
-                total.add(speed)
+        """Logs what the answers have cost, once all processes are done, and frees the model."""
+        costs = gather_processes(self.answerer.costs, self.world_size)
+        if self.rank == 0 and costs:
+            total = TaskCost(processes=self.world_size)
+            for cost in costs.values():
+                total.add(replace(cost, processes=0))
             metrics = total.metrics()
-            if len(speeds) > 1:
-                for task, speed in speeds.items():
-                    metrics |= {f"{task}/{name}": value for name, value in speed.metrics().items()}
+            if len(costs) > 1:
+                for task, cost in costs.items():
+                    metrics |= {f"{task}/{name}": value for name, value in cost.metrics().items()}
             tokens, seconds = int(metrics["generated_tokens"]), metrics["generate_seconds"]
             log_metrics(seconds, tokens, metrics["tokens_per_second"], metrics)
         del self.answerer
@@ -236,25 +237,22 @@ class DiffusionVLChat(lmms):
         with tqdm(total=len(asked), disable=self.rank != 0, desc="Answering") as bar:
             for (task, _), members in groups.items():
                 decoding = resolve(self.kind, self.block_size, asked[members[0]].settings, self.given, task)
-                self._tell(decoding)
+                self._warn(decoding)
                 # Questions of one length need little padding; long ones first, so that memory runs out at once.
                 members = sorted(members, key=lambda index: -asked[index].length)
-                for begin in range(0, len(members), self.batch_size):
-                    chosen = members[begin : begin + self.batch_size]
-                    batch = self.answerer.answer([asked[index].question for index in chosen], decoding)
-                    answers.update(zip(chosen, batch, strict=True))
-                    bar.update(len(chosen))
-                self._show(
-                    [asked[index].question for index in members], [answers[index] for index in members], decoding
-                )
+                questions = [asked[index].question for index in members]
+                for place, answer in self.answerer.answers(questions, decoding, self.batch_size):
+                    answers[members[place]] = answer
+                    bar.update()
+                self._show(questions, [answers[index] for index in members], decoding)
         return [answers[index] for index in range(len(asked))]
 
-    def _tell(self, decoding: Decoding) -> None:
+    def _warn(self, decoding: Decoding) -> None:
         """Warns of what is not done as it was asked for, once."""
         for note in decoding.notes:
-            if note not in self._told and self.rank == 0:
+            if note not in self._warned and self.rank == 0:
                 logger.warning(note)
-            self._told.add(note)
+            self._warned.add(note)
 
     def _show(self, questions: Sequence[Question], answers: Sequence[Answer], decoding: Decoding) -> None:
         """Keeps a few questions of one task for the report."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..modeling.errors import UserError
 from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
-from .decoding import AR
+from . import AR
 
 SHARED = ("max_new_tokens", "temperature", "top_k", "top_p")
 DIFFUSION_ONLY = (

@@ -10,8 +10,9 @@ from PIL import Image
 
 from ..data.prompts import encode
 from ..drawing.film import film_html
+from . import BLOCK_DIFFUSION
 from .answerer import Answerer, Question
-from .decoding import BLOCK_DIFFUSION, on_model
+from .decoding import on_model
 from .questions import Prompt
 from .settings import Decoding
 

@@ -4,9 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.data.sources.json_records import write_jsonl
-from eval.tasks.chart_reading import write_benchmark
 from studies.quickstart.contest import answer, question
 from studies.quickstart.easy_vqa import test_records
 
@@ -29,19 +28,9 @@ def write_easy_vqa(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes both benchmarks."""
+    """Writes the data."""
     parser = Parser(prog="make_data.py", description="Write the data of the local evaluation tasks.")
-    parser.add_argument("--charts", type=int, default=60, help="charts to draw, three questions each (60)")
-    arguments = parser.parse_args(argv)
-    if arguments.charts < 1:
-        parser.error("--charts must be at least 1")
-    try:
-        write_easy_vqa(OUT / "easy_vqa")
-        documents = write_benchmark(OUT / "chart_reading", arguments.charts)
-    except (OSError, ImportError) as error:
-        return fail(parser.prog, error)
-    print(f"{OUT / 'chart_reading' / 'test.jsonl'}: {len(documents):,} questions")
-    return 0
+    return parser.run(lambda arguments: write_easy_vqa(OUT / "easy_vqa"), argv)
 
 
 if __name__ == "__main__":

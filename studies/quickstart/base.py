@@ -3,6 +3,8 @@
 Run `python -m studies.quickstart.base --out DIR` to write it.
 """
 
+import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE in which every word of `texts` is one token.
 
     Args:
-        texts: the training text; anything else still encodes, in bytes.
+        texts: The training text; any other text is still encoded, in bytes.
 
     Returns:
         A tokenizer with Qwen's special tokens and chat template; pad is <|endoftext|>, eos is <|im_end|>.
@@ -136,7 +138,7 @@ def build_base(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Proce
     """Builds the untrained model and its processor.
 
     Args:
-        seed: of the random weights.
+        seed: Seed of the random weights.
 
     Returns:
         (model in fp32, processor); a 64x64 picture becomes 16 image tokens.
@@ -158,12 +160,20 @@ def build_base(seed: int = 0) -> tuple[Qwen2_5_VLForConditionalGeneration, Proce
     return model, processor
 
 
-def main() -> None:
-    """Writes the untrained checkpoint and its processor."""
-    parser = Parser(description="Write the untrained tiny Qwen2.5-VL and its processor.")
+def main(argv: list[str] | None = None) -> int:
+    """Writes the untrained checkpoint and its processor.
+
+    Returns:
+        0, or 2 for an input that cannot be used.
+    """
+    description = "Write the untrained tiny Qwen2.5-VL and its processor."
+    parser = Parser(prog="python -m studies.quickstart.base", description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
-    args = parser.parse_args()
+    return parser.run(_write, argv)
+
+
+def _write(args: argparse.Namespace) -> None:
     model, processor = build_base(args.seed)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
@@ -171,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

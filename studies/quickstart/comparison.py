@@ -1,34 +1,39 @@
-"""`python -m studies.quickstart.comparison BASE TRANSLATED`: both models on easy-VQA's test split, side by side.
+"""`python -m studies.quickstart.comparison BASE TRANSLATED`: compares both models on easy-VQA's test split.
 
-Writes `report.html`, `results.json` and `film.gif`, and prints the table.
+It writes `report.html`, `results.json` and `film.gif`, and prints the table.
 """
 
 import argparse
 import json
+import os
+import platform
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from diffusionvl.checkpoints.loading import load_model, load_processor
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.data.images import open_image
-from diffusionvl.drawing.film import film_html
+from diffusionvl.drawing.film import film_html, make_film
 from diffusionvl.drawing.film_gif import draw_film
 from diffusionvl.modeling.errors import UserError
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from diffusionvl.modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from studies.quickstart import easy_vqa
-from studies.quickstart.contest import Contender, Result, answer, compare, compare_speed, encode, evaluate, question
-from studies.quickstart.report import Report, Row, Sample, format_table, write_report
+from studies.quickstart.contest import Contender, Result, answer, contest, contest_speed, prompts, question
+from studies.quickstart.findings import DecodingRow, Example, Findings, format_table, write_findings
 
 DYNAMIC = "low_confidence_dynamic"
-SPEED_RECORDS = 26  # of the long ones; the first two only warm up
-SAMPLES = 6
+SPEED_RECORDS = 26  # long questions; the first two only warm up
+EXAMPLES = 6
+FILMED = 8  # answers of which the best film is kept
 
 
 def build_parser() -> Parser:
@@ -55,22 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 2 for an input that cannot be used.
     """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        check_values(arguments)
-        base, translated = load_pair(arguments.base, arguments.translated)
-        log = read_log(Path(arguments.translated, "log.jsonl"))
-        _run(arguments, base, translated, load_processor(arguments.translated), log)
-    except (OSError, ValueError, ImportError) as error:
-        return fail(parser.prog, error)
-    return 0
+    return build_parser().run(_compare, argv)
 
 
 def check_values(arguments: argparse.Namespace) -> None:
-    """Checks, before anything slow, what would fail behind it.
+    """Checks, before anything slow, what would fail after it.
 
     Raises:
         UserError: A flag has a value out of its range, or `--out` cannot be a folder.
@@ -102,31 +96,31 @@ def load_pair(base: str, translated: str) -> tuple[PreTrainedModel, DiffusionVLF
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The training log that `diffusionvl.train` wrote beside the model.
+    """Reads the training log that `diffusionvl train` wrote beside the model.
 
     Raises:
         UserError: There is none, or it is broken.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; give a folder that `python -m diffusionvl.train` wrote")
+        raise UserError(f"{path} is missing; give a folder that `diffusionvl train` wrote")
     try:
         log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         whole = any("loss" in line for line in log) and any("train_runtime" in line for line in log)
     except (ValueError, TypeError):
         whole = False
     if not whole:
-        raise UserError(f"{path} is no log of a whole training run; train the model again")
+        raise UserError(f"{path} is not the log of a whole training run; train the model again")
     return log
 
 
-def _run(
-    arguments: argparse.Namespace,
-    base: PreTrainedModel,
-    translated: DiffusionVLForConditionalGeneration,
-    processor: ProcessorMixin,
-    log: list[dict[str, Any]],
-) -> None:
+def _compare(arguments: argparse.Namespace) -> None:
     """Evaluates, writes and prints."""
+    check_values(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    base, translated = load_pair(arguments.base, arguments.translated)
+    log = read_log(Path(arguments.translated, "log.jsonl"))
+    processor = load_processor(arguments.translated)
     short, long = (easy_vqa.test_records(kind, arguments.limit) for kind in ("short", "long"))
     dynamic = {"remasking": DYNAMIC, "confidence_threshold": arguments.confidence_threshold}
     contenders = [
@@ -135,17 +129,16 @@ def _run(
         Contender("dynamic", translated, dynamic),
     ]
     print(f"comparing on {len(short):,} short and {len(long):,} long questions of the official test images", flush=True)
-    speeds = compare_speed(contenders, processor, long[:SPEED_RECORDS])
-    results = [compare(contenders, processor, records, arguments.batch_size) for records in (short, long)]
-    rows = [Row(*columns) for columns in zip(*results, speeds, strict=True)]
-    points = {
-        threshold: evaluate(
-            translated, processor, long, arguments.batch_size, remasking=DYNAMIC, confidence_threshold=threshold
-        )
+    speeds = contest_speed(contenders, processor, long[:SPEED_RECORDS])
+    results = [contest(contenders, processor, records, arguments.batch_size) for records in (short, long)]
+    rows = [DecodingRow(*columns) for columns in zip(*results, speeds, strict=True)]
+    sweep = [
+        Contender(f"{threshold:g}", translated, {"remasking": DYNAMIC, "confidence_threshold": threshold})
         for threshold in arguments.sweep
-    }
+    ]
+    points = dict(zip(arguments.sweep, contest(sweep, processor, long, arguments.batch_size), strict=True))
     points[arguments.confidence_threshold] = results[1][2]
-    report = Report(
+    found = Findings(
         base=Path(arguments.base).name,
         block_size=translated.config.block_size,
         steps=max(line["step"] for line in log),
@@ -153,44 +146,57 @@ def _run(
         rows=rows,
         log=log,
         sweep=sorted(points.items()),
-        samples=pick_samples(long, results[1][0], results[1][2]) + pick_samples(short, results[0][0], results[0][2]),
-        film=_film(translated, processor, long[0], dynamic, arguments.out),
+        machine=machine(),
+        examples=pick(long, results[1][0], results[1][2]) + pick(short, results[0][0], results[0][2]),
+        film=_film(translated, processor, long, arguments.out),
     )
-    write_report(arguments.out / "report.html", report)
-    (arguments.out / "results.json").write_text(json.dumps(summary(report), indent=1) + "\n", encoding="utf-8")
+    write_findings(arguments.out / "report.html", found)
+    (arguments.out / "results.json").write_text(json.dumps(summary(found), indent=1) + "\n", encoding="utf-8")
     print(f"\n{format_table(rows)}\n\nwrote {arguments.out / 'report.html'}, results.json and film.gif")
 
 
 def _film(
     model: DiffusionVLForConditionalGeneration,
     processor: ProcessorMixin,
-    record: easy_vqa.Record,
-    settings: dict[str, Any],
+    records: Sequence[easy_vqa.RawRecord],
     out: Path,
 ) -> str:
-    """Denoises one answer: `film.gif` in `out`, and the film as HTML."""
-    inputs = encode(processor, [record]).to(model.device)
-    output: Any = model.generate(**inputs, **settings, return_dict_in_generate=True, output_history=True)
-    prompt_length = inputs["input_ids"].shape[1]
-    film = (
-        output.history,
-        processor.tokenizer,
-        prompt_length,
-        open_image(record["images"][0], record["id"]),
-        question(record),
-        output.sequences.shape[1] - prompt_length,
-    )
+    """Films the answer, of a few, whose masks are filled least from left to right: `film.gif` in `out`, and as HTML."""
+    settings = {"remasking": "low_confidence_static", "denoising_steps": max(model.config.block_size // 2, 1)}
+    films = []
+    for record in records[:FILMED]:
+        inputs = prompts(processor, [record]).to(model.device)
+        output: Any = model.generate(**inputs, **settings, return_dict_in_generate=True, output_history=True)
+        prompt_length = inputs["input_ids"].shape[1]
+        length = output.sequences.shape[1] - prompt_length
+        steps = [token.step for token in make_film(output.history, processor.tokenizer, prompt_length, length).tokens]
+        early = sum(step < max(steps[:place], default=0) for place, step in enumerate(steps))
+        picture = open_image(record["images"][0], record["id"])
+        films.append((early, (output.history, processor.tokenizer, prompt_length, picture, question(record), length)))
+    _, film = max(films, key=lambda one: one[0])
     draw_film(out / "film.gif", *film)
     return film_html(*film)
 
 
-def pick_samples(records: Sequence[easy_vqa.Record], base: Result, translated: Result) -> list[Sample]:
-    """Questions for the report: spread over the records, and first those that the two models do not both get right."""
-    spread = range(0, len(records), max(len(records) // SAMPLES, 1))
+def machine() -> dict[str, str]:
+    """Describes when and on what the models were compared."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    threads = torch.get_num_threads()
+    return {
+        "date": date.today().isoformat(),
+        "hardware": gpu or f"{platform.machine()} CPU with {os.cpu_count()} cores",
+        "threads": f"{threads} thread{'s' * (threads > 1)}",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def pick(records: Sequence[easy_vqa.RawRecord], base: Result, translated: Result) -> list[Example]:
+    """Picks questions for the page: first some that the two models do not both get right, then a spread of all."""
+    spread = range(0, len(records), max(len(records) // EXAMPLES, 1))
     missed = [index for index, pair in enumerate(zip(base.correct, translated.correct, strict=True)) if not all(pair)]
-    chosen = [*missed[:2], *(index for index in spread if index not in missed[:2])][:SAMPLES]
+    chosen = [*missed[:2], *(index for index in spread if index not in missed[:2])][:EXAMPLES]
     return [
-        Sample(
+        Example(
             open_image(records[index]["images"][0], records[index]["id"]),
             question(records[index]),
             answer(records[index]),
@@ -201,28 +207,33 @@ def pick_samples(records: Sequence[easy_vqa.Record], base: Result, translated: R
     ]
 
 
-def summary(report: Report) -> dict[str, Any]:
-    """The report's numbers, for other programs."""
+def summary(found: Findings) -> dict[str, Any]:
+    """Returns the page's numbers, for other programs."""
     rows = {
         row.short.name: {
             "short_accuracy": row.short.accuracy,
             "long_exact_match": row.long.accuracy,
-            "short_forwards_per_token": row.short.forwards_per_token,
-            "long_forwards_per_token": row.long.forwards_per_token,
+            "short_forwards_per_token": row.short.cost.forwards_per_token,
+            "long_forwards_per_token": row.long.cost.forwards_per_token,
             "tokens_per_second_batch_1": row.speed,
-            "tokens_per_second_batched": row.long.tokens_per_second,
+            "tokens_per_second_batched": row.long.cost.tokens_per_second,
         }
-        for row in report.rows
+        for row in found.rows
     }
     sweep = [
-        {"threshold": threshold, "long_exact_match": point.accuracy, "forwards_per_token": point.forwards_per_token}
-        for threshold, point in report.sweep
+        {
+            "threshold": threshold,
+            "long_exact_match": point.accuracy,
+            "forwards_per_token": point.cost.forwards_per_token,
+        }
+        for threshold, point in found.sweep
     ]
-    counts = {"short": len(report.rows[0].short.correct), "long": len(report.rows[0].long.correct)}
+    counts = {"short": len(found.rows[0].short.correct), "long": len(found.rows[0].long.correct)}
     return {
-        "block_size": report.block_size,
-        "steps": report.steps,
-        "train_seconds": report.seconds,
+        **found.machine,
+        "block_size": found.block_size,
+        "steps": found.steps,
+        "train_seconds": found.seconds,
         "questions": counts,
         "decoding": rows,
         "sweep": sweep,

@@ -1,25 +1,27 @@
-"""Right answers, forwards and speed of AR and block-diffusion models on questions of one turn.
+"""A contest of AR and block-diffusion models: right answers, forwards and speed on questions of one turn.
 
-Models that are compared answer the same batches in turn: images are read and prepared once, and what else the machine
-does slows all of them alike.
+The models answer the same batches in turn: images are read and prepared once, and whatever else the machine does slows
+all of them alike.
 """
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from diffusionvl.data import prompts
 from diffusionvl.data.images import open_image
-from diffusionvl.evaluation import decoding
-from diffusionvl.evaluation.decoding import Generated
+from diffusionvl.data.prompts import encode
+from diffusionvl.data.record import Record
+from diffusionvl.evaluation import AR
+from diffusionvl.evaluation.costs import Cost
+from diffusionvl.evaluation.decoding import Generated, answer_batch, kind_of
 from diffusionvl.modeling.errors import UserError
-from studies.quickstart.easy_vqa import Record
+from studies.quickstart.easy_vqa import RawRecord
 
 MAX_NEW_TOKENS = 96  # twice the longest answer of easy-VQA
 
@@ -29,8 +31,8 @@ class Contender:
     """A model and how it decodes.
 
     Attributes:
-        name: For tables and charts.
-        model: AR, decoded greedily with a KV cache, or block diffusion.
+        name: Name in tables and charts.
+        model: An AR model, decoded greedily with a KV cache, or a block-diffusion model.
         settings: Arguments of its `generate`.
     """
 
@@ -38,79 +40,43 @@ class Contender:
     model: PreTrainedModel
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def answer(self, inputs: BatchFeature) -> Generated:
+        """Answers a batch, with at most 96 new tokens if the settings do not say otherwise."""
+        return answer_batch(self.model, inputs, **{"max_new_tokens": MAX_NEW_TOKENS, **self.settings})
+
 
 @dataclass
 class Result:
-    """What one contender did with some records, which keep their order.
+    """What one contender did with some records, in the order of the records.
 
     Attributes:
-        name: The contender's.
-        answers: Decoded and stripped.
+        name: Name of the contender.
+        answers: Answers, decoded and stripped.
         correct: Whether each answer is exactly the record's.
-        tokens: Generated tokens; the end of sequence counts.
-        forwards: Forwards, summed over the rows that took part in them.
-        generate_seconds: Time inside `generate`.
-        seconds: The same, and its share of preparing and decoding.
+        cost: Tokens, forwards and seconds of all answers.
     """
 
     name: str
     answers: list[str]
     correct: list[bool]
-    tokens: int = 0
-    forwards: int = 0
-    generate_seconds: float = 0.0
-    seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def accuracy(self) -> float:
         """Share of right answers."""
         return sum(self.correct) / len(self.correct)
 
-    @property
-    def forwards_per_token(self) -> float:
-        """1 for an AR model."""
-        return self.forwards / self.tokens
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens a second inside `generate`."""
-        return self.tokens / self.generate_seconds
-
-
-def evaluate(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    records: Sequence[Record],
-    batch_size: int,
-    name: str = "",
-    **settings: Any,
-) -> Result:
-    """Lets one model answer records.
-
-    Args:
-        model: AR or block diffusion, in eval mode.
-        processor: The model's, padding on the left.
-        records: Of one question and one answer each.
-        batch_size: Questions that are answered together.
-        name: Of the result; what kind of model it is if left out.
-        **settings: Of `generate`; at most 96 new tokens if nothing else is said.
-
-    Raises:
-        UserError: There are no records, or `generate` does not know a setting.
-    """
-    return compare([Contender(name or kind_of(model, settings), model, settings)], processor, records, batch_size)[0]
-
-
-def compare(
-    contenders: Sequence[Contender], processor: ProcessorMixin, records: Sequence[Record], batch_size: int
+def contest(
+    contenders: Sequence[Contender], processor: ProcessorMixin, records: Sequence[RawRecord], batch_size: int
 ) -> list[Result]:
-    """Lets several models answer the same records, batch by batch.
+    """Lets models answer the same records, batch by batch.
 
     Args:
-        contenders: Whose prompts are the same in tokens, such as an AR model and its translation.
-        processor: Of all, padding on the left.
-        records: Of one question and one answer each.
-        batch_size: Questions that are answered together.
+        contenders: Models whose prompts are the same in tokens, such as an AR model and its translation.
+        processor: The processor of all of them, padding on the left.
+        records: Records of one question and one answer each.
+        batch_size: Number of questions that are answered together.
 
     Raises:
         UserError: There are no records, or `generate` does not know a setting.
@@ -120,38 +86,34 @@ def compare(
     results = [Result(one.name, [""] * len(records), [False] * len(records)) for one in contenders]
     # Questions of one length need little padding, and their answers tend to end together.
     order = sorted(range(len(records)), key=lambda index: len(question(records[index])))
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        start = time.perf_counter()
-        inputs = encode(processor, [records[index] for index in chosen])
-        prepared = time.perf_counter() - start
-        for one, result in zip(contenders, results, strict=True):
-            start = time.perf_counter()
-            generated = generate(one.model, inputs, **one.settings)
-            texts = processor.tokenizer.batch_decode(generated.new, skip_special_tokens=True)
-            for index, text in zip(chosen, texts, strict=True):
-                result.answers[index] = text.strip()
-                result.correct[index] = text.strip() == answer(records[index])
-            result.tokens += int(generated.lengths.sum())
-            result.forwards += int(generated.forwards.sum())
-            result.generate_seconds += generated.seconds
-            result.seconds += prepared + time.perf_counter() - start
+    with tqdm(total=len(contenders) * len(records), desc=", ".join(one.name for one in contenders)) as bar:
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
+            inputs = prompts(processor, [records[index] for index in chosen])
+            for one, result in zip(contenders, results, strict=True):
+                generated = one.answer(inputs)
+                texts = processor.tokenizer.batch_decode(generated.new, skip_special_tokens=True)
+                for index, text in zip(chosen, texts, strict=True):
+                    result.answers[index] = text.strip()
+                    result.correct[index] = text.strip() == answer(records[index])
+                result.cost.add(generated.cost)
+                bar.update(len(chosen))
     return results
 
 
-def compare_speed(
-    contenders: Sequence[Contender], processor: ProcessorMixin, records: Sequence[Record], warmup: int = 2
+def contest_speed(
+    contenders: Sequence[Contender], processor: ProcessorMixin, records: Sequence[RawRecord], warmup: int = 2
 ) -> list[float]:
-    """Generated tokens a second at batch size 1, the median over the questions.
+    """Returns each contender's generated tokens a second at batch size 1, the median over the questions.
 
     This, on the same threads, is the honest comparison of an AR with a block-diffusion model: large batches keep the
     machine busy whichever way a model decodes. The models answer each question in turn.
 
     Args:
-        contenders: To be compared.
-        processor: Of all.
-        records: A few dozen will do.
-        warmup: Of the records, how many are answered first without being timed.
+        contenders: Models to be compared.
+        processor: The processor of all of them.
+        records: A few dozen records are enough.
+        warmup: Number of records that are answered first without being timed.
 
     Raises:
         UserError: No record is left to be timed.
@@ -159,49 +121,44 @@ def compare_speed(
     if len(records) <= warmup:
         raise UserError(f"{len(records)} records leave nothing to time after {warmup} to warm up; give more")
     speeds: list[list[float]] = [[] for _ in contenders]
-    for index, record in enumerate(records):
-        inputs = encode(processor, [record])
+    for index, record in enumerate(tqdm(records, desc="speed at batch size 1")):
+        inputs = prompts(processor, [record])
         for one, own in zip(contenders, speeds, strict=True):
-            generated = generate(one.model, inputs, **one.settings)
+            cost = one.answer(inputs).cost
             if index >= warmup:
-                own.append(int(generated.lengths.sum()) / generated.seconds)
+                own.append(cost.tokens_per_second)
     return [statistics.median(own) for own in speeds]
 
 
-def generate(model: PreTrainedModel, inputs: BatchFeature, **settings: Any) -> Generated:
-    """Answers a batch, of at most 96 new tokens if `settings` say nothing else."""
-    return decoding.generate(model, inputs, **{"max_new_tokens": MAX_NEW_TOKENS, **settings})
-
-
-def kind_of(model: PreTrainedModel, settings: dict[str, Any]) -> str:
-    """`AR`, or the remasking of a block-diffusion model: `static` or `dynamic`."""
-    if decoding.kind_of(model) == decoding.AR:
+def way_of(model: PreTrainedModel, settings: dict[str, Any]) -> str:
+    """Names a way of decoding: `AR`, or the remasking of a block-diffusion model: `static` or `dynamic`."""
+    if kind_of(model) == AR:
         return "AR"
     remasking: str = settings.get("remasking", model.generation_config.remasking)
     return remasking.rpartition("_")[2]
 
 
-def question(record: Record) -> str:
-    """The text of a record's first turn."""
+def question(record: RawRecord) -> str:
+    """Returns the text of a record's first turn."""
     return " ".join(part["text"] for part in record["messages"][0]["content"] if part["type"] == "text")
 
 
-def answer(record: Record) -> str:
-    """The text of a record's second turn: the official answer."""
+def answer(record: RawRecord) -> str:
+    """Returns the text of a record's second turn: the official answer."""
     return " ".join(part["text"] for part in record["messages"][1]["content"] if part["type"] == "text").strip()
 
 
-def encode(processor: ProcessorMixin, records: Sequence[Record]) -> BatchFeature:
-    """Questions with their images as a batch of inputs, [B, P] tokens padded on the left."""
-    return prompts.encode(processor, [_asked(record) for record in records])
+def prompts(processor: ProcessorMixin, records: Sequence[RawRecord]) -> BatchFeature:
+    """Encodes questions with their images as a batch of inputs, [B, P] tokens padded on the left."""
+    return encode(processor, [_asked(record) for record in records])
 
 
-def _asked(record: Record) -> prompts.Record:
-    """The first turn of a record, its pictures opened."""
+def _asked(record: RawRecord) -> Record:
+    """Reads the first turn of a record, its pictures opened."""
     pictures = map(_open, record.get("images", ()))
     (turn,) = record["messages"][:1]
     content = [{**part, "image": next(pictures)} if part["type"] == "image" else part for part in turn["content"]]
-    return prompts.Record([{**turn, "content": content}], record["id"])
+    return Record([{**turn, "content": content}], record["id"])
 
 
 @lru_cache(maxsize=4096)  # many questions share an image

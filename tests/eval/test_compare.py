@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from finished_runs import write_run
+from finished_runs import finished_run
 from PIL import Image
 
 from eval import compare, speed
-from eval.results import read_records
+from eval.results import read_runs
 
 
 def test_measured_beside_expected(tmp_path, capsys):
-    write_run(tmp_path, "mine", "tables-1-2", "chartqa", metrics={"relaxed_overall": 0.8}, higher_is_better={})
+    finished_run(tmp_path, "mine", "tables-1-2", "chartqa", metrics={"relaxed_overall": 0.8}, higher_is_better={})
     assert compare.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].split()[2:] == ["chartqa", "ChartQA", "80.00", "84.20", "-4.20", "DiffusionVL-7B"]
@@ -25,10 +25,10 @@ def test_measured_beside_expected(tmp_path, capsys):
 
 def test_whose_figures(tmp_path):
     metrics = {"mme_perception_score": 1500.0, "mme_cognition_score": 600.0}
-    write_run(tmp_path, "ar", "tables-1-2", "mme", metrics=metrics)
-    write_run(tmp_path, "small", "tables-1-2", "mme", metrics=metrics, against="DiffusionVL-3B")
-    write_run(tmp_path, "large", "tables-1-2", "mme", metrics=metrics)
-    records = read_records([tmp_path])
+    finished_run(tmp_path, "ar", "tables-1-2", "mme", metrics=metrics)
+    finished_run(tmp_path, "small", "tables-1-2", "mme", metrics=metrics, against="DiffusionVL-3B")
+    finished_run(tmp_path, "large", "tables-1-2", "mme", metrics=metrics)
+    records = read_runs([tmp_path])
     found = {(row.model, row.metric): (row.against, row.expected) for row in compare.compare(records)}
     assert found["ar", "MME-p"] == ("Qwen2.5-VL-7B", 1680)
     assert found["small", "MME-c"] == ("DiffusionVL-3B", 594)
@@ -41,11 +41,11 @@ def test_whose_figures(tmp_path):
 def test_figures_of_another_block_size_or_threshold_are_not_compared(tmp_path):
     metrics = {"relaxed_overall": 0.8}
     for size in (4, 16, 32):
-        write_run(tmp_path, f"d{size}", "table-5", "chartqa", metrics=metrics, settings={"block_size": size})
+        finished_run(tmp_path, f"d{size}", "table-5", "chartqa", metrics=metrics, settings={"block_size": size})
     settings = {"block_size": 8, "confidence_threshold": 0.6}
     speeds = {"paper_tokens_per_second": 40.0}
-    write_run(tmp_path, "d8", "table-7", "detailcaps_captions", "dynamic-0.6", settings=settings, metrics=speeds)
-    found = {(row.model, row.metric): row.expected for row in compare.compare(read_records([tmp_path]))}
+    finished_run(tmp_path, "d8", "table-7", "detailcaps_captions", "dynamic-0.6", settings=settings, metrics=speeds)
+    found = {(row.model, row.metric): row.expected for row in compare.compare(read_runs([tmp_path]))}
     assert found == {
         ("d4", "ChartQA"): 80.9,
         ("d16", "ChartQA"): 77.4,
@@ -57,7 +57,7 @@ def test_figures_of_another_block_size_or_threshold_are_not_compared(tmp_path):
 
 def test_what_is_published_and_not_measured_is_told(tmp_path, capsys):
     settings = {"block_size": 8, "confidence_threshold": 0.6}
-    write_run(tmp_path, "mine", "table-7", "detailcaps_captions", "dynamic-0.6", settings=settings)
+    finished_run(tmp_path, "mine", "table-7", "detailcaps_captions", "dynamic-0.6", settings=settings)
     assert compare.main([str(tmp_path)]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "BERTScore" in line)
     assert row.split()[-5:] == ["BERTScore", "-", "29.70", "-", "DiffusionVL-7B"]
@@ -68,8 +68,8 @@ def test_what_is_published_and_not_measured_is_told(tmp_path, capsys):
 
 def test_runs_of_the_same_names_are_not_taken_for_one(tmp_path, capsys):
     for out in ("a", "b"):
-        write_run(tmp_path / out, "mine")
-    assert len(read_records([tmp_path / "a", tmp_path / "a" / "mine"])) == 1  # the same folder twice
+        finished_run(tmp_path / out, "mine")
+    assert len(read_runs([tmp_path / "a", tmp_path / "a" / "mine"])) == 1  # the same folder twice
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "are both easy_vqa_long of 'mine'; give one of them" in capsys.readouterr().err
 
@@ -78,7 +78,7 @@ def test_nothing_to_compare(tmp_path, capsys):
     assert compare.main([str(tmp_path / "no")]) == 2
     assert compare.main([str(tmp_path)]) == 2
     assert "holds no finished run; give a folder that eval/run.sh wrote" in capsys.readouterr().err
-    (write_run(tmp_path).folder / "run.json").write_text("{")
+    (finished_run(tmp_path).folder / "run.json").write_text("{")
     assert compare.main([str(tmp_path)]) == 2
     assert "run.json is broken" in capsys.readouterr().err
 
@@ -86,11 +86,13 @@ def test_nothing_to_compare(tmp_path, capsys):
 @pytest.fixture
 def runs(tmp_path):
     """Speeds of three models at one and at two tokens a step."""
-    write_run(tmp_path, "ar", variant="ar", metrics={"tokens_per_second": 50.0})
+    finished_run(tmp_path, "ar", variant="ar", metrics={"tokens_per_second": 50.0})
     for variant, fast, slow in (("static-1.0", 60.0, 20.0), ("static-2.0", 120.0, 40.0)):
-        write_run(tmp_path, variant=variant, metrics={"tokens_per_second": fast})
+        finished_run(tmp_path, variant=variant, metrics={"tokens_per_second": fast})
         settings = {"max_new_tokens": 96, "block_size": 96}
-        write_run(tmp_path, "full-diffusion", variant=variant, metrics={"tokens_per_second": slow}, settings=settings)
+        finished_run(
+            tmp_path, "full-diffusion", variant=variant, metrics={"tokens_per_second": slow}, settings=settings
+        )
     return tmp_path
 
 
@@ -111,11 +113,11 @@ def test_speed_table(runs, capsys, monkeypatch):
     assert speed.main(argv) == 1
 
 
-def test_models_that_can_not_play_their_part(runs, monkeypatch, capsys):
+def test_models_that_cannot_play_their_part(runs, monkeypatch, capsys):
     monkeypatch.setattr(speed.running, "main", lambda flags: 0)
-    write_run(runs, "full-diffusion", variant="static-4.0")
+    finished_run(runs, "full-diffusion", variant="static-4.0")
     assert speed.main(["M", "--ar", "A", "--out", str(runs)]) == 2
     assert "blocks of 8 tokens and writes up to 96: this is not full diffusion" in capsys.readouterr().err
-    write_run(runs, "ar", variant="ar2", kind="block_diffusion")
+    finished_run(runs, "ar", variant="ar2", kind="block_diffusion")
     assert speed.main(["M", "--ar", "A", "--out", str(runs)]) == 2
     assert "of kind block_diffusion; it cannot be the ar model" in capsys.readouterr().err

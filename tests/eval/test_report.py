@@ -8,11 +8,11 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from finished_runs import write_run
+from finished_runs import finished_run
 from PIL import Image
 
 from eval import report
-from eval.results import read_records
+from eval.results import read_runs
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 
@@ -45,15 +45,15 @@ class Page(HTMLParser):
 @pytest.fixture
 def runs(tmp_path):
     """An AR model and a block-diffusion one on two tasks, one of them in several ways."""
-    write_run(tmp_path, "ar", variant="ar", metrics={"tokens_per_second": 50.0, "exact_match": 0.75})
+    finished_run(tmp_path, "ar", variant="ar", metrics={"tokens_per_second": 50.0, "exact_match": 0.75})
     for variant, quality, speed in (
         ("static-1.0", 0.7, 60.0),
         ("static-2.0", 0.65, 120.0),
         ("dynamic-0.9", 0.6, 240.0),
     ):
-        write_run(tmp_path, variant=variant, metrics={"exact_match": quality, "tokens_per_second": speed})
+        finished_run(tmp_path, variant=variant, metrics={"exact_match": quality, "tokens_per_second": speed})
     for model, quality in (("ar", 0.9), ("block-diffusion", 0.875)):
-        write_run(tmp_path, model, "local", "easy_vqa_short", metrics={"exact_match": quality})
+        finished_run(tmp_path, model, "local", "easy_vqa_short", metrics={"exact_match": quality})
     return tmp_path
 
 
@@ -98,7 +98,7 @@ def test_a_browser_draws_it(runs):
 
 
 def test_curves_are_lines_of_a_model_and_a_remasking(runs):
-    (drawn,) = report.curves(read_records([runs])).values()
+    (drawn,) = report.curves(read_runs([runs])).values()
     assert [(curve.name, curve.labels, curve.speeds) for curve in drawn] == [
         ("ar", ["ar"], [50.0]),
         ("block-diffusion, dynamic", ["0.9"], [240.0]),
@@ -107,7 +107,7 @@ def test_curves_are_lines_of_a_model_and_a_remasking(runs):
 
 
 def test_best_way_stands_for_a_task_that_was_run_in_several(runs):
-    models, lines = report.accuracy_table(read_records([runs]))
+    models, lines = report.accuracy_table(read_runs([runs]))
     assert models == ["ar", "block-diffusion"]
     assert lines == [
         ["local: easy_vqa_short · exact_match", "2", "0.9", "0.875"],
@@ -118,20 +118,22 @@ def test_best_way_stands_for_a_task_that_was_run_in_several(runs):
 def test_costs_are_compared_where_they_can_be(tmp_path):
     for model, batch_size, speed in (("ar", 1, 50.0), ("alike", 1, 100.0), ("other", 64, 900.0)):
         setup = {"hardware": "CPU, 2 cores", "batch_size": batch_size, "processes": 1}
-        write_run(tmp_path, model, "local", metrics={"tokens_per_second": speed}, setup=setup, samples=batch_size)
-    lines = report.cost_table(read_records([tmp_path]))
+        finished_run(tmp_path, model, "local", metrics={"tokens_per_second": speed}, setup=setup, samples=batch_size)
+    lines = report.cost_table(read_runs([tmp_path]))
     assert [(line[1], line[3], line[4], line[6]) for line in lines] == [
         ("ar", "50.0", "1.00x", "1"),
         ("alike", "100.0", "2.00x", "1"),
         ("other", "900.0", "–", "64"),
     ]
-    _, ((_, questions, *_),) = report.accuracy_table(read_records([tmp_path]))
+    _, ((_, questions, *_),) = report.accuracy_table(read_runs([tmp_path]))
     assert questions == "1 or 64"
 
 
 def test_one_model_with_one_task_and_a_score_that_is_no_share(tmp_path):
     metrics = {"mme_perception_score": 1500.0}
-    write_run(tmp_path, "mine", "tables-1-2", "mme", metrics=metrics, higher_is_better={"mme_perception_score": True})
+    finished_run(
+        tmp_path, "mine", "tables-1-2", "mme", metrics=metrics, higher_is_better={"mme_perception_score": True}
+    )
     assert report.main([str(tmp_path), "--html", str(tmp_path / "new" / "a.html")]) == 0
     page = Page((tmp_path / "new" / "a.html").read_text())
     assert "1500" in " ".join(page.text)

@@ -1,11 +1,14 @@
-"""Where generated answers end, and when the first tokens come out."""
+"""Where generated answers end, when their first tokens come out, and how an engine is kept busy."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import lively, prompts
 
-from diffusionvl.evaluation.decoding import FirstTokens, answer_lengths
+from diffusionvl.checkpoints.loading import load_processor
+from diffusionvl.evaluation.decoding import FirstTokens, answer_continuously, answer_lengths
+from diffusionvl.modeling.engine import Engine
 
 END, PAD = 1, 0
 
@@ -24,7 +27,7 @@ def test_padding_that_is_the_end_of_sequence():
     assert answer_lengths(torch.tensor([[5, END, END], [5, 6, END], [5, 6, 7]]), model).tolist() == [2, 3, 3]
 
 
-def test_first_tokens_are_those_behind_the_prompt():
+def test_first_tokens_are_those_after_the_prompt():
     first = FirstTokens()
     first.put(torch.tensor([[1, 2]]))
     assert first.seconds is None
@@ -34,3 +37,31 @@ def test_first_tokens_are_those_behind_the_prompt():
     first.put(torch.tensor([4]))
     first.end()
     assert first.seconds == seconds
+
+
+def test_a_long_answer_holds_no_short_one_back(translated_dir):
+    """Two rows: while the first prompt is answered, the three short ones follow one another in the second row."""
+    model, processor = lively(translated_dir), load_processor(translated_dir)
+    lengths = [24, 4, 4, 4]
+    inputs = [prompts(processor, (f"{number} {'why ' * number}",)) for number in range(4)]
+    taken, ended = [], []
+
+    def coming():
+        for key, new in enumerate(lengths):
+            taken.append((key, len(ended)))
+            yield key, inputs[key], {"max_new_tokens": new, "eos_token_id": []}
+
+    answers = {}
+    for key, answered in answer_continuously(Engine(model, 2, 512), coming()):
+        ended.append(key)
+        answers[key] = answered
+    assert ended == [1, 2, 3, 0]
+    assert taken == [(0, 0), (1, 0), (2, 1), (3, 2)]  # no prompt is prepared before there is a row for it
+    for key, (tokens, cost) in answers.items():
+        alone = model.generate(
+            **inputs[key], max_new_tokens=lengths[key], eos_token_id=[], return_dict_in_generate=True
+        )
+        assert tokens == alone.sequences[0, inputs[key]["input_ids"].shape[1] :].tolist()
+        assert (cost.answers, cost.tokens, cost.forwards) == (1, lengths[key], int(alone.forwards[0]))
+        assert cost.first_seconds > 0
+    assert answers[0].cost.seconds > answers[1].cost.seconds

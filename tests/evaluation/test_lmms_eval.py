@@ -20,7 +20,7 @@ from diffusionvl.checkpoints.loading import load_model as load_checkpoint
 from diffusionvl.data.prompts import write
 from diffusionvl.evaluation import lmms_eval_model
 from diffusionvl.evaluation.answerer import reference_answer
-from diffusionvl.evaluation.costs import SpeedRecord, gather_processes
+from diffusionvl.evaluation.costs import TaskCost, gather_processes
 from diffusionvl.evaluation.lmms_eval_model import DiffusionVLChat, DiffusionVLSimple
 from diffusionvl.evaluation.plugin import manifests
 from diffusionvl.evaluation.showcase import open_card_image, read_cards
@@ -105,9 +105,9 @@ def test_answers_are_those_of_generate_alone(form, batch_size, translated_dir, p
     assert [result.text for result in results] == [text.strip() for text in texts]
     assert [result.token_counts.output_tokens for result in results] == counts
     assert all(result.token_counts.input_tokens > 5 for result in results)
-    speed = model.answerer.speeds["shapes"]
-    assert (speed.requests, speed.generated_tokens) == (5, sum(counts))
-    assert 0 < speed.first_block_seconds / 5 < speed.generate_seconds < speed.loop_seconds
+    speed = model.answerer.costs["shapes"]
+    assert (speed.answers, speed.tokens) == (5, sum(counts))
+    assert 0 < speed.seconds_to_first_block < speed.seconds < speed.loop_seconds
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -116,8 +116,8 @@ def test_ar_base_answers_by_the_same_plugin(batch_size, base_dir, processor, pic
     results = model.generate_until(requests(DiffusionVLChat))
     texts, _ = alone(load_checkpoint(base_dir).eval(), processor, pictures, do_sample=False)
     assert [result.text for result in results] == [text.strip() for text in texts]
-    speed = model.answerer.speeds["shapes"]
-    assert speed.forwards == speed.generated_tokens
+    speed = model.answerer.costs["shapes"]
+    assert speed.forwards == speed.tokens
 
 
 def test_settings_of_model_args_win_and_that_is_told(translated_dir, images, caplog):
@@ -155,9 +155,9 @@ def test_until_ends_answers_and_padding_is_not_answered(kind, request, processor
     asked[-1].metadata["__padding_only__"] = True
     expected = [text.split(stop)[0].strip() for text in texts[:-1]]
     assert [result.text for result in model.generate_until(asked)] == [*expected, ""]
-    speed = model.answerer.speeds["shapes"]
-    assert speed.requests == 4
-    assert speed.generated_tokens < sum(counts[:-1])
+    speed = model.answerer.costs["shapes"]
+    assert speed.answers == 4
+    assert speed.tokens < sum(counts[:-1])
     model.answerer.postprocess = "reference"
     expected = [reference_answer(text, [stop]) for text in texts[:-1]]
     assert [result.text for result in model.generate_until(asked)] == [*expected, ""]
@@ -322,11 +322,11 @@ def test_evaluator_chooses_the_likelier_continuation(kind, request, task_manager
 
 def test_costs_of_all_processes_are_joined(monkeypatch):
     def gathered(everyone, own):
-        everyone[:] = [own, {"b": SpeedRecord(1, 30, 6, 3.0, 1.0, 20, 5.0)}]
+        everyone[:] = [own, {"b": TaskCost(1, 30, 6, 3.0, 1.0, 20, 5.0, 1)}]
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
-    own = {"a": SpeedRecord(2, 8, 4, 1.0, 1.0, 8, 2.0), "b": SpeedRecord(1, 10, 2, 1.0, 3.0, 10, 2.0)}
+    own = {"a": TaskCost(2, 8, 4, 1.0, 1.0, 8, 2.0, 1), "b": TaskCost(1, 10, 2, 1.0, 3.0, 10, 2.0, 1)}
     joined = gather_processes(own, 2)
     assert sorted(joined) == ["a", "b"]
     metrics = joined["b"].metrics()

@@ -1,35 +1,9 @@
-"""Scores of single answers, and answers cut out of generated text."""
+"""Scores of single answers, and answers cut from generated text."""
 
 import pytest
 
 from diffusionvl.evaluation.answerer import finish
-from diffusionvl.evaluation.scores import exact_match, relaxed_match, token_f1
-
-
-@pytest.mark.parametrize(
-    ("answer", "target", "score"),
-    [
-        ("55", "55", 1),
-        ("52.25", "55", 1),
-        ("57.75", "55", 1),
-        ("52.2", "55", 0),
-        ("57.8", "55", 0),
-        ("55%", "0.55", 1),
-        ("55%", "55", 0),
-        ("-10", "-10.4", 1),
-        ("10", "-10", 0),
-        ("0", "0", 1),
-        ("0.001", "0", 0),
-        ("rye", "Rye", 1),
-        (" Rye ", "Rye", 1),
-        ("Ryes", "Rye", 0),
-        ("nan", "55", 0),
-        ("inf", "inf", 1),
-        ("", "55", 0),
-    ],
-)
-def test_relaxed_match(answer, target, score):
-    assert relaxed_match(answer, target) == score
+from diffusionvl.evaluation.scores import exact_match, token_f1
 
 
 @pytest.mark.parametrize(

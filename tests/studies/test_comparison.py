@@ -67,4 +67,4 @@ def test_a_log_that_is_not_whole_is_refused(base_dir, translated_dir, tmp_path, 
     shutil.copytree(translated_dir, tmp_path / "model")
     (tmp_path / "model/log.jsonl").write_text(text)
     assert main([base_dir, str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
-    assert "no log of a whole training run" in capsys.readouterr().err
+    assert "not the log of a whole training run" in capsys.readouterr().err

@@ -8,11 +8,12 @@ from PIL import Image
 
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.drawing.film import film_html
+from diffusionvl.evaluation.costs import Cost
 from diffusionvl.translation.translate import save_translation, translate
-from studies.quickstart import contest as evaluation
+from studies.quickstart import contest as arena
 from studies.quickstart.base import build_base
-from studies.quickstart.contest import Contender, Result, compare, compare_speed, evaluate
-from studies.quickstart.report import Report, Row, Sample, format_table, write_report
+from studies.quickstart.contest import Contender, Result, contest, contest_speed, way_of
+from studies.quickstart.findings import DecodingRow, Example, Findings, format_table, write_findings
 
 QUESTIONS = ("what is the shape?", "what color is the shape?", "is there a red shape in the image?", "what?", "is it?")
 MAX_NEW_TOKENS = 12
@@ -74,17 +75,19 @@ def test_counts_are_those_of_each_record_alone(models, records, kind, monkeypatc
         {**record, "messages": [record["messages"][0], _turn(texts[index] if index in right else "something else")]}
         for index, record in enumerate(records)
     ]
-    result = evaluate(model, processor, told, batch_size=3, max_new_tokens=MAX_NEW_TOKENS, **settings)
+    contender = Contender(way_of(model, settings), model, {"max_new_tokens": MAX_NEW_TOKENS, **settings})
+    (result,) = contest([contender], processor, told, batch_size=3)
     assert result.name == kind
     assert [index for index, correct in enumerate(result.correct) if correct] == right
     assert result.accuracy == 2 / 5
-    assert result.tokens == sum(len(new) for new, _ in expected)
-    assert result.forwards == sum(forwards for _, forwards in expected)
-    assert result.forwards_per_token == pytest.approx(result.forwards / result.tokens)
-    assert 0 < result.generate_seconds < result.seconds
-    assert result.tokens_per_second == pytest.approx(result.tokens / result.generate_seconds)
+    cost = result.cost
+    assert (cost.answers, cost.tokens) == (5, sum(len(new) for new, _ in expected))
+    assert cost.forwards == sum(forwards for _, forwards in expected)
+    assert cost.forwards_per_token == pytest.approx(cost.forwards / cost.tokens)
+    assert 0 < cost.first_seconds / 5 < cost.seconds
+    assert cost.tokens_per_second == pytest.approx(cost.tokens / cost.seconds)
     if kind == "AR":
-        assert result.forwards_per_token == 1
+        assert cost.forwards_per_token == 1
 
 
 def _turn(text):
@@ -94,42 +97,43 @@ def _turn(text):
 def test_contenders_share_the_batches(models, records, monkeypatch):
     base, translated, processor = models
     encoded = []
-    encode = evaluation.encode
-    monkeypatch.setattr(evaluation, "encode", lambda *args: encoded.append(1) or encode(*args))
+    prompts = arena.prompts
+    monkeypatch.setattr(arena, "prompts", lambda *args: encoded.append(1) or prompts(*args))
     settings = {"max_new_tokens": 8}
-    together = compare(
+    together = contest(
         [Contender("AR", base, settings), Contender("static", translated, settings)], processor, records, batch_size=2
     )
     assert len(encoded) == 3
     assert [one.name for one in together] == ["AR", "static"]
     for one, model in zip(together, (base, translated), strict=True):
-        assert one.answers == evaluate(model, processor, records, 5, **settings).answers
+        (alone,) = contest([Contender("", model, settings)], processor, records, 5)
+        assert one.answers == alone.answers
 
 
 def test_speed_is_tokens_a_second_after_the_warm_up(models, records, monkeypatch):
     base, _, processor = models
     seconds = iter([9.0, 9.0, 2.0, 4.0, 1.0])
     lengths = torch.tensor([8])
-    fake = lambda *_, **__: evaluation.Generated(lengths, lengths, lengths, next(seconds), 0)  # noqa: E731
-    monkeypatch.setattr(evaluation, "generate", fake)
-    assert compare_speed([Contender("", base)], processor, records) == [4.0]  # the median of 4, 2 and 8
+    fake = lambda *_, **__: arena.Generated(lengths, lengths, lengths, next(seconds), 0)  # noqa: E731
+    monkeypatch.setattr(arena, "answer_batch", fake)
+    assert contest_speed([Contender("", base)], processor, records) == [4.0]  # the median of 4, 2 and 8
     with pytest.raises(ValueError, match="2 records leave nothing"):
-        compare_speed([Contender("", base)], processor, records[:2])
+        contest_speed([Contender("", base)], processor, records[:2])
 
 
 def test_evaluation_of_nothing_is_an_error(models):
     with pytest.raises(ValueError, match="no records"):
-        evaluate(models[0], models[2], [], 4)
+        contest([Contender("", models[0])], models[2], [], 4)
 
 
 def result(name, right, of, tokens, forwards, seconds):
-    return Result(name, [""] * of, [True] * right + [False] * (of - right), tokens, forwards, seconds, seconds)
+    return Result(name, [""] * of, [True] * right + [False] * (of - right), Cost(of, tokens, forwards, seconds))
 
 
 @pytest.fixture
 def rows():
-    ar = Row(result("AR", 81, 100, 200, 200, 1.0), result("AR", 30, 40, 1600, 1600, 2.0), 230.0)
-    dynamic = Row(result("dynamic", 79, 100, 200, 150, 1.5), result("dynamic", 31, 40, 1600, 500, 4.0), 690.0)
+    ar = DecodingRow(result("AR", 81, 100, 200, 200, 1.0), result("AR", 30, 40, 1600, 1600, 2.0), 230.0)
+    dynamic = DecodingRow(result("dynamic", 79, 100, 200, 150, 1.5), result("dynamic", 31, 40, 1600, 500, 4.0), 690.0)
     return [ar, dynamic]
 
 
@@ -141,35 +145,48 @@ def test_table_has_the_numbers_in_columns(rows):
 
 
 @pytest.fixture
-def report(models, records, rows):
+def found(models, records, rows):
     _, translated, processor = models
-    inputs = evaluation.encode(processor, records[:1])
+    inputs = arena.prompts(processor, records[:1])
     settings = {"max_new_tokens": 8, "output_history": True, "return_dict_in_generate": True}
     history = translated.generate(**inputs, **settings).history
     picture = Image.new("RGB", (64, 64), "teal")
-    return Report(
+    return Findings(
         base="tiny-VL",
         block_size=8,
         steps=123,
         seconds=45.6,
+        machine={"date": "2026-11-28", "hardware": "a CPU", "threads": "2 threads", "versions": "torch 9"},
         rows=rows,
         log=[{"step": step, "loss": 9 / step, "masked_accuracy": step / 9} for step in range(1, 9)]
         + [{"step": 8, "train_loss": 1.0}],
         sweep=[(threshold, rows[1].long) for threshold in (0.5, 0.9)],
-        samples=[Sample(picture, "is 1 < 2?", "yes, it is", "yes, it is", "<b>no</b>")],
+        examples=[Example(picture, "is 1 < 2?", "yes, it is", "yes, it is", "<b>no</b>")],
         film=film_html(history, processor.tokenizer, inputs["input_ids"].shape[1], picture, "what is the shape?"),
     )
 
 
-def test_report_is_one_file_with_the_numbers(report, tmp_path):
+def test_report_is_one_file_with_the_numbers(found, tmp_path):
     path = tmp_path / "report.html"
-    write_report(path, report)
+    write_findings(path, found)
     assert list(tmp_path.iterdir()) == [path]
     page = path.read_text(encoding="utf-8")
     assert not re.search(r"https?://", page)
     assert {found.partition(",")[0] for found in re.findall(r'src="([^"]*)"', page)} == {"data:image/png;base64"}
     assert not re.search(r"<link|@import|url\((?!#)", page)
-    for cell in ("81.00%", "75.00%", "77.50%", "1.000", "0.312", "690 (3.00x)", "tiny-VL", "123 steps", "46 seconds"):
+    for cell in (
+        "81.00%",
+        "75.00%",
+        "77.50%",
+        "1.000",
+        "0.312",
+        "690 (3.00x)",
+        "tiny-VL",
+        "123 steps",
+        "46 seconds",
+        "2026-11-28",
+        "2 threads",
+    ):
         assert cell in page
     assert page.count("<svg") == 2
     assert "currentColor" in page
@@ -180,9 +197,9 @@ def test_report_is_one_file_with_the_numbers(report, tmp_path):
     assert "is 1 &lt; 2?" in page
 
 
-def test_report_without_material_is_an_error(report, tmp_path):
+def test_report_without_material_is_an_error(found, tmp_path):
     from dataclasses import replace
 
     for name, said in (("rows", "rows"), ("log", "log lines"), ("sweep", "sweep")):
         with pytest.raises(ValueError, match=said):
-            write_report(tmp_path / "report.html", replace(report, **{name: []}))
+            write_findings(tmp_path / "report.html", replace(found, **{name: []}))

@@ -16,9 +16,8 @@ from diffusionvl.checkpoints.loading import load_model, load_processor
 from diffusionvl.data.sources.json_records import write_jsonl
 from diffusionvl.data.sources.records import read_records
 from diffusionvl.translation.translate import save_translation, translate
-from studies.quickstart import contest as evaluation
-from studies.smollm2 import charts, measure, tower
-from studies.smollm2 import own_answers as prompts
+from studies.quickstart import contest as arena
+from studies.smollm2 import figures, measure, own_answers, tower
 from studies.smollm2 import unpack as weights
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_smollm2.sh"
@@ -73,10 +72,10 @@ def test_accuracy_of_the_tower_counts_pictures_that_are_named_right(name, right,
 
 
 def test_prompts_that_are_held_out_are_about_other_things():
-    train, held_out = prompts.prompts(False), prompts.prompts(True)
+    train, held_out = own_answers.questions(False), own_answers.questions(True)
     assert not set(train) & set(held_out)
     assert len({*train, *held_out}) == len(train) + len(held_out) > 1000
-    questions = len(prompts.QUESTIONS)
+    questions = len(own_answers.QUESTIONS)
     assert len(train) % questions == len(held_out) % questions == 0
 
 
@@ -89,12 +88,12 @@ def test_records_hold_what_the_model_answers_alone(text_base):
         inputs = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        new = model.generate(**inputs, max_new_tokens=prompts.MAX_NEW_TOKENS, do_sample=False)
+        new = model.generate(**inputs, max_new_tokens=own_answers.MAX_NEW_TOKENS, do_sample=False)
         new = new[0, inputs["input_ids"].shape[1] :]
         answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
         if new[-1] == processor.tokenizer.eos_token_id and answer:
             expected[text] = answer
-    records = list(prompts.answered(text_base, texts, "x"))
+    records = list(own_answers.answered(text_base, texts, "x"))
     found = {one["messages"][0]["content"][0]["text"]: one["messages"][1]["content"][0]["text"] for one in records}
     assert found == expected
 
@@ -104,8 +103,8 @@ def test_records_of_answers_can_be_trained_on(text_base, tmp_path, monkeypatch, 
         for index, text in enumerate(texts):
             yield {"id": f"{name}-{index}", "messages": conversation((text, "yes")).messages}
 
-    monkeypatch.setattr(prompts, "answered", answered)
-    assert prompts.main([text_base, "--out", str(tmp_path), "--limit", "3"]) == 0
+    monkeypatch.setattr(own_answers, "answered", answered)
+    assert own_answers.main([text_base, "--out", str(tmp_path), "--limit", "3"]) == 0
     assert "3 answers that ended, of 3 prompts" in capsys.readouterr().out
     assert len(read_records([str(tmp_path / "train.jsonl")])) == 3
 
@@ -135,14 +134,14 @@ def run(tmp_path_factory, base_dir, text_base):
 
 
 def test_a_run_is_measured_and_drawn(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(arena, "MAX_NEW_TOKENS", 4)
     assert measure.main([str(run), "--short", "3", "--long", "3", "--timed", "1"]) == 0
-    found = charts.read_results(run)
+    found = figures.read_results(run)
     assert len({(one.model, one.decoding, one.threshold, one.kind) for one in found}) == len(found)
     timed = {(one.model, one.decoding) for one in found if one.tokens_per_second}
     assert {("ar", "ar"), ("translation", "static"), ("block_1", "static"), ("text", "dynamic")} < timed
     assert {one.forwards_per_token for one in found if one.decoding == "ar"} == {1.0}
-    assert charts.main([str(run), "--out", str(tmp_path / "charts")]) == 0
+    assert figures.main([str(run), "--out", str(tmp_path / "charts")]) == 0
     text = (tmp_path / "charts" / "tables.md").read_text()
     assert text in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {
@@ -154,14 +153,14 @@ def test_a_run_is_measured_and_drawn(run, tmp_path, monkeypatch, capsys):
 
 
 def test_tables_show_the_numbers_that_were_measured(run):
-    found = charts.read_results(run)
+    found = figures.read_results(run)
     marked = [
         replace(one, exact_match=0.123, token_f1=0.321, forwards_per_token=0.456, tokens_per_second=78.9)
         if (one.model, one.kind) == ("block_4", "long")
         else one
         for one in found
     ]
-    rows = [line for line in charts.tables(marked).splitlines() if line.startswith("| D = 4")]
+    rows = [line for line in figures.tables(marked).splitlines() if line.startswith("| D = 4")]
     assert len(rows) == 1
     assert "| 12.3 % | 32.1 % | 0.456 | 78.9 |" in rows[0]
 
@@ -170,7 +169,7 @@ def test_tables_show_the_numbers_that_were_measured(run):
 def test_results_that_are_missing_or_broken_are_one_clear_error(tmp_path, capsys, content):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
-    assert charts.main([str(tmp_path), "--out", str(tmp_path / "charts")]) == 2
+    assert figures.main([str(tmp_path), "--out", str(tmp_path / "charts")]) == 2
     error = capsys.readouterr().err
     assert "results.json" in error
     assert "studies.smollm2.measure" in error

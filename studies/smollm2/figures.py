@@ -1,5 +1,6 @@
-"""`python -m studies.smollm2.charts RUN --out DIR`: tables (Markdown) and charts (PNG) of a measured run."""
+"""`python -m studies.smollm2.figures RUN --out DIR`: writes tables (Markdown) and charts (PNG) of a measured run."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusionvl.commands.command_line import Parser, fail
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.errors import UserError
 from studies.smollm2.measure import BLOCK_SIZE, BLOCK_SIZES, THRESHOLD, THRESHOLDS, Measurement
 
@@ -23,7 +24,7 @@ def read_results(run: Path) -> list[Measurement]:
     path = run / "results.json"
     try:
         return [Measurement(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); run studies.smollm2.measure first") from error
 
 
@@ -181,20 +182,20 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 2 for an input that cannot be used.
     """
-    parser = Parser(prog="python -m studies.smollm2.charts", description="Draw a measured run.")
+    parser = Parser(prog="python -m studies.smollm2.figures", description="Draw a measured run.")
     parser.add_argument("run", type=Path, help="folder that studies.smollm2.measure wrote results.json into")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables.md and the charts")
-    arguments = parser.parse_args(argv)
-    try:
-        found = read_results(arguments.run)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        text = tables(found)
-        (arguments.out / "tables.md").write_text(text + "\n", encoding="utf-8")
-        draw_charts(found, arguments.out)
-    except (OSError, ValueError) as error:
-        return fail(parser.prog, error)
+    return parser.run(_draw, argv)
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    """Reads the run, and writes and prints its tables."""
+    found = read_results(arguments.run)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = tables(found)
+    (arguments.out / "tables.md").write_text(text + "\n", encoding="utf-8")
+    draw_charts(found, arguments.out)
     print(f"{text}\n\nwrote {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The report of a quickstart run: one HTML page that needs no other file, and the same numbers as a console table."""
+"""The findings of a quickstart run: one HTML page that needs no other file, and the same numbers as a console table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """One way of decoding.
+class DecodingRow:
+    """One way of decoding in the table.
 
     Attributes:
-        short: Its result on the official short questions.
-        long: Its result on the long questions.
+        short: Result on the official short questions.
+        long: Result on the long questions.
         speed: Tokens a second at batch size 1.
     """
 
@@ -44,12 +44,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One question that was answered by the AR base and by its translation.
+class Example:
+    """One question with the answers of the AR base and of its translation.
 
     Attributes:
         image: The picture.
-        question: About it.
+        question: The question about it.
         official: The right answer.
         base: The AR base's answer.
         translated: The translated model's answer.
@@ -63,18 +63,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """All that the page shows.
 
     Attributes:
         base: Name of the AR base.
-        block_size: D of the translated model.
-        steps: Of finetuning.
-        seconds: That finetuning took.
-        rows: AR base first, then the translated model's ways of decoding.
+        block_size: Block size D of the translated model.
+        steps: Number of finetuning steps.
+        seconds: Time that finetuning took.
+        machine: Date, hardware, threads and versions of the comparison.
+        rows: The AR base first, then the translated model's ways of decoding.
         log: Lines of `log.jsonl`; those without a loss are left out.
-        sweep: Confidence threshold of dynamic remasking, and the result with it on long questions.
-        samples: Questions with both answers.
+        sweep: Confidence thresholds of dynamic remasking, each with its result on long questions.
+        examples: Questions with both answers.
         film: A film from `film_html`.
     """
 
@@ -82,29 +83,30 @@ class Report:
     block_size: int
     steps: int
     seconds: float
-    rows: Sequence[Row]
+    machine: dict[str, str]
+    rows: Sequence[DecodingRow]
     log: Sequence[dict[str, Any]]
     sweep: Sequence[tuple[float, Result]]
-    samples: Sequence[Sample]
+    examples: Sequence[Example]
     film: str
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """The table for the console; the AR base stands first, and speeds are told as multiples of its."""
+def format_table(rows: Sequence[DecodingRow]) -> str:
+    """Writes the table for the console, with speeds also as multiples of the AR base's, which stands first."""
     return table(COLUMNS, table_cells(rows))
 
 
-def table_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The numbers as text, a list of cells a row."""
+def table_cells(rows: Sequence[DecodingRow]) -> list[list[str]]:
+    """Writes the numbers as text, a list of cells for each row."""
     base = rows[0]
     return [
         [
             row.short.name,
             f"{row.short.accuracy:.2%}",
             f"{row.long.accuracy:.2%}",
-            f"{row.long.forwards_per_token:.3f}",
+            f"{row.long.cost.forwards_per_token:.3f}",
             _speed(row.speed, base.speed),
-            _speed(row.long.tokens_per_second, base.long.tokens_per_second),
+            _speed(row.long.cost.tokens_per_second, base.long.cost.tokens_per_second),
         ]
         for row in rows
     ]
@@ -114,43 +116,43 @@ def _speed(tokens_per_second: float, base: float) -> str:
     return f"{tokens_per_second:,.0f} ({tokens_per_second / base:.2f}x)"
 
 
-def write_report(path: str | Path, report: Report) -> None:
+def write_findings(path: str | Path, found: Findings) -> None:
     """Writes the page.
 
     Args:
-        path: `.html` file.
-        report: What it shows.
+        path: The `.html` file.
+        found: What it shows.
 
     Raises:
         UserError: There is nothing to show: no rows, no logged loss or no sweep.
     """
     for name, present in (
-        ("rows", report.rows),
-        ("log lines with a loss", _losses(report.log)),
-        ("sweep", report.sweep),
+        ("rows", found.rows),
+        ("log lines with a loss", _losses(found.log)),
+        ("sweep", found.sweep),
     ):
         if not present:
-            raise UserError(f"the report has no {name}; evaluate and train before you write it")
+            raise UserError(f"the page has no {name}; train and evaluate before you write it")
     page = render(
-        Path(__file__).with_name("report.html.jinja"),
-        report=report,
+        Path(__file__).with_name("findings.html.jinja"),
+        found=found,
         columns=COLUMNS,
-        cells=table_cells(report.rows),
-        loss_chart=Markup(loss_chart(report.log)),
-        sweep_chart=Markup(sweep_chart(report.rows, report.sweep)),
-        film=Markup(report.film),
+        cells=table_cells(found.rows),
+        loss_chart=Markup(loss_chart(found.log)),
+        sweep_chart=Markup(sweep_chart(found.rows, found.sweep)),
+        film=Markup(found.film),
         data_url=data_url,
     )
     Path(path).write_text(page, encoding="utf-8")
 
 
 def _losses(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a log that tell of a training step."""
+    """Returns the lines of a log that report a training step."""
     return [line for line in log if "loss" in line and "step" in line]
 
 
 def loss_chart(log: Sequence[dict[str, Any]]) -> str:
-    """Training loss, and accuracy on masked tokens below it, over the steps; as SVG."""
+    """Draws the training loss over the steps, with the accuracy on masked tokens below it, as SVG."""
     lines = _losses(log)
     steps = [line["step"] for line in lines]
     with mpl.rc_context(chart_style()):
@@ -167,18 +169,18 @@ def loss_chart(log: Sequence[dict[str, Any]]) -> str:
         return to_svg(figure, "Training loss and accuracy on masked tokens over optimizer steps")
 
 
-def sweep_chart(rows: Sequence[Row], sweep: Sequence[tuple[float, Result]]) -> str:
-    """Exact match on long questions against forwards per token, over confidence thresholds; as SVG."""
+def sweep_chart(rows: Sequence[DecodingRow], sweep: Sequence[tuple[float, Result]]) -> str:
+    """Draws exact match on long questions against forwards per token, over confidence thresholds, as SVG."""
     with mpl.rc_context(chart_style()):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         axes = figure.subplots()
         axes.axhline(100 * rows[0].long.accuracy, color=SERIES["AR"], linewidth=1, linestyle="--")
         singles = [row.long for row in rows if row.long.name != "dynamic"]  # dynamic is a point of the sweep
-        others = [(result.forwards_per_token, 100 * result.accuracy) for result in singles]
+        others = [(result.cost.forwards_per_token, 100 * result.accuracy) for result in singles]
         for result, point, marker in zip(singles, others, "sDv^<>"[: len(singles)], strict=True):
             color = SERIES.get(result.name, SERIES["static"])
             axes.plot(*point, marker, color=color, markersize=8, label=result.name, linestyle="none")
-        places = [(result.forwards_per_token, 100 * result.accuracy) for _, result in sweep]
+        places = [(result.cost.forwards_per_token, 100 * result.accuracy) for _, result in sweep]
         axes.plot(*zip(*places, strict=True), "o-", color=SERIES["dynamic"], label="dynamic, by threshold")
         axes.set(xlabel="forwards per token (fewer is faster)", ylabel="exact match on long questions (%)")
         axes.set_xlim(left=0)
