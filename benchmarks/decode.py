@@ -1,10 +1,10 @@
-"""What decoding costs: autoregression, the reference's procedure and full diffusion against our engine.
+"""Measures what decoding costs: autoregression, the reference's procedure and full diffusion against our engine.
 
 All decode the same prompts with the same weights by the same kernels, in turn, in one process:
 
     AR          transformers' `generate` with a KV cache; the base itself
-    reference   DiffusionVL's own loop: one prompt after another, the LM head on every token, a commit of its own behind
-                each block (so S + 1 forwards), also behind the last. A larger batch changes nothing for it, so it is
+    reference   DiffusionVL's own loop: one prompt after another, the LM head on every token, a commit of its own after
+                each block (so S + 1 forwards), including the last. A larger batch changes nothing for it, so it is
                 measured at the first batch size alone
     full        full diffusion: prompt and answer are one block and run whole in every step, without a cache
     ours        `generate`: rows together, fused commit, the LM head on masked tokens
@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +38,13 @@ from decode_tasks import SHAPES, Batch, Contender, Task, random_task, trained_ta
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from diffusionvl.commands.command_line import Parser
+from diffusionvl.modeling.errors import UserError
+
 
 @contextmanager
 def decoder_clock(base: PreTrainedModel) -> Iterator[list[float]]:
-    """Inside, the seconds of every run of a base's decoder layers are appended to the list."""
+    """Collects in a list the seconds that the base's decoder layers run inside the context."""
     decoder, seconds = base.get_decoder(), [0.0]
     hooks = (
         decoder.register_forward_pre_hook(lambda *_: seconds.append(-time.perf_counter())),
@@ -54,7 +58,7 @@ def decoder_clock(base: PreTrainedModel) -> Iterator[list[float]]:
 
 
 def run_once(contender: Contender, batch: Batch) -> tuple[Answers, float | None, float]:
-    """Answers, the share of the time that the decoder's layers ran, and the peak of memory in MiB."""
+    """Returns the answers, the share of the time that the decoder's layers ran, and the peak of memory in MiB."""
     if contender.base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return contender.decode(batch), None, torch.cuda.max_memory_allocated() / 2**20
@@ -72,8 +76,8 @@ def measure(task: Task, size: int, known: Sequence[Measured]) -> list[Measured]:
 
     Args:
         task: The task.
-        size: Prompts of a batch.
-        known: What has been measured; those that answer one by one are not measured again.
+        size: Number of prompts in a batch.
+        known: Measurements so far; contenders that answer one by one are not measured again.
     """
     done = {one.contender: one for one in known if one.task == task.name}
     results = []
@@ -82,7 +86,7 @@ def measure(task: Task, size: int, known: Sequence[Measured]) -> list[Measured]:
             results.append(replace(done[contender.name], batch=size))
         else:
             results.append(Measured(task.name, contender.name, size))
-    going = [pair for pair in zip(results, task.contenders, strict=True) if not pair[0].tokens]
+    going = [pair for pair in zip(results, task.contenders, strict=True) if not pair[0].cost.tokens]
     batches = task.batches(size)
     for number, batch in enumerate(batches):
         for result, contender in going:
@@ -90,14 +94,13 @@ def measure(task: Task, size: int, known: Sequence[Measured]) -> list[Measured]:
                 contender.decode(batch)  # warms up
             runs = [run_once(contender, batch) for _ in range(task.repeats)]
             answers, shares, peaks = zip(*runs, strict=True)
-            seconds = statistics.median(one.seconds for one in answers)
-            result.seconds += seconds
-            result.first_seconds += statistics.median(one.first for one in answers) / len(batches)
+            seconds, first = (
+                statistics.median(getattr(one.cost, name) for one in answers) for name in ("seconds", "first_seconds")
+            )
+            result.cost.add(replace(answers[0].cost, seconds=seconds, first_seconds=first))
             if None not in shares:
                 result.decoder_seconds = (result.decoder_seconds or 0.0) + seconds * statistics.median(shares)
             result.peak_mib = max(result.peak_mib, *peaks)
-            result.tokens += sum(map(len, answers[0].tokens))
-            result.forwards += answers[0].forwards
             result.ids += answers[0].tokens
     for result in results:
         result.quality = task.judge(result, results)
@@ -106,7 +109,7 @@ def measure(task: Task, size: int, known: Sequence[Measured]) -> list[Measured]:
 
 
 def write(results: list[Measured], machine: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Writes what there is so far."""
+    """Writes the measurements so far."""
     rows = summary(results)
     if arguments.json:
         arguments.json.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
@@ -114,9 +117,9 @@ def write(results: list[Measured], machine: dict[str, Any], arguments: argparse.
         draw(results, arguments.chart)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    """Builds the parser of the command line."""
+    parser = Parser(prog="python benchmarks/decode.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", help="AR model that was translated; with --model")
     parser.add_argument("--model", help="its finetuned translation, which answers easy-VQA")
     parser.add_argument("--name", help="of that model in the table; its folder's if left out")
@@ -137,13 +140,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    parser = build_parser()
-    arguments = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Measures all tasks at all batch sizes.
+
+    Returns:
+        0, or 2 for an input that cannot be used.
+    """
+    return build_parser().run(_measure_all, argv)
+
+
+def _measure_all(arguments: argparse.Namespace) -> None:
     if bool(arguments.base) != bool(arguments.model) or not (arguments.model or arguments.shape):
-        parser.error("give --base and --model, or --shape, or all three")
-    if any(arguments.questions % size for size in arguments.batches):
-        parser.error(f"--questions {arguments.questions} is no multiple of each of --batches {arguments.batches}")
+        raise UserError("give --base and --model, or --shape, or all three")
+    if any(size < 1 or arguments.questions % size for size in arguments.batches):
+        raise UserError(f"--questions {arguments.questions} is not a multiple of each of --batches {arguments.batches}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     machine = {
@@ -167,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

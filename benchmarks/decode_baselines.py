@@ -1,4 +1,4 @@
-"""Decodings that `decode.py` compares with: the reference's loop, and full diffusion without a cache."""
+"""Decodings that `decode.py` compares with ours: the reference's loop, and full diffusion without a cache."""
 
 import time
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.evaluation.costs import Cost
 from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 from diffusionvl.modeling.remasking import REMASKING, Draft, transfer_schedule
@@ -20,23 +21,19 @@ Inputs = dict[str, Tensor]
 
 @dataclass
 class Answers:
-    """What a decoding of one batch gives.
+    """The answers to one batch.
 
     Attributes:
         tokens: Ids of each answer, up to its end of sequence.
-        forwards: Forwards, summed over the rows that took part in them.
-        seconds: In all.
-        first: Seconds until the first tokens were there.
+        cost: Tokens, forwards and seconds.
     """
 
     tokens: list[list[int]]
-    forwards: float
-    seconds: float
-    first: float
+    cost: Cost
 
 
 def cut(row: list[int], ends: Sequence[int]) -> list[int]:
-    """An answer up to its first end of sequence."""
+    """Returns an answer up to its first end of sequence."""
     return next((row[: place + 1] for place, token in enumerate(row) if token in ends), row)
 
 
@@ -47,7 +44,7 @@ def decode_like_the_reference(
     max_new_tokens: int,
     **sampling: Any,
 ) -> Answers:
-    """The reference's procedure, one prompt after another, with D steps a block.
+    """Decodes by the reference's procedure, one prompt after another, with D steps a block.
 
     It prefills the prompt's blocks with logits of all their tokens, denoises with logits of the whole block, and
     commits each block, the last one too, by a forward of its own.
@@ -57,9 +54,9 @@ def decode_like_the_reference(
         rows: Inputs of one prompt each, without padding.
         ends: Ids that end an answer.
         max_new_tokens: Longest answer.
-        **sampling: Settings of `Sampling`.
+        **sampling: Settings for `Sampling`.
     """
-    found = Answers([], 0.0, 0.0, 0.0)
+    found = Answers([], Cost(len(rows)))
     start = time.perf_counter()
     for row in rows:
         ids, media = row["input_ids"], {name: row[name] for name in MEDIA_INPUTS if name in row}
@@ -68,24 +65,25 @@ def decode_like_the_reference(
         tags = TokenTags(model.block_ids(ids, real), torch.zeros_like(ids), torch.zeros_like(ids))
         cache = DynamicCache()
         model(ids, dense_mask(tags), position, past_key_values=cache, use_cache=True, **media)
-        found.forwards += 1
+        found.cost.forwards += 1
         tokens: list[int] = []
         while len(tokens) < max_new_tokens and not set(tokens) & set(ends):
             begin = int(position.max()) + 1 + len(tokens)
             window = begin + torch.arange(model.config.block_size, device=ids.device)
             block, forwards = _denoise(model, window.expand(len(position), 1, -1), cache, Sampling(**sampling))
             tokens += block
-            found.forwards += forwards
-            found.first = found.first or time.perf_counter() - start
+            found.cost.forwards += forwards
+            if len(tokens) == len(block):
+                found.cost.first_seconds += time.perf_counter() - start
         found.tokens.append(cut(tokens[:max_new_tokens], ends))
-    found.seconds = time.perf_counter() - start
+    found.cost.tokens, found.cost.seconds = sum(map(len, found.tokens)), time.perf_counter() - start
     return found
 
 
 def _denoise(
     model: DiffusionVLForConditionalGeneration, position: Tensor, cache: DynamicCache, sampling: Sampling
 ) -> tuple[list[int], int]:
-    """One block at these positions [A, 1, D]: its tokens, and the forwards that it and its commit took."""
+    """Decodes one block at these positions [A, 1, D]: its tokens, and the forwards that it and its commit took."""
     size, mask_id, device = model.config.block_size, model.config.mask_token_id, position.device
     ids = torch.full((1, size), mask_id, device=device)
     masked = torch.ones(1, size, dtype=torch.bool, device=device)
@@ -106,29 +104,29 @@ def _denoise(
 
 
 def _forbidden(model: DiffusionVLForConditionalGeneration) -> Tensor:
-    """Ids that are never chosen."""
+    """Returns the ids that are never chosen."""
     return torch.tensor([model.config.mask_token_id, *placeholder_ids(model.base.config)], device=model.device)
 
 
 def decode_fully(
     model: DiffusionVLForConditionalGeneration, inputs: Inputs, ends: Sequence[int], max_new_tokens: int, steps: int
 ) -> Answers:
-    """Full diffusion: one token a step, each step over prompt and answer, where every token sees every other one.
+    """Decodes by full diffusion: one token a step over prompt and answer, where every token sees every other one.
 
     Args:
-        model: Any.
+        model: Any block-diffusion model.
         inputs: Prompts, padded on the left. Their images are read once.
         ends: Ids that end an answer.
         max_new_tokens: Tokens, and steps of a whole decoding.
-        steps: Steps that are run. All cost the same, so these tell the time of the rest; the answer is then incomplete.
+        steps: Steps that are run. All cost the same, so the time of the others follows; the answer is then incomplete.
     """
     start = time.perf_counter()
     prompt, position, real = _read_prompt(model, inputs)
     batch, length = inputs["input_ids"].shape
     mask_id, device = model.config.mask_token_id, model.device
     ids = torch.full((batch, max_new_tokens), mask_id, device=device)
-    behind = position.amax((0, 2))[:, None] + 1 + torch.arange(max_new_tokens, device=device)
-    position = torch.cat([position, behind.expand(len(position), -1, -1)], dim=2)
+    later = position.amax((0, 2))[:, None] + 1 + torch.arange(max_new_tokens, device=device)
+    position = torch.cat([position, later.expand(len(position), -1, -1)], dim=2)
     seen = torch.nn.functional.pad(real, (0, max_new_tokens), value=True)
     mask = seen[:, None, None, :].expand(batch, 1, length + max_new_tokens, length + max_new_tokens)
     read = time.perf_counter() - start
@@ -146,11 +144,12 @@ def decode_fully(
     answers = [cut(row, ends) for row in ids.tolist()]  # waits for the device
     seconds = read + (time.perf_counter() - start - read) * max_new_tokens / steps
     # All tokens are free to change until the last step, so the first ones are there with the last.
-    return Answers(answers, float(batch * max_new_tokens), seconds, seconds)
+    cost = Cost(batch, sum(map(len, answers)), batch * max_new_tokens, seconds, seconds * batch)
+    return Answers(answers, cost)
 
 
 def _read_prompt(model: DiffusionVLForConditionalGeneration, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of the prompts with their image features [B, P, E], positions [A, B, P], and which are no padding."""
+    """Returns embeddings of the prompts and images [B, P, E], positions [A, B, P], and which tokens are not padding."""
     ids, media = inputs["input_ids"], {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
     real = inputs["attention_mask"].bool()
     found: list[Tensor] = []

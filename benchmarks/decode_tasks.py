@@ -1,4 +1,4 @@
-"""What `decode.py` lets decode, and who does: a trained model on easy-VQA, and random weights of a known shape."""
+"""The tasks of `decode.py` and their contenders: a trained model on easy-VQA, and random weights of a known shape."""
 
 import argparse
 import statistics
@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from diffusionvl.checkpoints.loading import find_device, load_model, load_processor
-from diffusionvl.evaluation.decoding import generate, on_model
+from diffusionvl.evaluation.decoding import answer_batch, on_model
 from studies.quickstart import easy_vqa
-from studies.quickstart.contest import answer, encode
+from studies.quickstart.contest import answer, prompts
 
 LONGEST = 64  # tokens of an answer to a long question of easy-VQA, which has 30 to 48
 # SmolLM2-135M, and the language model of Qwen2.5-VL-3B.
@@ -51,7 +51,7 @@ class Contender(NamedTuple):
     """A way to decode.
 
     Attributes:
-        name: For the table.
+        name: Name in the table.
         base: The AR model that runs underneath.
         decode: Answers a batch.
         one_by_one: Whether it answers one prompt after another, whatever the batch size.
@@ -67,10 +67,10 @@ class Task(NamedTuple):
     """Prompts and those that answer them.
 
     Attributes:
-        name: For the table.
-        contenders: In the order of the table.
-        batches: The prompts in batches of a size.
-        judge: The quality of a contender's answers, in the order of the prompts; None where it has none.
+        name: Name in the table.
+        contenders: Contenders in the order of the table.
+        batches: Returns the prompts in batches of a size.
+        judge: Returns the quality of a contender's answers, in the order of the prompts, or None where it has none.
         repeats: How often each batch is decoded; its time is the median.
     """
 
@@ -82,19 +82,15 @@ class Task(NamedTuple):
 
 
 def decode_by_generate(model: PreTrainedModel, batch: Batch, ends: Sequence[int], **settings: Any) -> Answers:
-    """By the `generate` of an AR model or of ours."""
-    found = generate(model, batch.together, eos_token_id=list(ends) or None, **settings)
-    tokens = [cut(row, ends) for row in found.new.tolist()]
-    diffusion = isinstance(model, DiffusionVLForConditionalGeneration)
-    # An AR model's prefill gives the first token, so its forwards are its tokens.
-    forwards = int(found.forwards.sum()) if diffusion else sum(map(len, tokens))
-    return Answers(tokens, float(forwards), found.seconds, found.first_seconds)
+    """Decodes by the `generate` of an AR model or of ours."""
+    found = answer_batch(model, batch.together, eos_token_id=list(ends) or None, **settings)
+    return Answers([found.row(row).tokens for row in range(len(found.lengths))], found.cost)
 
 
 def contenders_of(
     base: PreTrainedModel, model: DiffusionVLForConditionalGeneration, own: dict[str, Any], full_steps: int
 ) -> list[Contender]:
-    """Those that every task has; `own` are the settings that all share."""
+    """Returns the contenders that every task has; `own` are the settings that all share."""
     # It writes all its tokens whatever they are; one that it was not trained for may end with the first of them.
     full = {**own, "steps": min(full_steps, own["max_new_tokens"]), "ends": ()}
     return [
@@ -108,7 +104,7 @@ def contenders_of(
 
 
 def trained_task(arguments: argparse.Namespace) -> Task:
-    """Long questions of easy-VQA's test split; quality is exact match."""
+    """Builds the task of long questions from easy-VQA's test split; quality is exact match."""
     device = find_device(arguments.device)
     base, model = (
         load_model(name, getattr(torch, arguments.dtype)).eval().to(device)
@@ -123,7 +119,7 @@ def trained_task(arguments: argparse.Namespace) -> Task:
         prepared = partial(on_model, model=model)
         chosen = [records[begin : begin + size] for begin in range(0, len(records), size)]
         return [
-            Batch(prepared(encode(processor, some)), [prepared(encode(processor, [one])) for one in some])
+            Batch(prepared(prompts(processor, some)), [prepared(prompts(processor, [one])) for one in some])
             for some in chosen
         ]
 
@@ -154,7 +150,7 @@ def trained_task(arguments: argparse.Namespace) -> Task:
 
 
 def build_random(shape: str, block_size: int) -> DiffusionVLForConditionalGeneration:
-    """A random model of a known shape, whose last id is the mask token."""
+    """Builds a random model of a known shape, whose last id is the mask token."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)
     own = DiffusionVLConfig(config, block_size, mask_token_id=config.vocab_size - 1)
@@ -162,16 +158,16 @@ def build_random(shape: str, block_size: int) -> DiffusionVLForConditionalGenera
 
 
 def random_task(arguments: argparse.Namespace, tokens: int) -> Task:
-    """Answers of a fixed length by random weights; quality is the share of tokens that agree with the reference's."""
+    """Builds the task of random weights and answers of a fixed length; quality is agreement with the reference."""
     model = build_random(arguments.shape, arguments.block_size)
     model = model.to(find_device(arguments.device), getattr(torch, arguments.dtype))
     generator = torch.Generator().manual_seed(1)
     shape = (max(arguments.batches), arguments.prompt_tokens)
-    prompts = torch.randint(1, model.config.mask_token_id, shape, generator=generator).to(model.device)
+    rows_of_ids = torch.randint(1, model.config.mask_token_id, shape, generator=generator).to(model.device)
     own: dict[str, Any] = {"max_new_tokens": tokens, "ends": ()}
 
     def batches(size: int) -> list[Batch]:
-        rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in prompts[:size].split(1)]
+        rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows_of_ids[:size].split(1)]
         together = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         return [Batch(together, rows)]
 

@@ -19,6 +19,7 @@ import gc
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step_contenders import SHAPES, Document, ar_loss, build_batches, build_model, our_loss, reference_loss
 
 from diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.attention import attend_over_tiles
 
 LANGUAGE, WHOLE = "language model", "whole step"
@@ -229,9 +231,13 @@ def report(results: list[Measured]) -> dict[str, Any]:
     return {"case": case, "part": part, "contenders": contenders, "ratios": found, "targets": targets}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures all cases; the JSON is written anew after each, so that a run that is stopped leaves what it has."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(argv: list[str] | None = None) -> int:
+    """Measures all cases.
+
+    Returns:
+        0, or 2 for an input that cannot be used.
+    """
+    parser = Parser(prog="python benchmarks/train_step.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, help="of the model (default: 3b on a GPU, small without)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and short rows, to see that it runs")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="which to measure (default: all)")
@@ -239,7 +245,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=12, help="for the rounds of each part of a case, at least one")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="as the recipes of large models have it")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    args = parser.parse_args(argv)
+    return parser.run(_measure_all, argv)
+
+
+def _measure_all(args: argparse.Namespace) -> None:
+    """Measures; the JSON is written anew after each part, so that a run that is stopped leaves what it has."""
     on_gpu = torch.cuda.is_available()
     shape = "tiny" if args.tiny else args.shape or ("3b" if on_gpu else "small")
     model = build_model(SHAPES[shape]).to("cuda" if on_gpu else "cpu")
@@ -271,4 +281,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

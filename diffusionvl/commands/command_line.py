@@ -81,7 +81,7 @@ def fail(command: str, error: Exception | str) -> int:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the console, the first column to the left."""
+    """Lays out a table for the console, with the first column to the left."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     lines = [
@@ -89,3 +89,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for pairs in (list(zip(line, widths, strict=True)) for line in cells)
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Writes a table in Markdown, with the first column to the left."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..data.prompts import encode
 from ..modeling.engine import Engine

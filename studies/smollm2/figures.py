@@ -10,13 +10,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusionvl.commands.command_line import Parser
+from diffusionvl.commands.command_line import Parser, markdown
 from diffusionvl.modeling.errors import UserError
 from studies.smollm2.measure import BLOCK_SIZE, BLOCK_SIZES, THRESHOLD, THRESHOLDS, Measurement
 
 
 def read_results(run: Path) -> list[Measurement]:
-    """What `studies.smollm2.measure` wrote.
+    """Reads what `studies.smollm2.measure` wrote.
 
     Raises:
         UserError: There is none, or it is broken.
@@ -29,7 +29,7 @@ def read_results(run: Path) -> list[Measurement]:
 
 
 def select(found: Sequence[Measurement], **wanted: Any) -> Measurement:
-    """The one measurement with these fields.
+    """Returns the one measurement with these fields.
 
     Raises:
         UserError: The run lacks it.
@@ -38,12 +38,6 @@ def select(found: Sequence[Measurement], **wanted: Any) -> Measurement:
         if all(getattr(one, name) == value for name, value in wanted.items()):
             return one
     raise UserError(f"results.json holds no measurement of {wanted}; run studies.smollm2.measure again")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _percent(share: float) -> str:
@@ -55,7 +49,7 @@ def _speed(one: Measurement) -> str:
 
 
 def tables(found: Sequence[Measurement]) -> str:
-    """All tables of a run, in Markdown."""
+    """Writes all tables of a run in Markdown."""
 
     def row(title: str, decoding: str, model: str, threshold: float | None) -> list[str]:
         wanted = {"model": model, "decoding": decoding, "threshold": threshold}
@@ -70,7 +64,7 @@ def tables(found: Sequence[Measurement]) -> str:
     text = [one for one in found if one.kind == "text" and one.model == "text"]
     base = select(found, kind="text", model="smollm2")
     parts = {
-        "AR against translation": table(
+        "AR against translation": markdown(
             header,
             [
                 row("AR baseline", "ar", "ar", None),
@@ -78,10 +72,10 @@ def tables(found: Sequence[Measurement]) -> str:
                 row(f"translation, dynamic {THRESHOLD}", "dynamic", "translation", THRESHOLD),
             ],
         ),
-        "Block size (table 5)": table(
+        "Block size (table 5)": markdown(
             header, [row(f"D = {size}", "static", f"block_{size}", None) for size in BLOCK_SIZES]
         ),
-        "Noise and blocks (table 6)": table(
+        "Noise and blocks (table 6)": markdown(
             header,
             [
                 row(f"block diffusion, D = {BLOCK_SIZE}", "dynamic", f"block_{BLOCK_SIZE}", THRESHOLD),
@@ -89,10 +83,10 @@ def tables(found: Sequence[Measurement]) -> str:
                 row("full diffusion, D = 64", "dynamic", "full", THRESHOLD),
             ],
         ),
-        "Threshold (table 7)": table(
+        "Threshold (table 7)": markdown(
             ["threshold", *header[2:]], [[str(one.threshold), *columns(one)] for one in sweep]
         ),
-        "Text alone": table(
+        "Text alone": markdown(
             ["", "answers equal to the base's", "token F1 with the base's", "forwards/token", "tokens/s"],
             [[one.decoding, *columns(one)] for one in (base, *text)],
         ),
@@ -101,7 +95,7 @@ def tables(found: Sequence[Measurement]) -> str:
 
 
 def draw_charts(found: Sequence[Measurement], out: Path) -> None:
-    """`threshold.png`, `block_size.png` and `speed_quality.png`, of long answers."""
+    """Draws `threshold.png`, `block_size.png` and `speed_quality.png`, all of long answers."""
     long = [one for one in found if one.kind == "long"]
     ar = select(long, model="ar")
     for name, draw in (("threshold", _thresholds), ("block_size", _block_sizes), ("speed_quality", _speed_quality)):
@@ -109,7 +103,7 @@ def draw_charts(found: Sequence[Measurement], out: Path) -> None:
 
 
 def _thresholds(long: Sequence[Measurement], ar: Measurement) -> Figure:
-    """What the threshold of dynamic remasking changes: quality above, cost below."""
+    """Draws quality (above) and cost (below) over the threshold of dynamic remasking."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     quality, cost = figure.subplots(2, 1, sharex=True)
     sweep = [one for one in long if one.model == "translation" and one.decoding == "dynamic"]
@@ -124,13 +118,13 @@ def _thresholds(long: Sequence[Measurement], ar: Measurement) -> Figure:
 
 
 def _room(shown: Sequence[Measurement], ar: Measurement) -> tuple[float, float]:
-    """Ends of an axis of per cents, ten points apart at least, so that one question does not look like a cliff."""
+    """Returns the ends of an axis of per cents, at least ten apart, so that one question does not look like a cliff."""
     lowest = 100 * min(one.exact_match for one in (*shown, ar))
     return max(0.0, min(90.0, lowest - 5)), 101.0
 
 
 def _block_sizes(long: Sequence[Measurement], ar: Measurement) -> Figure:
-    """Quality over the block size."""
+    """Draws quality over the block size."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     sizes = [select(long, model=f"block_{size}", decoding="static") for size in BLOCK_SIZES]
@@ -143,7 +137,7 @@ def _block_sizes(long: Sequence[Measurement], ar: Measurement) -> Figure:
 
 
 def _speed_quality(long: Sequence[Measurement], ar: Measurement) -> Figure:
-    """Quality over speed; models of a small budget in grey."""
+    """Draws quality over speed, with models of a small budget in grey."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     timed = [one for one in long if one.tokens_per_second is not None]
@@ -166,12 +160,12 @@ def _speed_quality(long: Sequence[Measurement], ar: Measurement) -> Figure:
 
 
 def _points(shown: Sequence[Measurement]) -> tuple[list[float], list[float]]:
-    """Tokens per second and per cents."""
+    """Returns tokens per second and per cents."""
     return [one.tokens_per_second or 0.0 for one in shown], [100 * one.exact_match for one in shown]
 
 
 def _ar_line(axes: Axes, quality: float) -> None:
-    """A dashed line at the AR baseline's quality."""
+    """Draws a dashed line at the AR baseline's quality."""
     axes.axhline(quality, color="black", linestyle="--", label="AR baseline")
     axes.legend()
 

@@ -14,6 +14,8 @@ import decode
 from decode_baselines import decode_fully, decode_like_the_reference
 from decode_report import Measured, as_table, draw, summary
 
+from diffusionvl.evaluation.costs import Cost
+
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
 
 
@@ -36,8 +38,8 @@ def test_the_references_loop_gives_the_same_tokens_in_more_forwards(translated_d
     for tokens, row in zip(found.tokens, output.sequences[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
         assert row[: len(tokens)] == tokens
         blocks += -(-len(tokens) // 4)
-    assert found.forwards == output.forwards.sum() + blocks + len(rows)  # commits and prefills
-    assert 0 < found.first < found.seconds
+    assert found.cost.forwards == output.forwards.sum() + blocks + len(rows)  # commits and prefills
+    assert 0 < found.cost.seconds_to_first_block < found.cost.seconds
 
 
 def test_full_diffusion_is_one_block_without_a_cache(translated_dir, processor, questions):
@@ -55,7 +57,7 @@ def test_full_diffusion_is_one_block_without_a_cache(translated_dir, processor, 
 def test_the_summary_and_the_chart(tmp_path):
     rows = [("AR", 100, 2.0), ("reference, static", 100, 4.0), ("ours, static", 100, 2.5)]
     results = [
-        Measured("task", name, batch, 1.0, tokens, 112.0, seconds / batch, 0.5 / batch, ids=[[1]])
+        Measured("task", name, batch, 1.0, Cost(1, tokens, 112.0, seconds / batch), 0.5 / batch, ids=[[1]])
         for batch in (1, 4)
         for name, tokens, seconds in rows
     ]
@@ -75,8 +77,7 @@ def test_a_run_measures_all_and_the_reference_once(base_dir, translated_dir, tmp
     monkeypatch.setitem(decode.SHAPES, "135M", {**small, "num_attention_heads": 4, "num_key_value_heads": 2})
     settings = "--questions 2 --repeats 1 --shape 135M --tokens 5 --prompt-tokens 9 --batches 1 2 --full-steps 2"
     models = ["--base", base_dir, "--model", translated_dir, "--name", "tiny", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["decode.py", *models, *settings.split(), "--json", str(tmp_path / "found.json")])
-    decode.main()
+    assert decode.main([*models, *settings.split(), "--json", str(tmp_path / "found.json")]) == 0
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     names = ["AR", "full", "reference, static", "ours, static"]
     trained = [*names, "ours, separate commit", "reference, dynamic", "ours, dynamic"]
