@@ -3,6 +3,7 @@
 Legend: A axes of a position (1, or 3 for M-RoPE), B batch, L tokens.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForImageTextToText] | 
         f"model type {config.model_type!r} is neither an image-text-to-text model nor a causal language model of "
         "transformers; give one of them"
     )
+
+
+def cache_input(model_class: type[PreTrainedModel]) -> str:
+    """The name of the KV cache in a model's forward: `cache` since transformers 5.24, before that `past_key_values`."""
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
 def position_axes(base_config: PreTrainedConfig) -> int:

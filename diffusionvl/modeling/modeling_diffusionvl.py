@@ -22,6 +22,7 @@ from .errors import UserError
 from .families import (
     TOKEN_TYPE_INPUTS,
     auto_class,
+    cache_input,
     caps_scores,
     deepstack_of_twins,
     fixed_inputs,
@@ -189,12 +190,12 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             raise UserError("a 4-D attention_mask needs explicit position_ids")
         else:
             seen = attention_mask
-        inputs = dict(
+        inputs: dict[str, Any] = dict(
             input_ids=input_ids,
             attention_mask=layer_masks(self.base, self.windows, seen, position_ids[0], key_positions),
             position_ids=position_ids[0] if position_ids.shape[0] == 1 else position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{cache_input(type(self.base)): past_key_values},
             **self.fixed_inputs,
             **{name: value for name, value in media.items() if name not in TOKEN_TYPE_INPUTS},
         )

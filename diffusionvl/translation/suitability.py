@@ -26,6 +26,7 @@ from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import (
     TOKEN_TYPE_INPUTS,
+    cache_input,
     layer_windows,
     media_types,
     native_positions,
@@ -35,7 +36,7 @@ from ..modeling.families import (
 )
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
-NEEDED_INPUTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
+NEEDED_INPUTS = ("attention_mask", "position_ids", "logits_to_keep")
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)  # of a forward that cannot run
 
 
@@ -79,7 +80,7 @@ def _reason(config: PreTrainedConfig) -> str | None:
     inputs = inspect.signature(classes[0].forward).parameters
     if "cross_attention_mask" in inputs:
         return "it reads images by cross-attention, which a block-diffusion mask does not rule"
-    missing = [name for name in NEEDED_INPUTS if name not in inputs]
+    missing = [name for name in (*NEEDED_INPUTS, cache_input(classes[0])) if name not in inputs]
     if missing:
         return f"its forward takes no {missing[0]}, so what a token sees cannot be set"
     return None
