@@ -22,11 +22,9 @@ from typing import Any
 
 import torch
 
-from diffusionvl.checkpoints.loading import adapter_base, load_config
+from diffusionvl.checkpoints.loading import adapter_base
 from diffusionvl.commands.command_line import Parser
-from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.settings import DIFFUSION_ONLY, SHARED, check_names, resolve
-from diffusionvl.modeling.configuration_diffusionvl import DiffusionVLConfig
 from diffusionvl.modeling.errors import UserError
 from eval.bertscore import add_bertscore
 from eval.results import RunRecord, collect, read_run, task_metrics, write_run
@@ -149,9 +147,9 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
         UserError: The checkpoint cannot be read, a setting is not for this model or suite, or a folder holds a run
             with other settings.
     """
-    config = load_config(arguments.model)
-    diffusion = isinstance(config, DiffusionVLConfig)
-    kind, block_size = (BLOCK_DIFFUSION, config.block_size) if diffusion else (AR, None)
+    from diffusionvl.evaluation.kinds import kind_of_checkpoint  # late: torch takes seconds to import
+
+    kind, block_size = kind_of_checkpoint(arguments.model)
     given = parse_pairs(arguments.gen_kwargs, "--gen-kwargs")
     check_names(given, "--gen-kwargs")
     if fixed := sorted(set(given) & suite.varied):

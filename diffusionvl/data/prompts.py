@@ -43,7 +43,7 @@ def encode(processor: Any, records: Sequence[Record]) -> BatchFeature:
     for record in records:
         check_texts(record, control)
         rows.append(prepare(processor, write(processor, record, add_generation_prompt=True), record))
-    return _pad_left(rows, processor.tokenizer.pad_token_id or 0)
+    return pad_left(rows, processor.tokenizer.pad_token_id or 0)
 
 
 def placeholders(processor: Any) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _texts(message: dict[str, Any]) -> list[str]:
     return [part["text"] for part in message["content"] if part["type"] == "text"]
 
 
-def _pad_left(rows: list[BatchFeature], pad_id: int) -> BatchFeature:
+def pad_left(rows: list[BatchFeature], pad_id: int) -> BatchFeature:
     """Joins prepared prompts: what has a value a token is padded on the left, media are concatenated."""
     width = max(row["input_ids"].shape[1] for row in rows)
     names = dict.fromkeys(name for row in rows for name in row)

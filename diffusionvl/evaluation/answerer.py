@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..data.prompts import encode
+from ..data.prompts import encode, pad_left
 from ..modeling.engine import Engine
 from ..modeling.errors import UserError
 from ..objective.corruption import row_generator
 from . import AR
 from .costs import Cost, TaskCost
-from .decoding import Answered, answer_batch, answer_continuously, kind_of
-from .questions import Message, Prompt, build_prompt
+from .decoding import Answered, answer_batch, answer_continuously
+from .kinds import kind_of
+from .questions import Prompt
 from .settings import Decoding
 
 MAX_LENGTH = 2**20  # tokens of a row of the engine, whose memory grows with what rows really hold
@@ -29,21 +30,19 @@ class Question:
     Attributes:
         task: Name of the benchmark, under which costs are counted.
         number: Number of the document in the benchmark.
-        messages: Returns the conversation; images are not opened before the question's turn.
+        prompt: Writes the prompt; images are not opened before the question's turn.
         repeat: Number of times that the same question was asked before this one; samples differ between repeats.
-        title: Name in error messages; the task and the number if left out.
     """
 
     task: str
     number: int
-    messages: Callable[[], Sequence[Message]]
+    prompt: Callable[[], Prompt]
     repeat: int = 0
-    title: str = ""
 
     @property
     def name(self) -> str:
         """The question's name in error messages."""
-        return self.title or f"{self.task}, document {self.number}"
+        return f"{self.task}, document {self.number}"
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,15 @@ class Answerer:
     Attributes:
         model: An AR or block-diffusion model, in eval mode on its device.
         processor: The model's processor, which pads on the left.
-        prompt_form: How prompts are written; see `build_prompt`.
         postprocess: How answers are cut; see `finish`.
-        system_prompt: Text of a system turn that every conversation begins with, or nothing.
         seed: Seed of the draws where the temperature is not 0.
-        frames: Which frames of a video are taken; see `build_prompt`.
         costs: Costs so far, by task.
     """
 
     model: PreTrainedModel
     processor: ProcessorMixin
-    prompt_form: str = "messages"
     postprocess: str = "none"
-    system_prompt: str = ""
     seed: int = 0
-    frames: dict[str, float] = field(default_factory=dict)
     costs: dict[str, TaskCost] = field(default_factory=dict)
 
     @property
@@ -90,16 +83,13 @@ class Answerer:
         """The kind of the model: `ar` or `block_diffusion`."""
         return kind_of(self.model)
 
-    def prompt(self, question: Question) -> Prompt:
-        """Opens a question's images and lays out its turns."""
-        return build_prompt(question.messages(), question.name, self.prompt_form, self.system_prompt, self.frames)
-
     def answers(
         self, questions: Sequence[Question], decoding: Decoding, batch_size: int
-    ) -> Iterator[tuple[int, Answer]]:
+    ) -> Iterator[tuple[int, Answer | UserError]]:
         """Answers questions of one task, and yields each answer with the question's index as soon as it has ended.
 
-        The answer to a question does not depend on the others.
+        The answer to a question does not depend on the others. In the place of an answer stands the error of a question
+        that cannot be asked, such as one with a broken picture.
 
         Args:
             questions: Questions of one task.
@@ -109,7 +99,11 @@ class Answerer:
         cost = self.costs.setdefault(questions[0].task, TaskCost(processes=1))
         tokenizer, start = self.processor.tokenizer, time.perf_counter()
         found = self._in_batches if self.kind == AR else self._through_the_engine
-        for index, prompt_length, (tokens, own) in found(questions, decoding, batch_size):
+        for index, prompt_length, answered in found(questions, decoding, batch_size):
+            if isinstance(answered, UserError):
+                yield index, answered
+                continue
+            tokens, own = answered
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             kept = reference_answer(text, decoding.until)
             cost.add(own)
@@ -120,56 +114,52 @@ class Answerer:
 
     def _through_the_engine(
         self, questions: Sequence[Question], decoding: Decoding, batch_size: int
-    ) -> Iterator[tuple[int, int, Answered]]:
-        """Index, tokens of the prompt and answer of each question, by continuous batching."""
+    ) -> Iterator[tuple[int, int, Answered | UserError]]:
+        """Yields index, number of prompt tokens and answer of each question, by continuous batching."""
         lengths: dict[int, int] = {}
 
-        def prompts() -> Iterator[tuple[int, BatchFeature, dict[str, Any]]]:
-            for index, question in enumerate(questions):
-                inputs = encode(self.processor, [self.prompt(question).record])
-                lengths[index] = inputs["input_ids"].shape[1]
-                settings = {**decoding.generate, "stop_strings": list(decoding.until) or None}
-                if decoding.samples:
-                    seed = self._draws(question).initial_seed()
-                    settings["generator"] = torch.Generator(self.model.device).manual_seed(seed)
-                yield index, inputs, settings
+        def prompt(index: int) -> dict[str, Any]:
+            inputs = encode(self.processor, [questions[index].prompt().record])
+            lengths[index] = inputs["input_ids"].shape[1]
+            settings = {**decoding.generate, "stop_strings": list(decoding.until) or None}
+            if decoding.samples:
+                seed = self._draws(questions[index]).initial_seed()
+                settings["generator"] = torch.Generator(self.model.device).manual_seed(seed)
+            return {**inputs, **settings}
 
         fused = decoding.generate.get("fused_commit", self.model.generation_config.fused_commit)
         engine = Engine(
             self.model, batch_size, MAX_LENGTH, batch_size, tokenizer=self.processor.tokenizer, fused_commit=fused
         )
-        for index, answered in answer_continuously(engine, prompts()):
-            yield index, lengths.pop(index), answered
+        for index, answered in answer_continuously(engine, range(len(questions)), prompt):
+            yield index, lengths.pop(index, 0), answered
 
     def _in_batches(
         self, questions: Sequence[Question], decoding: Decoding, batch_size: int
-    ) -> Iterator[tuple[int, int, Answered]]:
-        """The same for an AR model, in fixed batches."""
+    ) -> Iterator[tuple[int, int, Answered | UserError]]:
+        """Yields the same for an AR model, in fixed batches; those with videos and those without apart."""
+        tokenizer = self.processor.tokenizer
         for begin in range(0, len(questions), batch_size):
-            prompts = [self.prompt(question) for question in questions[begin : begin + batch_size]]
-            for rows in self._alike(prompts, decoding):
-                inputs = encode(self.processor, [prompts[row].record for row in rows])
-                lengths = inputs["attention_mask"].sum(-1).tolist()
+            batches: dict[Any, dict[int, BatchFeature]] = {}
+            for index in range(begin, min(begin + batch_size, len(questions))):
+                try:
+                    record = questions[index].prompt().record
+                    # transformers draws for a whole batch from one source
+                    alike = index if decoding.samples else bool(record.videos)
+                    batches.setdefault(alike, {})[index] = encode(self.processor, [record])
+                except UserError as error:  # noqa: PERF203
+                    yield index, 0, error
+            for rows in batches.values():
                 if decoding.samples:
-                    torch.manual_seed(self._draws(questions[begin + rows[0]]).initial_seed())
-                generated = answer_batch(
-                    self.model, inputs, decoding.until, self.processor.tokenizer, **decoding.generate
-                )
-                for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                    yield begin + row, length, generated.row(place)
+                    torch.manual_seed(self._draws(questions[next(iter(rows))]).initial_seed())
+                inputs = pad_left([*rows.values()], tokenizer.pad_token_id or 0)
+                generated = answer_batch(self.model, inputs, decoding.until, tokenizer, **decoding.generate)
+                for place, (index, row) in enumerate(rows.items()):
+                    yield index, row["input_ids"].shape[1], generated.row(place)
 
     def _draws(self, question: Question) -> torch.Generator:
-        """The source of a question's draws: its own number, so that neither batch nor process changes them."""
+        """Returns the source of a question's draws: its own number, so that neither batch nor process changes them."""
         return row_generator(self.seed, question.repeat, question.number)
-
-    def _alike(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
-        """Rows that go through the model together: those with videos and those without."""
-        if decoding.samples:  # transformers draws for the whole batch from one source
-            yield from ([row] for row in range(len(prompts)))
-            return
-        for videos in (False, True):
-            if rows := [row for row, prompt in enumerate(prompts) if bool(prompt.record.videos) == videos]:
-                yield rows
 
 
 def numbered(questions: Sequence[tuple[str, int]]) -> list[int]:

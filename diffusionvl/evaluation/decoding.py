@@ -4,7 +4,7 @@ Legend: B batch, P padded prompt, G generated tokens.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..modeling.engine import Engine
 from ..modeling.errors import UserError
-from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from ..modeling.request import Request
-from . import AR, BLOCK_DIFFUSION
+from . import BLOCK_DIFFUSION
 from .costs import Cost
+from .kinds import kind_of
 
 
 class Answered(NamedTuple):
@@ -82,11 +82,6 @@ class FirstTokens(BaseStreamer):
         """Does nothing; transformers calls it at the end."""
 
 
-def kind_of(model: PreTrainedModel) -> str:
-    """`block_diffusion`, or `ar` for any other model."""
-    return BLOCK_DIFFUSION if isinstance(model, DiffusionVLForConditionalGeneration) else AR
-
-
 def on_model(inputs: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
     """Inputs on the model's device; pictures in the type of its weights."""
     return {
@@ -146,15 +141,15 @@ def answer_lengths(new: Tensor, model: PreTrainedModel) -> Tensor:
 class _Going:
     """A prompt that is being answered."""
 
-    key: Any
+    key: int
     request: Request
     start: float
     cost: Cost = field(default_factory=lambda: Cost(answers=1))
 
 
 def answer_continuously(
-    engine: Engine, prompts: Iterable[tuple[Any, Mapping[str, Tensor], dict[str, Any]]]
-) -> Iterator[tuple[Any, Answered]]:
+    engine: Engine, keys: Iterable[int], prompt: Callable[[int], Mapping[str, Any]]
+) -> Iterator[tuple[int, Answered | UserError]]:
     """Hands the engine a prompt whenever it has a free row, and yields each answer as soon as it ends.
 
     A long answer does not hold back short ones, and no prompt is prepared before it is needed. The time of a step is
@@ -162,21 +157,23 @@ def answer_continuously(
 
     Args:
         engine: An engine that nobody else drives.
-        prompts: A key, the inputs of one prompt [1, P] and its settings, for each prompt.
+        keys: Names of the prompts.
+        prompt: Returns the arguments of `Engine.add_request` for a prompt: its inputs [1, P] and settings.
 
     Yields:
-        The key and the answer, in the order in which answers end.
+        The key of a prompt with its answer, or with the error that keeps it from being answered.
 
     Raises:
-        UserError: The model's scores are not numbers.
-        Exception: What the model raised when it read a prompt.
+        Exception: A bug, or an allocation that failed, while the model read a prompt.
     """
-    coming, going = iter(prompts), list[_Going]()
+    coming, going = iter(keys), list[_Going]()
     while True:
-        while len(going) < engine.max_batch_size and (prompt := next(coming, None)) is not None:
-            key, inputs, settings = prompt
-            arguments: dict[str, Any] = {**on_model(inputs, engine.model), **settings}
-            request = engine.add_request(**arguments)
+        while len(going) < engine.max_batch_size and (key := next(coming, None)) is not None:
+            try:
+                request = engine.add_request(**_on_device(prompt(key), engine.model))
+            except UserError as error:
+                yield key, error
+                continue
             going.append(_Going(key, request, time.perf_counter()))
         if not going:
             return
@@ -189,14 +186,20 @@ def answer_continuously(
                 one.cost.first_seconds = end - one.start
         for one in [one for one in going if one.request.finished]:
             going.remove(one)
-            _check(one.request, one.key)
             one.cost.tokens, one.cost.forwards = len(one.request.tokens), one.request.forwards
-            yield one.key, Answered(list(one.request.tokens), one.cost)
+            yield one.key, _fault(one.request) or Answered(list(one.request.tokens), one.cost)
 
 
-def _check(request: Request, key: Any) -> None:
-    """Raises what has kept a request from being answered."""
-    if request.error is not None:
+def _on_device(arguments: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Returns the arguments of a request with its tensors on the model's device."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    return {**arguments, **on_model(tensors, model)}
+
+
+def _fault(request: Request) -> UserError | None:
+    """Returns what has kept a request from being answered, and raises it if the user cannot mend it."""
+    if request.error is not None and not isinstance(request.error, UserError):
         raise request.error
     if request.finish_reason == "not_a_number":
-        raise UserError(f"the model's scores for prompt {key} are not numbers; load the model in float32 or bfloat16")
+        return UserError("the model's scores are not numbers; load it in float32 or bfloat16, and check its weights")
+    return request.error

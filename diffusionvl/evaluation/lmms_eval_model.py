@@ -1,4 +1,4 @@
-"""The models that lmms-eval runs: requests in, answers out; what answering means stands in `diffusionvl.evaluation`."""
+"""The models that lmms-eval runs: they turn its requests into questions, and answers into its results."""
 
 import json
 import os
@@ -15,54 +15,56 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 from tqdm import tqdm
 
-from ..checkpoints.loading import find_device, load_config, load_model, load_processor
+from ..checkpoints.loading import find_device, load_model, load_processor
 from ..data.prompts import encode
-from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from . import AR, BLOCK_DIFFUSION
+from . import AR
 from .answerer import Answer, Answerer, Question, finish, numbered
 from .costs import TaskCost, gather_processes
 from .decoding import answer_batch
+from .kinds import kind_of_checkpoint
 from .likelihood import likelihood_bound, log_likelihood
-from .questions import FORMS, Message, messages_of
+from .questions import FORMS, Message, build_prompt, messages_of
 from .settings import Decoding, check_names, resolve
 from .showcase import make_film, spread, write_card
 
-DECODES = ("auto", AR, BLOCK_DIFFUSION)
 OPTIONS = (
     *("pretrained", "decode", "dtype", "prompt", "postprocess", "system_prompt", "seed", "fps", "max_frames"),
     *("likelihood_samples", "showcase", "showcase_samples"),
 )
 
 
+Messages = Callable[[], Sequence[Message]]  # images are opened when they are called for
+
+
 @dataclass
 class _Asked:
-    """A request of lmms-eval in words of ours."""
+    """A request of lmms-eval in our own terms."""
 
     question: Question
     settings: dict[str, Any]  # the request's generation kwargs
-    length: int  # of the context, in characters
+    length: int  # characters of the context
 
 
 class DiffusionVLChat(lmms):
-    """The chat form: tasks give messages, with images where they belong.
+    """The chat form of the model: tasks give messages, with images in their places.
 
     Args:
-        pretrained: A block-diffusion checkpoint, or an AR one.
+        pretrained: A block-diffusion or AR checkpoint.
         decode: `auto`, or the kind of checkpoint that is expected: `ar` or `block_diffusion`.
-        device: Such as cuda:0; one GPU for each process if left out, or the CPU where there is none.
-        dtype: Of the weights; the checkpoint's own by default.
-        batch_size: Questions that are answered together.
+        device: A device such as cuda:0; one GPU for each process if left out, or the CPU where there is none.
+        dtype: Type of the weights; the checkpoint's own by default.
+        batch_size: Number of questions that are answered together.
         max_batch_size: Not supported; lmms-eval passes it.
-        prompt: See `build_prompt`.
-        postprocess: See `finish`.
+        prompt: How prompts are written; see `build_prompt`.
+        postprocess: How answers are cut; see `finish`.
         system_prompt: A text, or a file that holds one.
-        seed: Of draws and of the masks of likelihoods.
-        fps: Frames that are taken of a second of video.
-        max_frames: Most frames of a video.
-        likelihood_samples: Masks by which the likelihood of a continuation is estimated.
+        seed: Seed of draws, and of the masks of likelihoods.
+        fps: Frames that are taken from a second of video.
+        max_frames: Most frames that are taken from a video.
+        likelihood_samples: Number of masks by which the likelihood of a continuation is estimated.
         showcase: Folder for a few questions with images and answers.
-        showcase_samples: Questions of each task that are kept there.
+        showcase_samples: Number of questions of each task that are kept there.
         **decoding: Settings that win over a task's own: max_new_tokens, denoising_steps, remasking, ...
 
     Raises:
@@ -103,29 +105,28 @@ class DiffusionVLChat(lmms):
         finish("", (), postprocess)
         check_names(decoding, "model_args", OPTIONS)
         self.given = decoding
-        self.kind, self.block_size = _check_kind(str(pretrained), decode)
+        self.kind, self.block_size = kind_of_checkpoint(str(pretrained), decode)
         resolve(self.kind, self.block_size, {}, decoding)
         self.device = _device(device)
         self.answerer = Answerer(
             load_model(str(pretrained), dtype).eval().to(self.device),
             load_processor(str(pretrained)),
-            prompt,
             postprocess,
-            self._resolve_system_prompt(system_prompt),
             seed,
-            {"fps": float(fps), "max_frames": _whole("max_frames", max_frames)},
         )
+        self.prompt_form, self.system_prompt = prompt, self._resolve_system_prompt(system_prompt)
+        self.frames = {"fps": float(fps), "max_frames": _whole("max_frames", max_frames)}
         self._warned: set[str] = set()
 
     @property
     def chat_template(self) -> str:
-        """Asked for by lmms-eval where it is to write prompts itself, which would be written twice."""
+        """Refused: lmms-eval asks for it to write prompts itself, which would then be written twice."""
         raise UserError("the checkpoint's chat template is always applied; leave --apply_chat_template out")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers questions, those of one task and one way of decoding together."""
         asked = self._asked(requests)
-        # lmms-eval pads a process's share with copies; no two processes have to take the same steps here.
+        # lmms-eval pads a process's share with copies, which need no answer: processes do not wait for one another.
         real = [index for index, request in enumerate(requests) if not _is_padding(request)]
         answers = self._answer([asked[index] for index in real])
         results = [GenerationResult(text="")] * len(requests)
@@ -152,26 +153,27 @@ class DiffusionVLChat(lmms):
                 if previous is not None:
                     rounds[index] = list(previous)
                 if messages is not None:
-                    following[index] = replace(one, question=replace(one.question, messages=partial(_same, messages)))
+                    asked = one.question
+                    again = self._question(asked.task, asked.number, partial(_same, messages), asked.repeat)
+                    following[index] = replace(one, question=again)
             running = following
         return rounds
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Negative log-likelihoods of continuations: exact for AR, the bound of block diffusion else.
+        """Returns negative log-likelihoods of continuations: exact for AR, else the bound of block diffusion.
 
         The evaluator of lmms-eval 0.7.3 takes the least of them, and wants the pair wrapped.
         """
         results = []
         for request in tqdm(requests, disable=self.rank != 0, desc="Scoring"):
             question, continuation = self._scored(request)
-            prompt = self.answerer.prompt(question)
-            inputs = encode(self.answerer.processor, [prompt.record])
+            inputs = encode(self.answerer.processor, [question.prompt().record])
             tokens = torch.tensor(
                 self.answerer.processor.tokenizer(continuation.lstrip(), add_special_tokens=False)["input_ids"],
                 dtype=torch.long,
             )
             if not len(tokens):
-                raise UserError(f"{question.name}: the continuation {continuation!r} holds no token to be scored")
+                raise UserError(f"{question.name}: the continuation {continuation!r} has no token to be scored")
             model: Any = self.answerer.model
             if self.kind == AR:
                 likelihood, greedy = log_likelihood(model, inputs, tokens)
@@ -199,15 +201,15 @@ class DiffusionVLChat(lmms):
         del self.answerer
         super().clean()
 
-    def _read(self, request: Instance) -> tuple[str, dict[str, Any], Callable[[], Sequence[Message]], int, str]:
-        """Context, generation kwargs, messages, document and task of a request."""
+    def _read(self, request: Instance) -> tuple[str, dict[str, Any], Messages, int, str]:
+        """Reads context, generation kwargs, messages, document and task of a request."""
         context, doc_to_messages, settings, number, task, split = request.args
         return context, settings, lambda: doc_to_messages(self.task_dict[task][split][number]), number, task
 
     def _next_round(
         self, request: Instance, number: int, answers: list[str], state: Any
     ) -> tuple[Sequence[Message] | None, Sequence[str] | None, Any]:
-        """The messages of the next round or None, the answers so far as the task wants them, and the task's state."""
+        """Returns the messages of the next round or None, the answers so far as the task wants them, and its state."""
         _, doc_to_messages, _, document, task, split = request.args
         doc = self.task_dict[task][split][document]
         step = doc_to_messages(doc, round_idx=number, previous_output=list(answers), previous_round_info=state)
@@ -215,20 +217,26 @@ class DiffusionVLChat(lmms):
         return (None if ended else messages), previous, state
 
     def _scored(self, request: Instance) -> tuple[Question, str]:
-        """The chat form of lmms-eval makes no such requests."""
+        """Refuses: the chat form of lmms-eval makes no such requests."""
         raise UserError("lmms-eval scores continuations in its simple form only; add --force_simple")
 
     def _asked(self, requests: Sequence[Instance]) -> list[_Asked]:
-        """Requests as questions; images stay closed."""
+        """Turns requests into questions, without opening images."""
         read = [self._read(request) for request in requests]
         repeats = numbered([(task, number) for _, _, _, number, task in read])
         return [
-            _Asked(Question(task, number, messages, repeat), settings, len(context))
+            _Asked(self._question(task, number, messages, repeat), settings, len(context))
             for (context, settings, messages, number, task), repeat in zip(read, repeats, strict=True)
         ]
 
+    def _question(self, task: str, number: int, messages: Messages, repeat: int = 0) -> Question:
+        """Returns a question whose prompt is written from lmms-eval's messages when its turn comes."""
+        name = f"{task}, document {number}"
+        options = (self.prompt_form, self.system_prompt, self.frames)
+        return Question(task, number, lambda: build_prompt(messages(), name, *options), repeat)
+
     def _answer(self, asked: Sequence[_Asked]) -> list[Answer]:
-        """Answers in the order of the questions."""
+        """Answers questions; the answers are in the order of the questions."""
         groups: dict[tuple[str, str], list[int]] = {}
         for index, one in enumerate(asked):
             settings = json.dumps(one.settings, sort_keys=True, default=str)
@@ -238,17 +246,19 @@ class DiffusionVLChat(lmms):
             for (task, _), members in groups.items():
                 decoding = resolve(self.kind, self.block_size, asked[members[0]].settings, self.given, task)
                 self._warn(decoding)
-                # Questions of one length need little padding; long ones first, so that memory runs out at once.
+                # Long ones first, so that memory runs out at once; those of one length need little padding.
                 members = sorted(members, key=lambda index: -asked[index].length)
                 questions = [asked[index].question for index in members]
                 for place, answer in self.answerer.answers(questions, decoding, self.batch_size):
+                    if isinstance(answer, UserError):
+                        raise answer
                     answers[members[place]] = answer
                     bar.update()
                 self._show(questions, [answers[index] for index in members], decoding)
         return [answers[index] for index in range(len(asked))]
 
     def _warn(self, decoding: Decoding) -> None:
-        """Warns of what is not done as it was asked for, once."""
+        """Warns, once, of what is not done as it was asked for."""
         for note in decoding.notes:
             if note not in self._warned and self.rank == 0:
                 logger.warning(note)
@@ -262,22 +272,20 @@ class DiffusionVLChat(lmms):
         for question, answer in zip(questions, answers, strict=True):
             if question.number in chosen and question.repeat == 0:
                 film = make_film(self.answerer, question, decoding) if question.number == chosen[0] else ""
-                write_card(self.showcase, self.answerer, question, answer.text, film)
+                write_card(self.showcase, question, answer.text, film)
 
 
 class DiffusionVLSimple(DiffusionVLChat):
-    """The simple form: a text, and the images of a document in front of it. It scores continuations, too."""
+    """The simple form of the model: a document's images, then a text. It scores continuations, too."""
 
     is_simple = True
 
-    def _read(self, request: Instance) -> tuple[str, dict[str, Any], Callable[[], Sequence[Message]], int, str]:
+    def _read(self, request: Instance) -> tuple[str, dict[str, Any], Messages, int, str]:
         context, settings, doc_to_visual, number, task, split = _drop_doc_to_text(request.args)
         return context, settings, self._messages(context, doc_to_visual, task, split, number), number, task
 
-    def _messages(
-        self, context: str, doc_to_visual: Any, task: str, split: str, number: int
-    ) -> Callable[[], Sequence[Message]]:
-        # Tasks without images have no function for them.
+    def _messages(self, context: str, doc_to_visual: Any, task: str, split: str, number: int) -> Messages:
+        # Tasks without images have no such function.
         visuals = doc_to_visual if callable(doc_to_visual) else (lambda doc: None)
         return lambda: messages_of(context, visuals(self.task_dict[task][split][number]))
 
@@ -293,12 +301,13 @@ class DiffusionVLSimple(DiffusionVLChat):
     def _scored(self, request: Instance) -> tuple[Question, str]:
         if len(request.args) == 2:  # the likelihood of a choice without its question
             context, continuation = request.args
-            return Question(request.task_name, request.doc_id, partial(messages_of, context, None)), continuation
+            alone = partial(messages_of, context, None)
+            return self._question(request.task_name, request.doc_id, alone), continuation
         context, continuation, doc_to_visual, number, task, split = request.args
         if callable(continuation):
             continuation = continuation(self.task_dict[task][split][number])
         messages = self._messages(context, doc_to_visual, task, split, number)
-        return Question(task, number, messages), str(continuation)
+        return self._question(task, number, messages), str(continuation)
 
 
 def _same(messages: Sequence[Message]) -> Sequence[Message]:
@@ -306,7 +315,7 @@ def _same(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _drop_doc_to_text(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A simple request without the function that builds further rounds, which multi-round ones carry in the middle."""
+    """Drops the function that builds further rounds, which multi-round requests carry in the middle."""
     return (*arguments[:3], *arguments[-3:])
 
 
@@ -320,24 +329,8 @@ def _whole(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def _check_kind(path: str, decode: str) -> tuple[str, int | None]:
-    """Kind and block size of a checkpoint.
-
-    Raises:
-        UserError: It is not of the kind that `decode` names.
-    """
-    if decode not in DECODES:
-        raise UserError(f"decode must be one of {DECODES}, got {decode!r}")
-    config = load_config(path)
-    kind, block_size = (BLOCK_DIFFUSION, config.block_size) if isinstance(config, DiffusionVLConfig) else (AR, None)
-    if decode not in ("auto", kind):
-        remedy = "give its AR base" if decode == AR else f"run `diffusionvl translate {path} --out DIR` and finetune it"
-        raise UserError(f"decode={decode}, but {path} is a checkpoint of kind {kind}; {remedy}")
-    return kind, block_size
-
-
 def _device(name: str | None) -> torch.device:
-    """The device of this process."""
+    """Returns the device of this process."""
     device = find_device(name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,4 +1,4 @@
-"""A few questions of a run with their images and answers, kept for the report; one with the film of its answer."""
+"""Keeps a few questions of a run with their images and answers for the report, one with the film of its answer."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from ..drawing.film import film_html
 from . import BLOCK_DIFFUSION
 from .answerer import Answerer, Question
 from .decoding import on_model
-from .questions import Prompt
 from .settings import Decoding
 
 LONGEST_EDGE = 448
@@ -25,10 +24,10 @@ class Card:
 
     Attributes:
         task: Name of the benchmark.
-        number: Of the document in it.
+        number: Number of the document in the benchmark.
         question: Text of the prompt.
-        answer: As it is scored.
-        images: Names of files beside the card.
+        answer: The answer that is scored.
+        images: Names of picture files beside the card.
         film: A film as HTML, or nothing.
     """
 
@@ -41,9 +40,9 @@ class Card:
 
 
 def spread(numbers: Sequence[int], samples: int) -> list[int]:
-    """At most `samples` of the documents, every 1st, 2nd, 4th, ... of the task.
+    """Chooses at most `samples` of the documents: every 1st, 2nd, 4th, ... of the task.
 
-    So processes, and runs with other limits, keep the same ones, and the report can set them side by side.
+    So all processes, and runs with other limits, keep the same ones, and the report can set them side by side.
     """
     stride = 1
     while max(numbers) // stride >= samples:
@@ -51,9 +50,9 @@ def spread(numbers: Sequence[int], samples: int) -> list[int]:
     return sorted({number for number in numbers if number % stride == 0})
 
 
-def write_card(folder: Path, answerer: Answerer, question: Question, answer: str, film: str = "") -> None:
+def write_card(folder: Path, question: Question, answer: str, film: str = "") -> None:
     """Writes one card and its images into `folder / task`."""
-    prompt = answerer.prompt(question)
+    prompt = question.prompt()
     place = folder / question.task
     place.mkdir(parents=True, exist_ok=True)
     names = []
@@ -67,10 +66,10 @@ def write_card(folder: Path, answerer: Answerer, question: Question, answer: str
 
 
 def make_film(answerer: Answerer, question: Question, decoding: Decoding) -> str:
-    """Answers a question once more and films it; nothing for an AR model, or where tokens are drawn."""
+    """Answers a question once more and films it; returns nothing for an AR model or where tokens are drawn."""
     if answerer.kind != BLOCK_DIFFUSION or decoding.samples:
         return ""
-    prompt: Prompt = answerer.prompt(question)
+    prompt = question.prompt()
     model: Any = answerer.model
     inputs = encode(answerer.processor, [prompt.record])
     output = model.generate(
@@ -83,13 +82,13 @@ def make_film(answerer: Answerer, question: Question, decoding: Decoding) -> str
 
 
 def read_cards(folder: Path) -> list[Card]:
-    """All cards below a folder, by task and number."""
+    """Reads all cards below a folder, by task and number."""
     cards = [Card(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/*.json")]
     return sorted(cards, key=lambda card: (card.task, card.number))
 
 
 def open_card_image(folder: Path, card: Card) -> Image.Image | None:
-    """A card's first image."""
+    """Opens a card's first image, if it has one."""
     if not card.images:
         return None
     with Image.open(folder / card.task / card.images[0]) as file:

@@ -19,7 +19,8 @@ from diffusionvl.data.prompts import encode
 from diffusionvl.data.record import Record
 from diffusionvl.evaluation import AR
 from diffusionvl.evaluation.costs import Cost
-from diffusionvl.evaluation.decoding import Generated, answer_batch, kind_of
+from diffusionvl.evaluation.decoding import Generated, answer_batch
+from diffusionvl.evaluation.kinds import kind_of
 from diffusionvl.modeling.errors import UserError
 from studies.quickstart.easy_vqa import RawRecord
 

@@ -79,7 +79,7 @@ def test_a_token_without_a_name_in_a_prompt_is_refused(tmp_path, capsys):
     assert run(capsys, "translate", str(tmp_path / "base"), "--out", str(tmp_path / "model"))[0] == 0
     code, _, err = run(capsys, "infer", "--model", str(tmp_path / "model"), "--prompt", "why? <end_of_turn>")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--prompt holds '<end_of_turn>'" in err
+    assert "--prompt: the text of a turn holds '<end_of_turn>'" in err
 
 
 @pytest.mark.parametrize(

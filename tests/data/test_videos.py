@@ -5,6 +5,7 @@ the same patches. Where it is installed, qwen-vl-utils and the family's own vide
 """
 
 import copy
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -21,6 +22,7 @@ from diffusionvl.data.prompts import encode, question
 from diffusionvl.data.record import DataError, Record, Video
 from diffusionvl.data.videos import REMEDY, video_inputs
 from diffusionvl.evaluation.answerer import Answerer, Question
+from diffusionvl.evaluation.questions import build_prompt
 from diffusionvl.evaluation.settings import resolve
 from diffusionvl.infer import main as infer
 from diffusionvl.modeling.families import MEDIA_INPUTS, is_vision_parameter
@@ -162,16 +164,20 @@ def test_tables_of_answers_show_videos(video_processor, translated_dir):
 
 def test_a_benchmark_asks_about_videos_images_and_nothing(video_processor, translated_dir, pictures):
     model = lively(translated_dir)
-    answerer = Answerer(model, video_processor, frames={"nframes": 4})
+    answerer = Answerer(model, video_processor)
     clips = [{"type": "video", "url": path} for path in ("2.mp4", "3.mp4")]
     image = {"type": "image", "url": pictures[1]}
     questions = []
     for number, shown in enumerate([[clips[0]], [], [image], clips, [clips[0], image]]):
         content = [*shown, {"type": "text", "text": "is there a circle?"}]
-        questions.append(Question("shapes", number, lambda content=content: [{"role": "user", "content": content}]))
+        messages = [{"role": "user", "content": content}]
+        prompt = partial(build_prompt, messages, f"shapes, document {number}", frames={"nframes": 4})
+        questions.append(Question("shapes", number, prompt))
     decoding = resolve(answerer.kind, model.config.block_size, {}, {"max_new_tokens": 8})
-    together = answerer.answer(questions, decoding)
-    assert together == [answerer.answer([question], decoding)[0] for question in questions]
+    together = [one for _, one in sorted(answerer.answers(questions, decoding, 5), key=lambda pair: pair[0])]
+    for asked, one in zip(questions, together, strict=True):
+        ((_, alone),) = answerer.answers([asked], decoding, 5)
+        assert (one.text, one.input_tokens, one.cost.tokens) == (alone.text, alone.input_tokens, alone.cost.tokens)
     text = together[1].input_tokens
     patches = [one.input_tokens - text for one in together]
     assert [patches[0], patches[3]] == [2 * 4 + 2, (2 * 4 + 2) + (2 * 6 + 2)]  # and the tokens around a video

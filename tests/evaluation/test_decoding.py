@@ -9,6 +9,7 @@ from helpers import lively, prompts
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.evaluation.decoding import FirstTokens, answer_continuously, answer_lengths
 from diffusionvl.modeling.engine import Engine
+from diffusionvl.modeling.errors import UserError
 
 END, PAD = 1, 0
 
@@ -46,13 +47,12 @@ def test_a_long_answer_holds_no_short_one_back(translated_dir):
     inputs = [prompts(processor, (f"{number} {'why ' * number}",)) for number in range(4)]
     taken, ended = [], []
 
-    def coming():
-        for key, new in enumerate(lengths):
-            taken.append((key, len(ended)))
-            yield key, inputs[key], {"max_new_tokens": new, "eos_token_id": []}
+    def prompt(key):
+        taken.append((key, len(ended)))
+        return {**inputs[key], "max_new_tokens": lengths[key], "eos_token_id": []}
 
     answers = {}
-    for key, answered in answer_continuously(Engine(model, 2, 512), coming()):
+    for key, answered in answer_continuously(Engine(model, 2, 512), range(4), prompt):
         ended.append(key)
         answers[key] = answered
     assert ended == [1, 2, 3, 0]
@@ -65,3 +65,19 @@ def test_a_long_answer_holds_no_short_one_back(translated_dir):
         assert (cost.answers, cost.tokens, cost.forwards) == (1, lengths[key], int(alone.forwards[0]))
         assert cost.first_seconds > 0
     assert answers[0].cost.seconds > answers[1].cost.seconds
+
+
+def test_a_prompt_that_cannot_be_asked_leaves_the_others_alone(translated_dir):
+    model, processor = lively(translated_dir), load_processor(translated_dir)
+    inputs = prompts(processor, ("why?",))
+
+    def prompt(key):
+        if key == 0:
+            raise UserError("prompt 0: no picture")
+        return {**inputs, "max_new_tokens": 4, "temperature": -1.0 if key == 1 else 0.0, "eos_token_id": []}
+
+    found = dict(answer_continuously(Engine(model, 2, 512), range(4), prompt))
+    assert sorted(found) == [0, 1, 2, 3]
+    assert str(found[0]) == "prompt 0: no picture"
+    assert "temperature" in str(found[1])
+    assert found[2].tokens == found[3].tokens

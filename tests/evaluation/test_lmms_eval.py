@@ -207,7 +207,7 @@ def test_multi_round_dialogues_end_when_the_task_says_so(translated_dir, images)
 def test_reference_prompt_joins_images_in_front_of_the_text(translated_dir, images):
     model = build(DiffusionVLChat, translated_dir, images, prompt="reference", system_prompt="be brief")
     question = model._asked(requests(DiffusionVLChat))[1].question
-    prompt = model.answerer.prompt(question)
+    prompt = question.prompt()
     text = write(model.answerer.processor, prompt.record)
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     assert f"{image} {image}\n{DOCS[1]['text']}<" in text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusionvl.evaluation.decoding import AR, BLOCK_DIFFUSION
+from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.settings import KNOWN, MAX_NEW_TOKENS, resolve
 from diffusionvl.modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 
