@@ -165,6 +165,11 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
             raise ApiError(404, f"there is no model {name!r} here, only {settings.name!r}", "model", "model_not_found")
         return card
 
+    @app.post("/load_model")
+    async def load_model() -> Response:
+        """Says that the model is there; `transformers chat` asks before it begins."""
+        return PlainTextResponse('data: {"status": "ready", "cached": true}\n\n', media_type="text/event-stream")
+
     @app.get("/health")
     async def health() -> Response:
         """Says whether requests are answered: 200, or 503 while draining and after the engine's end."""

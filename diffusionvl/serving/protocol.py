@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, model_validator
 from pydantic_core import PydanticCustomError
 
 MOST_CHOICES = 128
@@ -16,6 +16,9 @@ def _not_tiny(value: float | None) -> float | None:
     if value and value < LEAST_TEMPERATURE:
         raise PydanticCustomError("too_small", f"must be 0 or at least {LEAST_TEMPERATURE}")
     return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)]
 
 
 class _Body(BaseModel):
@@ -123,7 +126,7 @@ class AnswerBody(_Body):
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INTEGER)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
@@ -193,16 +196,38 @@ class AnswerBody(_Body):
         return {name: value for name, value in settings.items() if value is not None}
 
 
+class TransformersSettings(_Body):
+    """A generation config of transformers, as far as it has a counterpart here."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    do_sample: bool | None = None
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=INTEGER)] | None = None
+    transformers_version: str | None = None
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """Settings that were given, as `Engine.add_request` takes them."""
+        settings = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        if not self.do_sample:
+            return {**settings, "temperature": 0.0}
+        drawing = {"temperature": self.temperature or 1.0, "top_p": self.top_p, "top_k": self.top_k}
+        return {**settings, **{name: value for name, value in drawing.items() if value is not None}}
+
+
 class ChatBody(AnswerBody):
     """The body of `POST /v1/chat/completions`.
 
     Attributes:
         messages: The chat so far.
         max_completion_tokens: The newer name of `max_tokens`.
+        generation_config: Settings as transformers' chat command sends them; fields of their own come first.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    generation_config: Json[TransformersSettings] | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
@@ -240,6 +265,12 @@ class ChatBody(AnswerBody):
     def longest(self) -> int | None:
         """Longest answer that the request asks for."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """Settings that were given, as `Engine.add_request` takes them."""
+        own = super().engine_settings
+        return own if self.generation_config is None else {**self.generation_config.engine_settings, **own}
 
 
 Token = Annotated[int, Field(ge=0, le=INTEGER)]

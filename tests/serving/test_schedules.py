@@ -7,6 +7,7 @@ import threading
 import time
 
 import httpx
+import pytest
 from helpers import QUESTION
 from serving_helpers import chat, chunks, generated, half_a_request, serving, shown
 
@@ -70,11 +71,12 @@ async def ask_some(url, requests, count, aborted):
     return answered
 
 
-def test_whatever_comes_and_goes_everybody_gets_what_generate_gives(model, processor, pictures):
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_whatever_comes_and_goes_everybody_gets_what_generate_gives(model, processor, pictures, count):
     requests = mixed_requests(model, processor, pictures)
     assert len({str(expected) for _, expected in requests}) > 18
     with serving(model, processor, max_batch_size=5) as server:
-        assert asyncio.run(ask_some(server.url, requests, 100, aborted=0.2)) > 60
+        assert asyncio.run(ask_some(server.url, requests, count, aborted=0.2)) > 0.6 * count
         server.wait_until_idle()
         assert server.metric("answers_ended_total", reason="abort") > 3
 
