@@ -15,6 +15,7 @@ DIFFUSION_ONLY = (
     "remasking",
     "confidence_threshold",
     "entropy_bound",
+    "tempered_confidence",
     "sub_block_size",
     "fused_commit",
 )

@@ -211,3 +211,17 @@ def module_of(name: str) -> str:
     if is_projector_parameter(name):
         return "projector"
     return "vision_tower" if is_vision_parameter(name) else "language_model"
+
+
+def max_positions(base_config: PreTrainedConfig) -> int | None:
+    """The number of positions that a base's text model has; None where its config names no limit.
+
+    Scaled rope (YaRN and its kin) reaches further than `max_position_embeddings` where it counts from that number.
+    """
+    text = base_config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None)
+    if most is None:
+        return None
+    rope = text.to_dict().get("rope_parameters") or {}
+    original = rope.get("original_max_position_embeddings") or most
+    return max(most, int(original * (rope.get("factor") or 1)))

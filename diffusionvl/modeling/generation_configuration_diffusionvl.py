@@ -1,65 +1,181 @@
-"""How answers are decoded: the settings of `generate` and their ranges."""
+"""The decoding settings: one table of names, defaults, ranges and meanings, and the config that holds their values."""
 
 import copy
-from typing import Any
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any, NamedTuple
 
 from transformers import GenerationConfig
 
 from .errors import UserError
-from .families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS
 from .remasking import REMASKING
 
 
-class DiffusionVLGenerationConfig(GenerationConfig):
-    """How answers are decoded. Unknown names are an error.
+class Range(NamedTuple):
+    """The values that a setting may have.
 
-    Args:
-        max_new_tokens: Longest answer, in tokens.
-        denoising_steps: S, steps a block of D tokens, 1 to D; D if left out.
-        remasking: A policy of `remasking_diffusionvl`: `low_confidence_static`, `low_confidence_dynamic` or
-            `entropy_bounded`.
-        sub_block_size: Tokens of a block that are denoised together, a divisor of D; the block size if left out.
-            Approximate if smaller: within a block, the other sub-blocks' keys and values are those that they had when
-            this sub-block began (Fast-dLLM v2's dual cache).
-        confidence_threshold: Probability above which dynamic remasking keeps a token.
-        entropy_bound: Nats of entropy that entropy-bounded remasking spends in a step.
-        temperature: 0 takes the most probable token.
-        top_k: Sample among the k most probable tokens; 0 for all.
-        top_p: Sample among the smallest set of tokens that reaches this probability; 1 for all.
-        stop_strings: A text or texts that end an answer; the tokens that hold them belong to the answer. Special tokens
-            are no text.
-        max_time: Seconds after which an answer ends with the blocks that it has; no limit if left out.
-        fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step;
-            off, each commit (and the prefill) is a forward of its own, as in the reference.
-        return_dict_in_generate: Return a `DiffusionVLGenerationOutput` instead of the sequences alone.
-        output_history: Keep every denoising step in the output, for a film.
-        eos_token_id: The id or ids that end an answer.
-        pad_token_id: Stands behind the end of a shorter answer; the first end id if left out.
+    Attributes:
+        kind: Type of one value, as a command line reads it.
+        allowed: The range in words.
+        fits: Whether a value lies in it.
+    """
+
+    kind: type
+    allowed: str
+    fits: Callable[[Any], bool]
+
+
+class Setting(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        default: Value where nothing is given.
+        range: Values that it may have.
+        group: What the setting is about: `length`, `denoising`, `sampling`, `end` or `output`.
+        meaning: What it does, in one sentence.
+    """
+
+    default: Any
+    range: Range
+    group: str
+    meaning: str
+
+
+def _whole(least: int) -> Range:
+    def fits(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    return Range(int, f"an integer of at least {least}", fits)
+
+
+def _number(allowed: str, holds: Callable[[float], bool]) -> Range:
+    def fits(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and holds(value)
+
+    return Range(float, allowed, fits)
+
+
+def _or_none(inner: Range, meaning: str = "") -> Range:
+    allowed = f"{inner.allowed}, or None{meaning}"
+    return Range(inner.kind, allowed, lambda value: value is None or inner.fits(value))
+
+
+def _or_several(inner: Range) -> Range:
+    def fits(value: Any) -> bool:
+        return all(map(inner.fits, value)) if isinstance(value, list) else inner.fits(value)
+
+    return Range(inner.kind, f"{inner.allowed}, a list of them", fits)
+
+
+_SWITCH = Range(bool, "True or False", lambda value: isinstance(value, bool))
+_TOKEN = Range(int, "a token id", _whole(0).fits)
+_TEXT = Range(str, "a text that is not empty", lambda value: isinstance(value, str) and value != "")
+_POLICY = Range(str, f"one of {[*REMASKING]}", lambda value: isinstance(value, str) and value in REMASKING)
+_POSITIVE = _number("a finite number above 0", lambda value: value > 0)
+_AT_LEAST_0 = _number("a finite number of at least 0", lambda value: value >= 0)
+_ONE_BEAM = Range(int, "1, since a block of tokens is written at once and has no beams", lambda value: value == 1)
+_BLOCK = " for the block size"
+
+SETTINGS = {
+    "max_new_tokens": Setting(256, _whole(1), "length", "Number of tokens of the longest answer."),
+    "max_length": Setting(None, _or_none(_whole(1)), "length", "The same with the padded prompt counted."),
+    "min_new_tokens": Setting(0, _whole(0), "length", "Number of tokens before which no end of sequence is written."),
+    "denoising_steps": Setting(
+        None, _or_none(_whole(1), _BLOCK), "denoising", "Steps that a block of D tokens is denoised in, 1 to D."
+    ),
+    "remasking": Setting(
+        "low_confidence_static", _POLICY, "denoising", "Policy that decides which tokens a step keeps."
+    ),
+    "confidence_threshold": Setting(
+        0.85,
+        _number("a number in [0, 1]", lambda value: 0 <= value <= 1),
+        "denoising",
+        "Probability above which dynamic remasking keeps a token.",
+    ),
+    "entropy_bound": Setting(0.1, _AT_LEAST_0, "denoising", "Nats that entropy-bounded remasking spends in a step."),
+    "tempered_confidence": Setting(
+        False,
+        _SWITCH,
+        "denoising",
+        "Judge drawn tokens by the distribution they are drawn from, as the reference does, not by the model's own.",
+    ),
+    "sub_block_size": Setting(
+        None,
+        _or_none(Range(int, "an integer of at least 1 that divides the block size", _whole(1).fits), _BLOCK),
+        "denoising",
+        "Tokens of a block that are denoised together; approximate where smaller than the block.",
+    ),
+    "fused_commit": Setting(
+        True,
+        _SWITCH,
+        "denoising",
+        "Write a finished block's clean keys and values in the forward of the next block's first step.",
+    ),
+    "do_sample": Setting(
+        None,
+        _or_none(_SWITCH, " to go by the temperature"),
+        "sampling",
+        "Draw tokens (at temperature 1 unless one is given), or take the most probable ones.",
+    ),
+    "temperature": Setting(0.0, _AT_LEAST_0, "sampling", "Temperature of the draws; 0 takes the most probable token."),
+    "top_k": Setting(0, _whole(0), "sampling", "Draw among the k most probable tokens; 0 for all."),
+    "top_p": Setting(
+        1.0,
+        _number("a number in (0, 1]", lambda value: 0 < value <= 1),
+        "sampling",
+        "Draw among the fewest tokens that reach this probability; 1 for all.",
+    ),
+    "repetition_penalty": Setting(
+        1.0, _POSITIVE, "sampling", "Divide the scores of tokens that the row already holds by this; 1 changes nothing."
+    ),
+    "num_return_sequences": Setting(1, _whole(1), "sampling", "Answers to each prompt."),
+    "num_beams": Setting(1, _ONE_BEAM, "sampling", "Known to transformers; only 1 is possible."),
+    "stop_strings": Setting(None, _or_none(_or_several(_TEXT)), "end", "Text or texts that end an answer."),
+    "max_time": Setting(
+        None,
+        _or_none(_number("a finite number of seconds of at least 0", lambda value: value >= 0)),
+        "end",
+        "Seconds after which an answer ends with the blocks that it has.",
+    ),
+    "eos_token_id": Setting(None, _or_none(_or_several(_TOKEN)), "end", "Token id or ids that end an answer."),
+    "pad_token_id": Setting(
+        None,
+        _or_none(_TOKEN, " for the first id that ends an answer"),
+        "end",
+        "Token id that fills a row after the end of its answer.",
+    ),
+    "bos_token_id": Setting(None, _or_none(_TOKEN), "end", "Known to transformers; not used."),
+    "use_cache": Setting(True, _SWITCH, "output", "Keep keys and values; without them every step runs the whole row."),
+    "return_dict_in_generate": Setting(
+        False, _SWITCH, "output", "Return a `DiffusionVLGenerationOutput` instead of the sequences alone."
+    ),
+    "output_history": Setting(False, _SWITCH, "output", "Keep every step in the output, for a film."),
+}
+
+# Arguments of transformers' `generate` that have no meaning here, and why.
+_IMPOSSIBLE = {
+    "past_key_values": "each call fills a cache of its own; leave it out",
+    "assistant_model": "a block-diffusion model drafts for itself; leave it out",
+    "inputs_embeds": "a prompt is read as token ids; give input_ids",
+}
+
+
+class DiffusionVLGenerationConfig(GenerationConfig):
+    """How answers are decoded: a value for each row of `SETTINGS`, which says what they mean. Unknown names are errors.
+
+    `do_sample=False` stands for temperature 0, `do_sample=True` for temperature 1 where none above 0 is given.
+
+    Raises:
+        UserError: A name is unknown, or a value is outside its range.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        self.max_new_tokens: int = kwargs.pop("max_new_tokens", 256)
-        self.denoising_steps: int | None = kwargs.pop("denoising_steps", None)
-        self.remasking: str = kwargs.pop("remasking", "low_confidence_static")
-        self.sub_block_size: int | None = kwargs.pop("sub_block_size", None)
-        self.confidence_threshold: float = kwargs.pop("confidence_threshold", 0.85)
-        self.entropy_bound: float = kwargs.pop("entropy_bound", 0.1)
-        self.temperature: float = kwargs.pop("temperature", 0.0)
-        self.top_k: int = kwargs.pop("top_k", 0)
-        self.top_p: float = kwargs.pop("top_p", 1.0)
-        self.stop_strings: str | list[str] | None = kwargs.pop("stop_strings", None)
-        self.max_time: float | None = kwargs.pop("max_time", None)
-        self.fused_commit: bool = kwargs.pop("fused_commit", True)
-        self.return_dict_in_generate: bool = kwargs.pop("return_dict_in_generate", False)
-        self.output_history: bool = kwargs.pop("output_history", False)
-        self.eos_token_id: int | list[int] | None = kwargs.pop("eos_token_id", None)
-        self.pad_token_id: int | None = kwargs.pop("pad_token_id", None)
-        self.bos_token_id: int | None = kwargs.pop("bos_token_id", None)
-        self.transformers_version: str | None = kwargs.pop("transformers_version", None)
-        self._commit_hash: str | None = kwargs.pop("_commit_hash", None)
-        self._from_model_config: bool | None = kwargs.pop("_from_model_config", None)
-        if kwargs:
-            raise UserError(f"unknown generation settings {sorted(kwargs)}; known are {self.setting_names}")
+        for name, setting in SETTINGS.items():
+            setattr(self, name, kwargs.pop(name, setting.default))
+        for name in ("transformers_version", "_commit_hash", "_from_model_config"):  # notes of transformers
+            setattr(self, name, kwargs.pop(name, None))
+        refuse_unknown(kwargs)
         self.validate()
 
     @classmethod
@@ -67,124 +183,120 @@ class DiffusionVLGenerationConfig(GenerationConfig):
         """Defaults, with the special tokens of a model config."""
         return cls(eos_token_id=model_config.eos_token_id, pad_token_id=model_config.pad_token_id)
 
-    @property
-    def setting_names(self) -> list[str]:
-        """Names of the settings, without what transformers notes down about a config."""
-        return sorted(name for name in vars(self) if not name.startswith("_") and name != "transformers_version")
+    @classmethod
+    def from_stock(cls, config: GenerationConfig) -> "DiffusionVLGenerationConfig":
+        """The settings of a config of transformers that differ from its defaults.
+
+        Raises:
+            UserError: One of them has no meaning here.
+        """
+        given = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+        return cls(**given)
 
     @property
     def eos_token_ids(self) -> list[int]:
         """Ids that end an answer, as a list."""
-        eos = self.eos_token_id
-        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        return _as_list(self.eos_token_id)
 
     @property
     def stop_string_list(self) -> list[str]:
         """Texts that end an answer, as a list."""
-        stops = self.stop_strings
-        return [] if stops is None else [stops] if isinstance(stops, str) else list(stops)
+        return _as_list(self.stop_strings)
 
     def validate(self, **unused: Any) -> None:
-        """Checks the values.
+        """Checks every value against its range.
 
         Raises:
-            ValueError: Naming the setting, its value and its range.
+            UserError: Naming the setting, its value and its range.
         """
-        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        stops = self.stop_strings
-        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        for name, good, allowed in (
-            ("max_new_tokens", _is_integer(self.max_new_tokens, 1), "an integer of at least 1"),
-            (
-                "denoising_steps",
-                self.denoising_steps is None or _is_integer(self.denoising_steps, 1),
-                "an integer of at least 1, or None for the block size",
-            ),
-            (
-                "sub_block_size",
-                self.sub_block_size is None or _is_integer(self.sub_block_size, 1),
-                "an integer of at least 1 that divides the block size, or None for the block size",
-            ),
-            ("remasking", self.remasking in [*REMASKING], f"one of {[*REMASKING]}"),
-            ("confidence_threshold", _is_number(self.confidence_threshold, 1.0), "a number in [0, 1]"),
-            ("entropy_bound", _is_number(self.entropy_bound, float("inf")), "a finite number of at least 0"),
-            ("temperature", _is_number(self.temperature, float("inf")), "a finite number of at least 0"),
-            ("top_k", _is_integer(self.top_k, 0), "an integer of at least 0"),
-            ("top_p", _is_number(self.top_p, 1.0) and self.top_p > 0, "a number in (0, 1]"),
-            (
-                "stop_strings",
-                all(isinstance(stop, str) and stop for stop in stops),
-                "a text that is not empty, a list of them, or None",
-            ),
-            (
-                "max_time",
-                self.max_time is None or _is_number(self.max_time, float("inf")),
-                "a finite number of seconds of at least 0, or None",
-            ),
-            ("fused_commit", isinstance(self.fused_commit, bool), "True or False"),
-            ("return_dict_in_generate", isinstance(self.return_dict_in_generate, bool), "True or False"),
-            ("output_history", isinstance(self.output_history, bool), "True or False"),
-            (
-                "eos_token_id",
-                self.eos_token_id is None or all(_is_integer(token_id, 0) for token_id in eos),
-                "a token id, a list of them, or None",
-            ),
-            (
-                "pad_token_id",
-                self.pad_token_id is None or _is_integer(self.pad_token_id, 0),
-                "a token id, or None for the first id that ends an answer",
-            ),
-        ):
-            if not good:
-                raise UserError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+        for name, setting in SETTINGS.items():
+            value = getattr(self, name)
+            if not setting.range.fits(value):
+                raise UserError(f"{name} must be {setting.range.allowed}, got {value!r}")
 
 
-def _is_integer(value: Any, least: int) -> bool:
-    """Whether a value is a whole number of at least `least`; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _as_list(value: Any) -> list[Any]:
+    """One value, several, or None, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-def _is_number(value: Any, most: float) -> bool:
-    """Whether a value is a finite number in [0, most]; NaN compares false."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most and value < float("inf")
-    )
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Refuses names that are not settings.
+
+    Raises:
+        UserError: Naming the first one, with the reason or the nearest setting.
+    """
+    for name in sorted(names):
+        if name in _IMPOSSIBLE:
+            raise UserError(f"generate() takes no {name}: {_IMPOSSIBLE[name]}")
+        near = get_close_matches(name, SETTINGS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(sorted(SETTINGS))}"
+        raise UserError(f"generate() has no setting {name!r}; {remedy}")
 
 
 def resolve_settings(
-    model: Any, config: DiffusionVLGenerationConfig | None, kwargs: dict[str, Any]
-) -> tuple[DiffusionVLGenerationConfig, dict[str, Any]]:
-    """Splits keyword arguments into settings and media inputs, and checks the settings against the model.
+    model: Any, config: GenerationConfig | None, given: dict[str, Any], prompt_width: int
+) -> DiffusionVLGenerationConfig:
+    """Joins the settings of one call, fills in what they leave open, and checks them against the model.
 
     Args:
         model: The block-diffusion model.
         config: Settings; the model's own `generation_config` if left out, and its special tokens where these settings
-            have none.
-        kwargs: Settings that differ in this call, and the inputs for images and videos.
+            have none. A stock `GenerationConfig` counts with what differs from its defaults.
+        given: Settings that differ in this call.
+        prompt_width: Columns of the padded prompts, which `max_length` counts.
 
     Raises:
-        UserError: A setting is unknown or out of its range.
+        UserError: A setting is unknown, outside its range, or does not fit the model or the other settings.
     """
     own = model.generation_config
-    settings = copy.deepcopy(own if config is None else config)
-    if not isinstance(settings, DiffusionVLGenerationConfig):
-        raise UserError(f"generation_config must be a DiffusionVLGenerationConfig, got a {type(settings).__name__}")
+    config = own if config is None else config
+    if not isinstance(config, GenerationConfig):
+        raise UserError(f"generation_config must be a GenerationConfig, got a {type(config).__name__}")
+    if not isinstance(config, DiffusionVLGenerationConfig):
+        config = DiffusionVLGenerationConfig.from_stock(config)
+    refuse_unknown(given.keys() - SETTINGS.keys())
+    settings = copy.deepcopy(config)
     settings.update(defaults_only=True, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
-    known = settings.setting_names
-    # The model reads the kind of a token off its id.
-    unknown = set(kwargs) - {*known, *MEDIA_INPUTS, *TOKEN_TYPE_INPUTS}
-    if unknown:
-        raise UserError(f"generate() does not know {sorted(unknown)}; its settings are {known}")
-    settings.update(**{name: value for name, value in kwargs.items() if name in known})
+    settings.update(**given)
     if settings.pad_token_id is None and settings.eos_token_ids:
         settings.pad_token_id = settings.eos_token_ids[0]
-    block_size = model.config.block_size
-    if settings.denoising_steps is None:
-        settings.denoising_steps = block_size
-    if settings.denoising_steps > block_size:
-        raise UserError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {block_size}")
-    if settings.sub_block_size is None:
-        settings.sub_block_size = block_size
-    if block_size % settings.sub_block_size:
-        raise UserError(f"sub_block_size={settings.sub_block_size} does not divide the block size {block_size}")
-    return settings, {name: kwargs[name] for name in MEDIA_INPUTS if kwargs.get(name) is not None}
+    _resolve_length(settings, given, prompt_width)
+    _resolve_temperature(settings, given)
+    size = model.config.block_size
+    settings.denoising_steps = size if settings.denoising_steps is None else settings.denoising_steps
+    settings.sub_block_size = size if settings.sub_block_size is None else settings.sub_block_size
+    if settings.denoising_steps > size:
+        raise UserError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {size}")
+    if size % settings.sub_block_size:
+        raise UserError(f"sub_block_size={settings.sub_block_size} does not divide the block size {size}")
+    if settings.num_return_sequences > 1 and settings.temperature == 0:
+        raise UserError(
+            f"num_return_sequences={settings.num_return_sequences} would repeat one answer at temperature 0; "
+            "set do_sample=True"
+        )
+    return settings
+
+
+def _resolve_length(settings: DiffusionVLGenerationConfig, given: dict[str, Any], prompt_width: int) -> None:
+    """Turns `max_length` into `max_new_tokens`, which wins where both are given."""
+    chosen = "max_new_tokens" in given
+    if "max_length" not in given:
+        chosen = chosen or settings.max_new_tokens != SETTINGS["max_new_tokens"].default
+    if settings.max_length is not None and not chosen:
+        if settings.max_length <= prompt_width:
+            raise UserError(
+                f"max_length={settings.max_length} leaves no room for an answer after a prompt of {prompt_width} "
+                "tokens; give max_new_tokens"
+            )
+        settings.max_new_tokens = settings.max_length - prompt_width
+
+
+def _resolve_temperature(settings: DiffusionVLGenerationConfig, given: dict[str, Any]) -> None:
+    """Turns `do_sample` into a temperature; a temperature of this call counts more than a `do_sample` before it."""
+    if settings.do_sample is False:
+        settings.temperature = 0.0
+    elif settings.do_sample and settings.temperature == 0 and "temperature" not in given:
+        settings.temperature = 1.0
+    elif given.get("do_sample") and settings.temperature == 0:
+        raise UserError("do_sample=True cannot draw at temperature 0; give a temperature above 0, or do_sample=False")

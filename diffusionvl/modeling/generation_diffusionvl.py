@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .engine import Engine
 from .errors import UserError
-from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
+from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+from .inputs import read_call
 from .request import DenoisingStep, Request
 from .sampling import Generators
 
@@ -26,17 +26,15 @@ class DiffusionVLGenerationOutput(ModelOutput):
     """Output of `generate`.
 
     Attributes:
-        sequences: Prompts and answers [B, P + G]; padded behind each row's end of sequence.
+        sequences: Prompts and answers [B, P + G]; padded after each row's end of sequence.
         tokens_per_forward: Answer tokens (the end of sequence counts, padding does not) a forward, for each row [B].
         forwards: Forwards that each row took part in, reading the prompt included [B].
-        past_key_values: The KV cache.
         history: The denoising steps, with `output_history`.
     """
 
     sequences: Tensor | None = None
     tokens_per_forward: Tensor | None = None
     forwards: Tensor | None = None
-    past_key_values: Cache | None = None
     history: list[DenoisingStep] | None = None
 
 
@@ -92,29 +90,35 @@ class DiffusionVLGenerationMixin(_Model):
 
         Args:
             input_ids: Prompts [B, P], padded on the left.
-            attention_mask: 1 for tokens, 0 for padding [B, P].
-            generation_config: Settings; the model's own `generation_config` if left out, and its special tokens where
-                these settings have none.
+            attention_mask: 1 for tokens, 0 for padding [B, P]; left out, padding ids are padding, as in transformers.
+            generation_config: Settings, also a stock `GenerationConfig`; the model's own `generation_config` if left
+                out, and its special tokens where these settings have none.
             streamer: Receives the prompt and each finished block by `put`, and every step by `put_draft` if it has
                 one, such as transformers' `TextDiffusionStreamer`.
-            generator: Source of randomness where temperature > 0: one for the batch, or one a row, which makes a
-                row's samples independent of its batch. On the model's device.
+            generator: Source of randomness where the temperature is above 0: one for the batch, or one for each prompt,
+                which makes a row's samples independent of its batch. On the model's device.
             tokenizer: Needed for `stop_strings`.
-            **kwargs: Settings of `DiffusionVLGenerationConfig` that differ in this call, and the inputs for images
-                and videos that the processor gave.
+            **kwargs: Settings (`SETTINGS`) that differ in this call, the inputs for images and videos that the
+                processor gave, and two lists of transformers: `logits_processor`, which sees the logits of the places
+                being written, and `stopping_criteria`, which are asked after each block.
 
         Returns:
-            Sequences [B, P + G], or a `DiffusionVLGenerationOutput` with `return_dict_in_generate`.
+            Sequences [B, P + G], or a `DiffusionVLGenerationOutput` with `return_dict_in_generate`; B counts
+            `num_return_sequences`.
 
         Raises:
-            ValueError: A setting is unknown or out of its range, the inputs cannot be read as they are meant, or the
+            UserError: A setting is unknown or out of its range, the inputs cannot be read as they are meant, or the
                 model's scores are not numbers.
         """
-        settings, media = resolve_settings(self, generation_config, kwargs)
-        padding, prompt, rows = settings.pad_token_id or 0, input_ids.shape[-1], max(len(input_ids), 1)
+        call = read_call(self, input_ids, attention_mask, generation_config, generator, kwargs)
+        settings = call.settings
+        if settings.num_return_sequences > 1:
+            input_ids = input_ids.repeat_interleave(settings.num_return_sequences, dim=0)
+        padding, prompt, rows = settings.pad_token_id or 0, input_ids.shape[1], len(input_ids)
         length = prompt + settings.max_new_tokens + self.config.block_size  # in whole blocks
         engine = Engine(self, rows, length, rows, tokenizer=tokenizer, fused_commit=settings.fused_commit)
-        requests = engine.add_batch(input_ids, attention_mask, settings, generator, **media)
+        batches = [engine.add_call(call) for _ in range(settings.num_return_sequences)]
+        requests = [request for answers in zip(*batches, strict=True) for request in answers]
         if streamer is None:
             while engine.busy:
                 engine.step()
@@ -131,7 +135,6 @@ class DiffusionVLGenerationMixin(_Model):
             sequences=sequences,
             tokens_per_forward=lengths / forwards.clamp(min=1),
             forwards=forwards,
-            past_key_values=engine.cache,
             history=_join_histories(requests, prompt, padding) if settings.output_history else None,
         )
 
@@ -193,14 +196,14 @@ def _rectangle(rows: list[list[int]], padding: int) -> Tensor:
 
 
 def _join_histories(requests: list[Request], prompt: int, padding: int) -> list[DenoisingStep]:
-    """The steps of all rows, block by block, as if rows waited for one another behind each block.
+    """The steps of all rows, block by block, as if rows waited for one another after each block.
 
-    A row that needed fewer steps for a block than others stands still in the rest; behind its end it is padding.
+    A row that needed fewer steps for a block than others stands still in the rest; after its end it is padding.
 
     Args:
         requests: The B requests, with histories.
         prompt: P, the column of the padded batch where the answers begin.
-        padding: Token behind the end of an answer.
+        padding: Token after the end of an answer.
     """
     joined: list[DenoisingStep] = []
     by_block = [_steps_by_block(request) for request in requests]
@@ -209,7 +212,7 @@ def _join_histories(requests: list[Request], prompt: int, padding: int) -> list[
             rows = []
             for request, blocks in zip(requests, by_block, strict=True):
                 if block >= len(blocks):
-                    rows.append(_behind(blocks[-1][-1], block, padding))
+                    rows.append(_after_the_end(blocks[-1][-1], block, padding))
                 elif step < len(blocks[block]):
                     rows.append(blocks[block][step])
                 else:
@@ -226,8 +229,8 @@ def _steps_by_block(request: Request) -> list[list[DenoisingStep]]:
     return [[*steps] for _, steps in groupby(request.history, key=lambda step: step.block)]
 
 
-def _behind(last: DenoisingStep, block: int, padding: int) -> DenoisingStep:
-    """A row in a block behind its end, given its last step."""
+def _after_the_end(last: DenoisingStep, block: int, padding: int) -> DenoisingStep:
+    """A row in a block after its end, given its last step."""
     shift = (block - last.block) * last.tokens.shape[1]
     return DenoisingStep(
         block,

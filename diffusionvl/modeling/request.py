@@ -1,11 +1,13 @@
-"""A request: one prompt's settings, the answer it has so far, and where that answer ends."""
+"""A request: one prompt, how it is answered, the answer it has so far, and where that answer ends."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .canvas import Canvas
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .sampling import Sampling
 
@@ -33,7 +35,7 @@ class Chunk(NamedTuple):
     """A part of an answer that `Engine.stream` yields.
 
     Attributes:
-        tokens: Tokens that follow those before them for good; of a draft, the block as it is, with mask tokens.
+        tokens: Final tokens that follow those before them; of a draft, the block as it is, with mask tokens.
         draft: Whether the next chunk replaces these tokens.
     """
 
@@ -41,39 +43,39 @@ class Chunk(NamedTuple):
     draft: bool = False
 
 
-FinishReason = Literal["eos", "stop_string", "length", "time", "abort", "error", "not_a_number"]
+FinishReason = Literal["eos", "stop_string", "length", "time", "criterion", "abort", "error", "not_a_number"]
 
 
 @dataclass(eq=False)
 class Request:
-    """What `Engine.add_request` hands out. The engine writes it; everybody else reads.
+    """One row: what `Engine.add_request` returns. The engine writes it; everybody else reads it.
 
     Attributes:
-        settings: How this prompt is answered.
-        prompt_length: Tokens of the prompt.
-        generator: Source of randomness where the temperature is not 0; torch's own if left out.
+        settings: How the prompt is answered.
+        canvas: The prompt, the answer and the window of masks.
+        generator: Source of randomness where the temperature is above 0; torch's own if left out.
         deadline: When its time is up, by the engine's clock.
+        logits_processor: Processors of transformers, for the logits of the places being written.
+        stopping_criteria: Criteria of transformers, asked after each block.
         tokens: The answer so far: whole blocks, and at its end an end of sequence or the token that completes a stop
             string.
-        finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `abort`, `error` where the model
-            could not read the prompt, or `not_a_number` where its scores were not; None while it goes on.
-        error: What the model raised, with `error`.
-        forwards: Forwards that it took part in, reading the prompt included.
-        block: Index of the block that is being denoised.
-        step: Denoising steps that this block has had.
+        finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `criterion`, `abort`, `error`
+            where something raised for it, or `not_a_number` where its scores were not; None while it goes on.
+        error: What was raised, with `error`.
+        forwards: Number of forwards that it took part in, reading the prompt included.
         history: The denoising steps, [1, D] each, with `output_history`; columns count from the prompt's first token.
     """
 
     settings: DiffusionVLGenerationConfig
-    prompt_length: int
+    canvas: Canvas
     generator: torch.Generator | None = None
     deadline: float = float("inf")
+    logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+    stopping_criteria: Sequence[Callable[..., Any]] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     forwards: int = 0
-    block: int = 0
-    step: int = 0
     history: list[DenoisingStep] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,15 +86,99 @@ class Request:
         """Whether the answer has ended."""
         return self.finish_reason is not None
 
-    def take(self, block: list[int], tokenizer: Any) -> None:
-        """Appends a finished block, up to the end of the answer if it is in it.
+    @property
+    def prompt_length(self) -> int:
+        """Number of tokens of the prompt."""
+        return len(self.canvas.prompt.ids)
+
+    @property
+    def block(self) -> int:
+        """Index of the block that is being denoised."""
+        return self.canvas.block
+
+    @property
+    def step(self) -> int:
+        """Number of steps that this block has had."""
+        return self.canvas.step
+
+    @property
+    def draft(self) -> list[int]:
+        """Tokens after the answer so far that may still change, the mask id where still masked."""
+        return self.canvas.written[: self.longest - len(self.tokens)]
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest answer: `max_new_tokens`, or what positions the model has left."""
+        room = self.canvas.prompt.room
+        return self.settings.max_new_tokens if room is None else min(self.settings.max_new_tokens, room)
+
+    def end(self, reason: FinishReason, error: Exception | None = None) -> None:
+        """Ends the answer, unless it has ended."""
+        if not self.finished:
+            self.finish_reason, self.error = reason, error
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Applies the row's own processors to the logits [M, V] of its wanted columns."""
+        if self.settings.min_new_tokens and self.settings.eos_token_ids:
+            early = [
+                place
+                for place, column in enumerate(self.canvas.wanted)
+                if column - self.prompt_length < self.settings.min_new_tokens
+            ]
+            logits = logits.clone()
+            logits[torch.tensor(early, dtype=torch.long)[:, None], self.settings.eos_token_ids] = -torch.inf
+        if self.logits_processor and len(logits):
+            written = max(self.canvas.window, self.prompt_length)
+            ids = torch.tensor([self.canvas.ids[:written]], device=logits.device).expand(len(logits), -1)
+            for processor in self.logits_processor:
+                logits = processor(ids, logits)
+        return logits
+
+    def receive(self, tokens: list[int], confidences: list[float], keep: list[bool], tokenizer: Any) -> None:
+        """Writes what a step has found for the canvas's wanted columns.
 
         Args:
-            block: Its tokens, without those of the prompt.
-            tokenizer: Decodes the answer to look for stop strings; not needed without.
+            tokens: The token drawn for each column.
+            confidences: The confidence in each, not a number where the scores are not.
+            keep: Whether each is kept.
+            tokenizer: Decodes the answer to look for stop strings; not needed without them.
         """
-        self.tokens, self.finish_reason = end_of_answer(self.tokens, block, self.settings, tokenizer)
-        self.block, self.step = self.block + 1, 0
+        canvas = self.canvas
+        self.forwards += 1
+        if any(confidence != confidence for confidence in confidences):
+            self.end("not_a_number")
+            return
+        block, window, drawn = canvas.block, range(canvas.window, canvas.end), canvas.wanted
+        finished = canvas.write(tokens, keep)
+        if self.settings.output_history:
+            self.history.append(self._step(block, window, dict(zip(drawn, confidences, strict=True))))
+        if finished:
+            self._take(finished, tokenizer)
+
+    def _take(self, block: list[int], tokenizer: Any) -> None:
+        """Appends a finished block without the prompt's tokens, up to the end of the answer if it lies in it."""
+        block = block[: self.longest - len(self.tokens)]
+        self.tokens, reason = end_of_answer(self.tokens, block, self.settings, tokenizer)
+        if reason is None and len(self.tokens) == self.longest:
+            reason = "length"
+        if reason is None and self.stopping_criteria:
+            ids = torch.tensor([[*self.canvas.prompt.ids, *self.tokens]])
+            if any(bool(torch.as_tensor(criterion(ids, None)).all()) for criterion in self.stopping_criteria):
+                reason = "criterion"
+        if reason is not None:
+            self.end(reason)
+
+    def _step(self, block: int, window: range, sure: dict[int, float]) -> DenoisingStep:
+        """What a step leaves of its window, given the confidences of what it drew."""
+        tokens = self.canvas.ids[window.start : window.stop]
+        masked = [self.canvas.window == window.start and column in self.canvas.masked for column in window]
+        return DenoisingStep(
+            block,
+            tokens=torch.tensor([tokens]),
+            masked=torch.tensor([masked]),
+            confidence=torch.tensor([[sure.get(column, 1.0) for column in window]]),
+            columns=torch.tensor([[*window]]),
+        )
 
 
 class Ended(NamedTuple):
@@ -105,19 +191,18 @@ class Ended(NamedTuple):
 def end_of_answer(
     before: list[int], block: list[int], settings: DiffusionVLGenerationConfig, tokenizer: Any = None
 ) -> Ended:
-    """Cuts an answer behind the first token that ends it: an end of sequence, a stop string, or the longest length.
+    """Cuts an answer after the first token that ends it: an end of sequence, a stop string, or the longest length.
 
     Args:
         before: Tokens of the answer that do not end it.
-        block: Tokens that come behind them.
-        settings: `eos_token_id`, `stop_strings` and `max_new_tokens` are read.
+        block: Tokens that come after them.
+        settings: `eos_token_id`, `stop_strings`, `min_new_tokens` and `max_new_tokens` are read.
         tokenizer: Needed with `stop_strings`, which may begin in one block and end in another.
     """
     tokens = [*before, *block][: settings.max_new_tokens]
     reason: FinishReason | None = "length" if len(tokens) == settings.max_new_tokens else None
-    ends = settings.eos_token_ids
-    for index in range(len(before), len(tokens)):
-        if tokens[index] in ends:
+    for index in range(max(len(before), settings.min_new_tokens), len(tokens)):
+        if tokens[index] in settings.eos_token_ids:
             tokens, reason = tokens[: index + 1], "eos"
             break
     if settings.stop_strings and _stops(tokens, settings, tokenizer):
@@ -128,6 +213,6 @@ def end_of_answer(
 
 
 def _stops(tokens: list[int], settings: DiffusionVLGenerationConfig, tokenizer: Any) -> bool:
-    """Whether the text of these tokens holds a stop string."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return any(stop in text for stop in settings.stop_string_list)
+    """Whether the text of these tokens holds a stop string, which may itself be or hold a special token."""
+    texts = [tokenizer.decode(tokens, skip_special_tokens=skip) for skip in (True, False)]
+    return any(stop in text for stop in settings.stop_string_list for text in texts)

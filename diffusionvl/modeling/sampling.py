@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators = torch.Generator | Sequence[torch.Generator | None] | None
 
 
 class Sampling(NamedTuple):
@@ -22,6 +22,7 @@ class Sampling(NamedTuple):
     remasking: str = "low_confidence_static"
     confidence_threshold: float = 0.85
     entropy_bound: float = 0.1
+    tempered_confidence: bool = False
 
 
 def choose_tokens(
@@ -31,17 +32,19 @@ def choose_tokens(
     generators: Sequence[torch.Generator | None] = (None,),
     counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draws a token for every place and tells how sure the model is of it.
+    """Draws a token for every place, and says how sure the model is of it.
 
-    Forbidden ids are left out of the choice, not out of the softmax: the confidence of a token is its probability
-    under the (tempered and truncated) distribution over the whole vocabulary, as in the reference.
+    The confidence of a token is its probability under the model's own distribution at temperature 1, so that what a
+    step keeps does not depend on how its tokens are drawn: as the temperature falls, the answer becomes the greedy
+    one. With `tempered_confidence` it is the probability under the tempered and truncated distribution, as in the
+    reference. Forbidden ids are left out of the choice, not out of the softmax.
 
     Args:
         logits: [M, V].
-        forbidden_ids: Ids that are never chosen, the mask token first of all [n].
-        sampling: Its temperature, top_k and top_p; temperature 0 takes the most probable token.
+        forbidden_ids: Ids that are never chosen, such as the mask token [n].
+        sampling: Its temperature, top_k, top_p and tempered_confidence; temperature 0 takes the most probable token.
         generators: The source of randomness of each row, so that a row draws the same in any batch.
-        counts: Places of each row; they sum to M. All belong to one row if left out.
+        counts: Number of places of each row; they sum to M. All belong to one row if left out.
 
     Returns:
         Tokens [M] and their confidences [M] in fp32, which are not numbers where the scores are not.
@@ -51,22 +54,32 @@ def choose_tokens(
     if sampling.temperature == 0:
         tokens = allowed.argmax(-1, keepdim=True)
         return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0]
-    kept = _warp(allowed, sampling)
-    # A row of scores that are not numbers must not stop the others; its confidence tells.
+    kept = truncate(allowed, sampling)
+    # A row of scores that are not numbers must not stop the others; its confidence shows it.
     parts = kept.softmax(-1).nan_to_num(nan=1.0).split([len(logits)] if counts is None else list(counts))
     draws = [part.multinomial(1, generator=own) for part, own in zip(parts, generators, strict=True) if len(part)]
     tokens = torch.cat([*draws, logits.new_empty(0, 1, dtype=torch.long)])
-    # The kept tokens compete with the forbidden ones for confidence, but not for being drawn.
-    kept[:, forbidden_ids] = logits[:, forbidden_ids] / sampling.temperature
-    return tokens[:, 0], kept.softmax(-1).gather(1, tokens)[:, 0]
+    if sampling.tempered_confidence:  # the kept tokens compete with the forbidden ones, which are not drawn
+        top = allowed.amax(-1, keepdim=True)
+        kept[:, forbidden_ids] = (logits[:, forbidden_ids] - top) / _temperature(sampling)
+        logits = kept
+    return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0]
 
 
-def _warp(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Temperature, then top-k, then top-p, by transformers' own warpers. [M, V] -> [M, V]."""
+def truncate(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Applies temperature, then top-k, then top-p, the latter two by transformers' own warpers. [M, V] -> [M, V].
+
+    The largest score becomes 0 first, so that no temperature is too small.
+    """
     ids = torch.empty(0, dtype=torch.long)  # the warpers do not read the tokens so far
-    logits = TemperatureLogitsWarper(float(sampling.temperature))(ids, logits)
+    logits = (logits - logits.amax(-1, keepdim=True)) / _temperature(sampling)
     if sampling.top_k > 0:
         logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
     if sampling.top_p < 1:
         logits = TopPLogitsWarper(sampling.top_p)(ids, logits)
     return logits
+
+
+def _temperature(sampling: Sampling) -> float:
+    """The temperature as a number of fp32 that is not rounded to 0."""
+    return max(sampling.temperature, torch.finfo(torch.float32).tiny)

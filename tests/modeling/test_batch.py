@@ -1,15 +1,16 @@
 """Forwards over the rows: each fast path gives the numbers of the plain one."""
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
 from decoding_requests import LONG, alone, ask, build_requests
 from helpers import lively, prompts
-from transformers import DynamicCache
+from tiny_families import TEXT_TEMPLATE, build_tokenizer, text_config
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from diffusionvl.modeling import batch as batch_diffusionvl
+from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
+from diffusionvl.modeling import batch
 from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.engine import Engine
 from diffusionvl.modeling.families import placeholder_ids
@@ -24,7 +25,7 @@ def some_requests(processor, pictures):
 
 @pytest.mark.parametrize("fast", ["no mask", "no mask and one length"])
 def test_a_mask_is_left_out_where_nothing_is_hidden(translated_dir, processor, monkeypatch, fast):
-    """One row, and rows of equal length: the steps behind a block's first run without a mask, to the same numbers."""
+    """One row, and rows of equal length: the steps after a block's first run without a mask, to the same numbers."""
     model = lively(translated_dir)
     question = prompts(processor, (LONG,)) if fast == "no mask" else prompts(processor, (LONG,), (LONG,))
     settings = {"max_new_tokens": 12, "denoising_steps": 3, "eos_token_id": None, "output_history": True}
@@ -41,27 +42,42 @@ def test_a_mask_is_left_out_where_nothing_is_hidden(translated_dir, processor, m
     layers = len(model.base.get_decoder().layers)
     assert masks == ([True] * layers + [False] * 2 * layers) * 3  # a block's first step commits, so it needs a mask
 
-    @contextmanager
-    def masked(base):
-        yield
-
-    monkeypatch.setattr(batch_diffusionvl, "unmasked", masked)
+    monkeypatch.setattr(batch, "unmaskable", lambda decoder, layers: [])
     masks.clear()
     plain = model.generate(**question, **settings, return_dict_in_generate=True)
     assert all(masks)
     assert torch.equal(output.sequences, plain.sequences)
     for step, other in zip(output.history, plain.history, strict=True):
         torch.testing.assert_close(step.confidence, other.confidence, rtol=1e-4, atol=1e-6)
-    assert not any(layer._forward_pre_hooks for layer in model.base.get_decoder().layers)
+    assert not any(module._forward_pre_hooks for module in model.base.get_decoder().modules())
+    assert all(layer.self_attn.is_causal for layer in model.base.get_decoder().layers)
+
+
+@pytest.mark.parametrize("kind", ["llama", "stablelm", "gpt2", "xglm", "gpt_neox", "opt", "phi", "cohere"])
+def test_without_a_mask_every_family_sees_what_it_sees_with_one(monkeypatch, kind):
+    """Some layers do not hand `is_causal` on, some take their mask by place, some cannot do without."""
+    tokenizer = build_tokenizer(TEXT_TEMPLATE)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **text_config(tokenizer)))
+    ids = tokenizer(LONG, return_tensors="pt")["input_ids"]
+    config = DiffusionVLConfig(base.config, block_size=8, mask_token_id=len(tokenizer) + 1)
+    model = DiffusionVLForConditionalGeneration(config, base.double()).eval()
+    settings = {"max_new_tokens": 24, "output_history": True, "return_dict_in_generate": True}
+    settings |= {"eos_token_id": None, "pad_token_id": 0}
+    without = model.generate(ids, **settings)
+    monkeypatch.setattr(batch, "unmaskable", lambda decoder, layers: [])
+    with_one = model.generate(ids, **settings)
+    assert torch.equal(without.sequences, with_one.sequences)
+    for step, other in zip(without.history, with_one.history, strict=True):
+        torch.testing.assert_close(step.confidence, other.confidence, rtol=1e-9, atol=1e-12)
 
 
 def test_the_head_runs_on_masked_places_alone(translated_dir, processor):
     model, seen = lively(translated_dir), []
     model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.shape[-2]))
-    batch = prompts(processor, ("hi",), (LONG,))
+    inputs = prompts(processor, ("hi",), (LONG,))
     for fused_commit, expected in ((True, [8, 6, 4, 2] * 2), (False, [0, 8, 6, 4, 2] * 2)):
         seen.clear()
-        model.generate(**batch, max_new_tokens=8, eos_token_id=None, fused_commit=fused_commit)
+        model.generate(**inputs, max_new_tokens=8, eos_token_id=None, fused_commit=fused_commit)
         assert seen == expected
 
 
@@ -198,8 +214,8 @@ def test_sub_blocks_reuse_the_keys_and_values_of_the_others(translated_dir, proc
 def test_sub_blocks_of_a_block_that_holds_the_prompt(translated_dir, processor):
     """Nothing is in the cache but the window itself."""
     model = lively(translated_dir, block_origin="absolute", block_size=32)
-    batch = prompts(processor, ("hi",), ("why?",), (LONG,))
+    inputs = prompts(processor, ("hi",), ("why?",), (LONG,))
     settings = {"max_new_tokens": 20, "denoising_steps": 16, "sub_block_size": 8, "eos_token_id": None}
-    together = model.generate(**batch, **settings)[:, -20:]
+    together = model.generate(**inputs, **settings)[:, -20:]
     for answer, question in zip(together.tolist(), ("hi", "why?", LONG), strict=True):
         assert answer == alone(model, (prompts(processor, (question,)), settings, 0))[0]

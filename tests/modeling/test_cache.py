@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffusionvl.modeling.cache import SlotCache, as_index
+from diffusionvl.modeling.cache import SlotCache, as_index, pack
+from diffusionvl.modeling.canvas import Run
 
 
 def states(rows, tokens, value):
@@ -14,10 +15,11 @@ def states(rows, tokens, value):
 
 
 def write(cache, rows, kept, tokens, value):
-    columns = torch.tensor(kept)[:, None] + torch.arange(tokens)
-    length = max(kept) + tokens
-    cache.aim(rows, columns, kept[0] if len(set(kept)) == 1 else None, length, length)
-    found = [cache.update(*states(len(rows), tokens, value), layer) for layer in range(2)]
+    runs = [
+        Run(range(first, first + tokens), [0] * tokens, [[0] * tokens], [first + tokens] * tokens, 64) for first in kept
+    ]
+    forward = cache.at(pack(rows, runs, 0, torch.device("cpu")))
+    found = [forward.update(*states(len(rows), tokens, value), layer) for layer in range(2)]
     assert all(torch.equal(keys, -values) for keys, values in found)
     return found[0][0]
 
@@ -68,7 +70,7 @@ def test_growth_that_fails_for_want_of_memory_can_be_tried_again(monkeypatch):
     def fail(slots, capacity):
         raise MemoryError
 
-    monkeypatch.setattr(cache.layers[1], "grow", fail)
+    monkeypatch.setattr(cache.layers[1], "reserve", fail)
     with pytest.raises(MemoryError):
         write(cache, [0, 1], [4, 4], 4, 500.0)
     monkeypatch.undo()

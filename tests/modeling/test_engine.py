@@ -20,7 +20,7 @@ def assert_empty(engine):
     assert not engine.busy
     assert not engine.running
     assert not engine.waiting
-    assert not any(layer.keys.any() or layer.values.any() for layer in engine.cache.layers)
+    engine.check_integrity()
 
 
 @pytest.mark.parametrize("fused_commit", [True, False])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import QUESTION, lively, prompts
 
+from diffusionvl.modeling.engine import Engine
 from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
 
 STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"
@@ -310,6 +311,15 @@ def test_a_model_in_training_mode_and_in_inference_mode(translated_dir, processo
 
 def test_half_precision(translated_dir, processor, rows):
     model, batch = lively(translated_dir).bfloat16(), prompts(processor, *rows)
-    output = generate(model, batch, eos_token_id=None)
-    assert output.past_key_values.layers[0].keys.dtype == torch.bfloat16
-    assert all(len(set(answer)) > 3 for answer in answers(output, batch))
+    engine = Engine(model)
+    requests = engine.add_batch(**batch, max_new_tokens=14, eos_token_id=None)
+    while engine.busy:
+        engine.step()
+    assert engine.cache.layers[0].keys.dtype == torch.bfloat16
+    assert all(len(set(request.tokens)) > 3 for request in requests)
+
+
+def test_decoding_without_a_cache_is_decoding_with_one(translated_dir, processor, rows):
+    model, batch = lively(translated_dir), prompts(processor, *rows)
+    expected, output = (generate(model, batch, use_cache=cached, eos_token_id=None) for cached in (True, False))
+    assert torch.equal(output.sequences, expected.sequences)

@@ -8,6 +8,8 @@ from helpers import QUESTION, load_model, prompts
 from transformers import GenerationConfig
 
 from diffusionvl import DiffusionVLGenerationConfig
+from diffusionvl.modeling.errors import UserError
+from diffusionvl.modeling.generation_configuration_diffusionvl import SETTINGS
 
 BAD = [
     *(("max_new_tokens", value, "at least 1") for value in (0, -1, 2.0, "8", None, True, math.nan)),
@@ -21,6 +23,11 @@ BAD = [
     *(("entropy_bound", value, "at least 0") for value in (-0.1, math.inf, "1", None, True, math.nan)),
     *(("stop_strings", value, "text") for value in ("", 1, ["a", ""], [None], True)),
     *(("max_time", value, "seconds") for value in (-1, math.inf, "1", True, math.nan)),
+    *(("do_sample", value, "True or False") for value in (1, "yes")),
+    *(("num_beams", value, "1, since") for value in (0, 2, None)),
+    *(("repetition_penalty", value, "above 0") for value in (0, -1.0, "1", None, math.nan)),
+    *(("min_new_tokens", value, "at least 0") for value in (-1, 1.0, None)),
+    *(("use_cache", value, "True or False") for value in (0, None)),
     *(("fused_commit", value, "True or False") for value in (1, "yes", None)),
     *(("return_dict_in_generate", value, "True or False") for value in (1, "yes", None)),
     *(("output_history", value, "True or False") for value in (0, "no", None)),
@@ -66,19 +73,33 @@ def inputs(processor, pictures):
     return prompts(processor, (QUESTION, pictures[2]), ("hi",))
 
 
-@pytest.mark.parametrize("name", ["num_beams", "eos_token_ids", "validate", "defaults_only", "_commit_hash"])
-def test_an_unknown_setting_is_told_with_the_known_ones(model, inputs, name):
-    with pytest.raises(ValueError) as error:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("eos_token_ids", "did you mean 'eos_token_id'?"),
+        ("denoise_steps", "did you mean 'denoising_steps'?"),
+        ("max_tokens", "did you mean 'max_new_tokens'?"),
+        ("validate", "the settings are bos_token_id, confidence_threshold"),
+        ("_commit_hash", "_commit_hash"),
+        ("past_key_values", "a cache of its own"),
+        ("assistant_model", "drafts for itself"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_nearest_one_or_the_reason(model, inputs, name, said):
+    with pytest.raises(UserError) as error:
         model.generate(**inputs, **{name: 1})
     assert name in str(error.value)
-    for known in ("max_new_tokens", "denoising_steps", "top_p"):
-        assert known in str(error.value)
-    assert "transformers_version" not in str(error.value)
+    assert said in str(error.value)
+    if name != "_commit_hash":
+        with pytest.raises(UserError, match=name):
+            DiffusionVLGenerationConfig(**{name: 1})
 
 
-def test_a_config_tells_unknown_settings_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"\['num_beams'\].*max_new_tokens"):
-        DiffusionVLGenerationConfig(num_beams=1, top_k=2)
+def test_every_setting_has_a_default_in_its_range_and_a_meaning():
+    for name, setting in SETTINGS.items():
+        assert setting.range.fits(setting.default), name
+        assert setting.meaning.endswith("."), name
+        assert getattr(DiffusionVLGenerationConfig(), name) == setting.default
 
 
 @pytest.mark.parametrize(
@@ -87,7 +108,14 @@ def test_a_config_tells_unknown_settings_with_the_known_ones():
         ({"denoising_steps": 9}, ["denoising_steps=9", "1 to 8"]),
         ({"sub_block_size": 3}, ["sub_block_size=3", "block size 8"]),
         ({"max_new_tokens": "8"}, ["max_new_tokens", "'8'"]),
-        ({"generation_config": GenerationConfig()}, ["DiffusionVLGenerationConfig", "GenerationConfig"]),
+        ({"generation_config": {}}, ["GenerationConfig", "dict"]),
+        ({"generation_config": GenerationConfig(num_beams=4)}, ["num_beams", "has no beams", "4"]),
+        ({"generation_config": GenerationConfig(typical_p=0.5)}, ["typical_p", "top_p"]),
+        ({"num_beams": 2}, ["num_beams", "has no beams", "2"]),
+        ({"max_length": 3}, ["max_length=3", "no room"]),
+        ({"do_sample": True, "temperature": 0}, ["do_sample=True", "temperature 0"]),
+        ({"num_return_sequences": 2}, ["num_return_sequences=2", "do_sample=True"]),
+        ({"logits_processor": [1]}, ["logits_processor", "callables"]),
         ({"generator": [torch.Generator()] * 3, "temperature": 1.0}, ["3 generators", "2 prompts"]),
         ({"attention_mask": torch.ones(2, 3)}, ["attention_mask", "[2, 3]"]),
         ({"pixel_values": None}, ["image", "no image or video inputs"]),

@@ -11,8 +11,10 @@ class Letters:
     """A tokenizer of one letter a token; 99 is special."""
 
     def decode(self, tokens, skip_special_tokens):
-        assert skip_special_tokens
-        return "".join(chr(97 + token) for token in tokens if token != 99)
+        letters = (
+            (chr(97 + token) if token != 99 else "<end>") for token in tokens if token != 99 or not skip_special_tokens
+        )
+        return "".join(letters)
 
 
 def ids(text):
@@ -43,9 +45,13 @@ def test_an_answer_ends_with_the_first_token_that_ends_it(before, block, setting
     assert found == (ids(expected), reason)
 
 
-def test_special_tokens_are_no_part_of_a_text():
-    config = DiffusionVLGenerationConfig(stop_strings="ab")
-    assert end_of_answer(ids("a"), [99, *ids("bc")], config, Letters()) == ([*ids("a"), 99, *ids("b")], "stop_string")
+@pytest.mark.parametrize(
+    ("stop", "length"), [("ab", 3), ("<end>", 2), ("a<end>", 2), ("<end>b", 3), ("a<end>b", 3), ("<end>a", None)]
+)
+def test_a_stop_string_may_hold_special_tokens_or_be_parted_by_them(stop, length):
+    answer, config = [*ids("a"), 99, *ids("bc")], DiffusionVLGenerationConfig(stop_strings=stop)
+    expected = (answer, None) if length is None else (answer[:length], "stop_string")
+    assert end_of_answer(answer[:1], answer[1:], config, Letters()) == expected
 
 
 def test_generate_stops_at_a_text(translated_dir, processor, pictures):

@@ -52,12 +52,16 @@ def distribution_by_hand(logits, forbidden, temperature, top_k, top_p):
     ("temperature", "top_k", "top_p", "nucleus"),
     [(1.0, 0, 1.0, 5), (0.5, 0, 1.0, 5), (2.0, 3, 1.0, 3), (1.0, 0, 0.8, 3), (1.5, 4, 0.7, 3), (1.0, 1, 1.0, 1)],
 )
-def test_draws_follow_the_distribution_written_out_by_hand(temperature, top_k, top_p, nucleus):
+@pytest.mark.parametrize("tempered", [False, True])
+def test_draws_follow_the_distribution_written_out_by_hand(temperature, top_k, top_p, nucleus, tempered):
+    """Confidences are the model's own, or with the reference's switch those of the distribution that is drawn from."""
     logits, forbidden = [1.0, -0.5, 2.0, 0.0, 1.5, 2.5, 3.0], [5, MASK]
     chances, confidences = distribution_by_hand(logits, forbidden, temperature, top_k, top_p)
+    if not tempered:
+        confidences = {token: math.exp(value) / sum(map(math.exp, logits)) for token, value in enumerate(logits)}
     assert len(chances) == nucleus
     count = 20_000
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, tempered_confidence=tempered)
     tokens, confidence = choose_tokens(torch.tensor(logits).expand(count, 7), torch.tensor(forbidden), sampling)
     assert set(tokens.unique().tolist()) == set(chances)
     for token, chance in chances.items():
@@ -65,6 +69,17 @@ def test_draws_follow_the_distribution_written_out_by_hand(temperature, top_k, t
         assert abs(float((tokens == token).float().mean()) - chance) <= 4.5 * sigma
         found = confidence[tokens == token]
         torch.testing.assert_close(found, torch.full_like(found, confidences[token]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-38, 1e-6, 1e38])
+def test_no_temperature_is_too_small_or_too_large(temperature):
+    logits = 30 * torch.randn(50, 7)
+    tokens, confidence = choose_tokens(logits, FORBIDDEN, Sampling(temperature))
+    assert confidence.isfinite().all()
+    if temperature < 1:
+        greedy, sure = choose_tokens(logits, FORBIDDEN)
+        assert torch.equal(tokens, greedy)
+        assert torch.equal(confidence, sure)
 
 
 HOT = Sampling(temperature=2.0)
