@@ -89,7 +89,7 @@ def llada_dir(tmp_path_factory):
         "input_emb_norm": False,
         "layer_norm_type": "rms",
         "mask_token_id": token("<|mdm_mask|>"),
-        "max_sequence_length": 64,
+        "max_sequence_length": 512,
         "mlp_hidden_size": MLP,
         "mlp_ratio": 4,
         "model_type": "llada",
