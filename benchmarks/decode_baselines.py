@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.evaluation.costs import Cost
 from diffusionvl.modeling.block_masks import TokenTags, dense_mask
-from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
+from diffusionvl.modeling.families import media_inputs, placeholder_ids
 from diffusionvl.modeling.remasking import REMASKING, Draft, transfer_schedule
 from diffusionvl.modeling.sampling import Sampling, choose_tokens
 
@@ -59,7 +59,7 @@ def decode_like_the_reference(
     found = Answers([], Cost(len(rows)))
     start = time.perf_counter()
     for row in rows:
-        ids, media = row["input_ids"], {name: row[name] for name in MEDIA_INPUTS if name in row}
+        ids, media = row["input_ids"], {name: value for name, value in row.items() if name in media_inputs(model.base)}
         real = torch.ones_like(ids)
         position = model.position_ids(ids, real, media)
         tags = TokenTags(model.block_ids(ids, real), torch.zeros_like(ids), torch.zeros_like(ids))
@@ -150,7 +150,8 @@ def decode_fully(
 
 def _read_prompt(model: DiffusionVLForConditionalGeneration, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Returns embeddings of the prompts and images [B, P, E], positions [A, B, P], and which tokens are not padding."""
-    ids, media = inputs["input_ids"], {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    ids, wanted = inputs["input_ids"], media_inputs(model.base)
+    media = {name: value for name, value in inputs.items() if name in wanted}
     real = inputs["attention_mask"].bool()
     found: list[Tensor] = []
 

@@ -12,7 +12,7 @@ from diffusionvl.data.streams import Row, build_row
 from diffusionvl.modeling.attention import TILE
 from diffusionvl.modeling.block_grid import block_grid
 from diffusionvl.modeling.block_masks import TokenTags, dense_mask
-from diffusionvl.modeling.families import MEDIA_INPUTS, sequential_positions
+from diffusionvl.modeling.families import media_inputs, sequential_positions
 from diffusionvl.modeling.modeling_diffusionvl import head_on
 from diffusionvl.objective.loss import IGNORED, cross_entropy
 
@@ -169,6 +169,6 @@ def ar_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> Tensor:
             attention_mask=torch.ones_like(batch["input_ids"]),
             position_ids=batch["position_ids"],
             use_cache=False,
-            **{name: batch[name] for name in MEDIA_INPUTS if name in batch},
+            **{name: value for name, value in batch.items() if name in media_inputs(model.base)},
         ).logits[0]
     return cross_entropy(logits, batch["labels"].flatten()[supervised]).sum()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from .assembly import assemble, save_assembly
+    from .assembly import assemble
+    from .checkpoints.checkpoint import Checkpoint, save_checkpoint
     from .checkpoints.loading import load_processor
-    from .checkpoints.remote_code import trust_remote_code
+    from .data.conversation import ConversationEncoder
     from .data.record import Record
     from .data.sources.records import read_records
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from .modeling.generation_diffusionvl import DiffusionVLGenerationOutput
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
     from .training import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
-    from .translation.translate import save_translation, translate
+    from .translation.translate import translate
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BlockDiffusionConfig": "training",
     "BlockDiffusionTrainer": "training",
+    "Checkpoint": "checkpoints.checkpoint",
+    "ConversationEncoder": "data.conversation",
     "DiffusionVLConfig": "modeling.configuration_diffusionvl",
     "DiffusionVLForConditionalGeneration": "modeling.modeling_diffusionvl",
     "DiffusionVLGenerationConfig": "modeling.generation_configuration_diffusionvl",
@@ -38,15 +41,15 @@ _HOME = {
     "assemble": "assembly",
     "load_processor": "checkpoints.loading",
     "read_records": "data.sources.records",
-    "save_assembly": "assembly",
-    "save_translation": "translation.translate",
+    "save_checkpoint": "checkpoints.checkpoint",
     "translate": "translation.translate",
-    "trust_remote_code": "checkpoints.remote_code",
 }
 
 __all__ = [
     "BlockDiffusionConfig",
     "BlockDiffusionTrainer",
+    "Checkpoint",
+    "ConversationEncoder",
     "DiffusionVLConfig",
     "DiffusionVLForConditionalGeneration",
     "DiffusionVLGenerationConfig",
@@ -57,10 +60,8 @@ __all__ = [
     "assemble",
     "load_processor",
     "read_records",
-    "save_assembly",
-    "save_translation",
+    "save_checkpoint",
     "translate",
-    "trust_remote_code",
 ]
 
 

@@ -182,22 +182,20 @@ def load(
     Raises:
         UserError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
     """
-    from .checkpoints.loading import load_config, load_model, load_processor
-    from .checkpoints.remote_code import trust_remote_code
+    from .checkpoints.checkpoint import Checkpoint
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
 
     name = arguments.model
-    if arguments.trust_remote_code:
-        trust_remote_code(name)
-    config = load_config(name)
+    checkpoint = Checkpoint(name, arguments.trust_remote_code)
+    config = checkpoint.config
     if not isinstance(config, DiffusionVLConfig):
         raise UserError(
             f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
             f"run `diffusionvl translate {name} --out DIR` first and give DIR"
         )
     given = check_settings(arguments, config)
-    processor = load_processor(name)
-    model: Any = load_model(name, arguments.dtype)
+    processor = checkpoint.processor
+    model: Any = checkpoint.model(arguments.dtype)
     model.generation_config.update(**given)
     if model.generation_config.denoising_steps is None:
         model.generation_config.denoising_steps = config.block_size

@@ -8,10 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedConfig, ProcessorMixin, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .checkpoints.loading import load_config, load_model, load_processor
+from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.model_card import write_model_card
 from .checkpoints.output_folder import locked
-from .checkpoints.remote_code import trust_remote_code
 from .commands.command_line import fail
 from .commands.recipe import parse_arguments
 from .data.conversation import ConversationEncoder
@@ -65,15 +64,14 @@ def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) ->
 def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:
     """Loads model, processor and records, and joins them in a trainer."""
     set_seed(args.seed)
-    if model_args.trust_remote_code:
-        trust_remote_code(model_args.model)
-    processor = load_processor(model_args.model)
+    checkpoint = Checkpoint(model_args.model, model_args.trust_remote_code)
+    processor = checkpoint.processor
     if model_args.lora_r is None:
-        model = load_model(model_args.model, model_args.dtype)
+        model = checkpoint.model(model_args.dtype)
     else:
         from .training.lora import add_adapter, quantization_settings  # needs PEFT
 
-        model = load_model(model_args.model, model_args.dtype, **quantization_settings(model_args))
+        model = checkpoint.model(model_args.dtype, **quantization_settings(model_args, checkpoint.config))
         model = add_adapter(model, model_args, args)
     rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
     on_gpu = args.device.type == "cuda"
@@ -127,9 +125,8 @@ def main(argv: list[str] | None = None) -> int:
 def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> int:
     """Prints the plan of a run. Of the model, config and processor are read, not the weights."""
     try:
-        if model_args.trust_remote_code:
-            trust_remote_code(model_args.model)
-        model = build_meta_model(load_config(model_args.model), model_args.dtype)
+        checkpoint = Checkpoint(model_args.model, model_args.trust_remote_code)
+        model = build_meta_model(checkpoint.config, model_args.dtype)
         check_objective(model.config, args.objective)
         if model_args.lora_r is not None:
             from .training.lora import add_adapter
@@ -137,7 +134,7 @@ def dry_run(model_args: ModelArguments, data: DataArguments, args: BlockDiffusio
             model = add_adapter(model, model_args, args)
         if args.train_modules is not None:
             freeze_others(model, args.train_modules)
-        processor = load_processor(model_args.model)
+        processor = checkpoint.processor
         rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
         print(plan(model, packed(rows, data, args), args, data.max_length, model_args.quantization is not None))
     except (OSError, ValueError, RuntimeError) as error:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from diffusionvl.checkpoints.loading import adapter_base
+from diffusionvl.checkpoints.checkpoint import Checkpoint
 from diffusionvl.commands.command_line import Parser
 from diffusionvl.evaluation.settings import DIFFUSION_ONLY, SHARED, check_names, resolve
 from diffusionvl.modeling.errors import UserError
@@ -248,7 +248,8 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
     log, raw = job.folder / "log.txt", job.folder / "raw"
     command = lmms_eval_command(arguments, job, raw)
     environment = dict(os.environ)
-    if suite.data == LOCAL and Path(adapter_base(arguments.model) or arguments.model).is_dir():
+    base = Checkpoint(arguments.model).adapter_base
+    if suite.data == LOCAL and Path(base.path if base else arguments.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"  # nothing is needed from there, so nothing is asked
     begin = time.time()
     with log.open("w", encoding="utf-8") as file:

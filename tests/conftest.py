@@ -8,8 +8,9 @@ from tiny_towers import save_clip, save_siglip
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_processor
-from diffusionvl.translation.translate import save_translation, translate
+from diffusionvl.translation.translate import translate
 from studies.quickstart.base import build_base
 
 
@@ -37,7 +38,7 @@ def base_dir(tmp_path_factory):
 def translated_dir(base_dir, tmp_path_factory):
     """Folder of the block-diffusion model with the base's weights, D = 8."""
     folder = str(tmp_path_factory.mktemp("translated"))
-    save_translation(translate(base_dir), folder)
+    save_checkpoint(*translate(base_dir), folder)
     return folder
 
 
@@ -64,6 +65,12 @@ def tower_dirs(tmp_path_factory):
     save_siglip(folders["siglip"])
     save_clip(folders["clip"])
     return folders
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    """Seeds every fixture, so that what a session shares does not depend on the tests that ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from diffusionvl import DiffusionVLForConditionalGeneration, RowDataset, cli
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.prompts import encode, question
 from diffusionvl.data.record import Record
-from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
+from diffusionvl.modeling.families import media_inputs, placeholder_ids
 
 QUESTION = "what is the color of the shape?"
 
@@ -78,10 +78,15 @@ def prompts(processor, *questions):
     return encode(processor, [question(text, paths) for text, *paths in questions])
 
 
+def media_of(model, inputs):
+    """The image and video inputs among a block-diffusion model's inputs, or those of a batch."""
+    return {name: value for name, value in inputs.items() if name in media_inputs(model.base)}
+
+
 def decode_slowly(model, inputs, new):
     """The surest token of the block, one a step, without a cache: every step runs the whole row."""
     size, mask_id = model.config.block_size, model.config.mask_token_id
-    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    media = media_of(model, inputs)
     row, mask = inputs["input_ids"], inputs["attention_mask"]
     prompt, blocks = row.shape[1], model.block_ids(row, mask)
     while row.shape[1] < prompt + new:

@@ -1,6 +1,6 @@
 """A stock LLaVA or LLaVA-OneVision from a language model (LM) and a vision tower."""
 
-from typing import NamedTuple
+import logging
 
 import torch
 from transformers import (
@@ -23,20 +23,7 @@ from .projector import copy_projector, init_projector, load_projector
 IMAGE_GRIDS = ("anyres", "single")
 MAX_TILES = 4  # of `anyres_max_4`: features beyond 4 tiles' worth are scaled down
 GRID_SIDES = range(1, 7)  # a picture is cut into 1x1 to 6x6 tiles
-
-
-class Assembly(NamedTuple):
-    """An assembled model.
-
-    Attributes:
-        model: The vision-language model: LM and tower as they were, and a new projector.
-        processor: Its processor.
-        message: Two lines that say what was built, and which token stands for an image.
-    """
-
-    model: PreTrainedModel
-    processor: ProcessorMixin
-    message: str
+logger = logging.getLogger(__name__)
 
 
 def assemble(
@@ -46,7 +33,7 @@ def assemble(
     projector: str | None = None,
     dtype: str = "auto",
     seed: int = 0,
-) -> Assembly:
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Joins a causal LM and a vision tower by a new projector (`mlp2x_gelu`).
 
     The tower's last layer is left out, as in LLaVA and in the reference: the projector reads the output of the one
@@ -63,7 +50,8 @@ def assemble(
         seed: Seed of the new projector's weights.
 
     Returns:
-        Model and processor; save both into one folder with `save_assembly`.
+        The vision-language model, LM and tower as they were, and its processor; `save_checkpoint` saves both into one
+        folder.
 
     Raises:
         UserError: `lm` is no causal LM, `vision` no known tower, or their files do not fit together.
@@ -79,7 +67,7 @@ def assemble(
         part.to(weight_type)
         part.config.dtype = weight_type
     tokens = [IMAGE_TOKEN, VIDEO_TOKEN] if image_grid == "anyres" else [IMAGE_TOKEN]
-    token_message = add_media_tokens(language_model, tokenizer, tokens)
+    add_media_tokens(language_model, tokenizer, tokens)
     model = join(language_model, tower, tokenizer, image_grid)
     check_same_logits(model, language_model)
     init_projector(model, seed)
@@ -87,27 +75,20 @@ def assemble(
         copy_projector(model, aligned)
     processor = build_processor(tokenizer, image_processor, model)
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (language_model, tower)]
-    message = (
-        f"{type(model).__name__}: LM {sizes[0]:.1f} M, tower {sizes[1]:.1f} M parameters, "
-        f"{patches(tower.config)} tokens a {'tile' if image_grid == 'anyres' else 'picture'}\n{token_message}"
-    )
-    return Assembly(model.eval(), processor, message)
+    kind, tile = type(model).__name__, "tile" if image_grid == "anyres" else "picture"
+    tokens_a_tile = patches(tower.config)
+    logger.info("%s: LM %.1f M, tower %.1f M parameters, %d tokens a %s", kind, *sizes, tokens_a_tile, tile)
+    return model.eval(), processor
 
 
-def save_assembly(assembly: Assembly, out: str) -> None:
-    """Saves model and processor into one folder."""
-    assembly.model.save_pretrained(out)
-    assembly.processor.save_pretrained(out)
-
-
-def add_media_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> str:
-    """Gives the tokenizer placeholders for images and videos and the model rows for them, and says where they are."""
+def add_media_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    """Gives the tokenizer placeholders for images and videos, and the model rows for them."""
     own = IMAGE_TOKEN in tokenizer.get_vocab()
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
     rows = model.get_input_embeddings().num_embeddings
     ids = tokenizer.convert_tokens_to_ids(tokens)
     give_row(model, max(ids))
-    return f"image token {IMAGE_TOKEN!r} has id {ids[0]}: {origin_of_row(rows, ids[0], own)}"
+    logger.info("image token %r has id %d: %s", IMAGE_TOKEN, ids[0], origin_of_row(rows, ids[0], own))
 
 
 def join(

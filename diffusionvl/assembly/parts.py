@@ -2,7 +2,6 @@
 
 from transformers import (
     AutoImageProcessor,
-    AutoModelForCausalLM,
     BaseImageProcessor,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -11,9 +10,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from ..checkpoints.loading import load_config, load_model, load_processor, load_weights
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.weights import load_weights
 from ..modeling.errors import UserError
-from ..modeling.families import auto_class
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 DUAL_ENCODERS = ("siglip", "clip")  # a tower with its text side
@@ -25,21 +24,22 @@ def load_language_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     Raises:
         UserError: It is something else, broken, or has no chat template.
     """
-    config = load_config(path)
-    if auto_class(config) is not AutoModelForCausalLM:
+    checkpoint = Checkpoint(path)
+    config = checkpoint.config
+    if checkpoint.reads_images:
         raise UserError(
             f"{path}: a {config.model_type!r} model is more than a language model; translate it as it is, or give a "
             "text-only one"
         )
     if config.is_encoder_decoder:
         raise UserError(f"{path}: a {config.model_type!r} model is an encoder and a decoder; give a causal LM")
-    tokenizer = load_processor(path).tokenizer
+    tokenizer = checkpoint.processor.tokenizer
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(
             f"{path}: its tokenizer has no chat template, or several; give an instruction-tuned model, or put one into "
             "chat_template.jinja"
         )
-    return load_model(path), tokenizer
+    return checkpoint.model(), tokenizer
 
 
 def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -48,7 +48,7 @@ def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     Raises:
         UserError: It is no SigLIP or CLIP, broken, or its image processor gives pictures of another size.
     """
-    config = load_config(path)
+    config = Checkpoint(path).config
     config = config.vision_config if config.model_type in DUAL_ENCODERS else config
     if config.model_type not in TOWERS:
         reason = " (NaFlex pictures have a varying number of patches)" if "siglip2" in config.model_type else ""

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoints.loading import load_config, load_model
+from ..checkpoints.checkpoint import Checkpoint
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from ..modeling.families import is_projector_parameter
+
+PROJECTOR = ("multi_modal_projector.", "image_newline")  # beginnings of its weights' names in an assembled model
 
 
 @torch.no_grad()
@@ -48,23 +49,22 @@ def load_projector(path: str) -> dict[str, torch.Tensor]:
     Raises:
         UserError: It is another kind of checkpoint.
     """
-    config = load_config(path)
-    diffusion = isinstance(config, DiffusionVLConfig)
-    model_type = config.base_config.model_type if diffusion else config.model_type
+    checkpoint = Checkpoint(path)
+    model_type = checkpoint.base_config.model_type
     if model_type not in ("llava", "llava_onevision"):
         raise UserError(f"{path}: a {model_type!r} model has no such projector; give an assembled checkpoint")
-    model = load_model(path)
-    weights = (model.base if diffusion else model).model.state_dict()
-    return {name: value for name, value in weights.items() if is_projector_parameter(name)}
+    model = checkpoint.model()
+    weights = (model.base if isinstance(model.config, DiffusionVLConfig) else model).model.state_dict()
+    return {name: value for name, value in weights.items() if name.startswith(PROJECTOR)}
 
 
 def copy_projector(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-    """Takes over weights that `load_projector` gave.
+    """Copies weights that `load_projector` gave.
 
     Raises:
         UserError: They have other shapes.
     """
-    own = {name: value for name, value in model.model.state_dict().items() if is_projector_parameter(name)}
+    own = {name: value for name, value in model.model.state_dict().items() if name.startswith(PROJECTOR)}
     for name in own.keys() & weights.keys():
         if own[name].shape != weights[name].shape:
             raise UserError(

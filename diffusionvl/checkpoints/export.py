@@ -6,20 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from ..modeling.families import auto_class
-from .loading import adapter_base, load_config, load_processor
-from .model_card import extend_model_card, write_model_card
+from .checkpoint import Checkpoint
+from .model_card import CARD, extend_model_card, write_model_card
 from .remote_code import is_remote_code
 
 CONFIG_CLASS = "configuration_diffusionvl.DiffusionVLConfig"
 MODEL_CLASS = "modeling_diffusionvl.DiffusionVLForConditionalGeneration"
 PROCESSOR_CLASS = "processing_diffusionvl.DiffusionVLProcessor"
-CARD = "README.md"
 
 
 def export(folder: str, out: str) -> None:
@@ -35,9 +32,10 @@ def export(folder: str, out: str) -> None:
     Raises:
         UserError: `folder` holds no block-diffusion checkpoint, or lacks files.
     """
-    if adapter_base(folder) is not None:
+    checkpoint = Checkpoint(folder)
+    if checkpoint.adapter_base is not None:
         raise UserError(f"{folder}: holds an adapter; run `diffusionvl merge` on it first")
-    config = load_config(folder)
+    config = checkpoint.config
     if not isinstance(config, DiffusionVLConfig):
         raise UserError(
             f"{folder}: a {config.model_type!r} model needs no code; run `diffusionvl translate` on it first"
@@ -48,17 +46,16 @@ def export(folder: str, out: str) -> None:
             "checkpoint whose base is in transformers"
         )
     names = weight_files(Path(folder))
-    load_processor(folder).save_pretrained(out)
+    checkpoint.processor.save_pretrained(out)
     for name in [*names, *(name for name in (GENERATION_CONFIG_NAME, CARD) if Path(folder, name).exists())]:
         shutil.copyfile(Path(folder, name), Path(out, name))
     for source in files("diffusionvl.modeling").iterdir():
         if source.name.endswith(".py") and source.name != "__init__.py":
             Path(out, source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    text_only = auto_class(config.base_config) is AutoModelForCausalLM
-    auto_model = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
+    auto_model = "AutoModelForImageTextToText" if checkpoint.reads_images else "AutoModelForCausalLM"
     shutil.copyfile(Path(folder, CONFIG_NAME), Path(out, CONFIG_NAME))
     add_auto_map(Path(out, CONFIG_NAME), {"AutoConfig": CONFIG_CLASS, auto_model: MODEL_CLASS})
-    if not text_only:  # a text model has a tokenizer alone, which is stock
+    if checkpoint.reads_images:  # a text model has a tokenizer alone, which is stock
         add_auto_map(Path(out, PROCESSOR_NAME), {"AutoProcessor": PROCESSOR_CLASS})
     if not Path(out, CARD).exists():
         write_model_card(out, config)

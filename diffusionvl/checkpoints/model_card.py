@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.families import auto_class
 
+CARD = "README.md"
 TEMPLATES = Environment(loader=PackageLoader("diffusionvl", "checkpoints"), undefined=StrictUndefined, trim_blocks=True)
 
 
@@ -16,7 +17,7 @@ def write_model_card(out: str, config: DiffusionVLConfig, finetuned: bool = Fals
     card = TEMPLATES.get_template("model_card.md.jinja")
     images = auto_class(config.base_config) is AutoModelForImageTextToText
     text = card.render(config=config, finetuned=finetuned, images=images)
-    Path(out, "README.md").write_text(text + "\n", encoding="utf-8")
+    Path(out, CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def extend_model_card(path: Path, auto_model: str) -> None:

@@ -1,4 +1,4 @@
-"""Bases whose code is not in transformers but in their own repository: it is run only where the user says so."""
+"""Bases whose code is in their own repository instead of transformers; it runs only where the user says so."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from ..modeling.errors import UserError
 
-MODULES = "transformers_modules."  # where transformers puts code from a repository
+REMOTE_MODULES = "transformers_modules."  # where transformers puts code from a repository
 
 
 def needs_remote_code(path: str) -> bool:
@@ -23,8 +23,8 @@ def needs_remote_code(path: str) -> bool:
     return "auto_map" in base and base.get("model_type") not in CONFIG_MAPPING
 
 
-def trust_remote_code(path: str) -> None:
-    """Runs a checkpoint's own code, if it needs any, and registers its classes with transformers for this process.
+def register_code(path: str) -> None:
+    """Runs a checkpoint's own code and registers its classes with transformers' Auto classes for this process.
 
     Args:
         path: Checkpoint folder or hub id.
@@ -33,8 +33,6 @@ def trust_remote_code(path: str) -> None:
         OSError: There is no such checkpoint, or its code is missing.
         UserError: Its code has no config or no model that can be translated.
     """
-    if not needs_remote_code(path):
-        return
     auto_map = _base_config(path)["auto_map"]
     kinds = [kind for kind in (AutoModelForImageTextToText, AutoModelForCausalLM) if kind.__name__ in auto_map]
     if "AutoConfig" not in auto_map or not kinds:
@@ -48,7 +46,7 @@ def trust_remote_code(path: str) -> None:
 
 def is_remote_code(config: PreTrainedConfig) -> bool:
     """Whether a config's class is code from a repository, which then was permitted in this process."""
-    return type(config).__module__.startswith(MODULES)
+    return type(config).__module__.startswith(REMOTE_MODULES)
 
 
 def _base_config(path: str) -> dict[str, Any]:

@@ -32,14 +32,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _assemble(arguments: argparse.Namespace) -> None:
-    from ..assembly import assemble, save_assembly
+    from ..assembly import assemble
+    from ..checkpoints.checkpoint import save_checkpoint
     from ..checkpoints.output_folder import output_folder
 
     with output_folder(arguments.out) as folder:
         settings = (arguments.image_grid, arguments.projector, arguments.dtype, arguments.seed)
-        assembly = assemble(arguments.lm, arguments.vision, *settings)
-        save_assembly(assembly, folder)
-    print(f"{assembly.message}\nwrote {arguments.out}")
+        model, processor = assemble(arguments.lm, arguments.vision, *settings)
+        save_checkpoint(model, processor, folder)
+    size = model.num_parameters() / 1e6
+    print(
+        f"{type(model).__name__} with {size:.1f} M parameters\nimage token {processor.image_token!r} has id "
+        f"{model.config.image_token_id}\nwrote {arguments.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from ..checkpoints.checkpoint import save_checkpoint
     from ..checkpoints.output_folder import output_folder
     from ..conversion import hustvl, llada
 
@@ -40,11 +41,11 @@ def _convert(arguments: argparse.Namespace) -> None:
         if arguments.to_reference:
             hustvl.convert_to_reference(arguments.folder, out, **mask)
         elif arguments.layout == "hustvl":
-            hustvl.save_conversion(hustvl.convert_hustvl(arguments.folder, **mask), out)
+            save_checkpoint(*hustvl.convert_hustvl(arguments.folder, **mask), out)
         else:
-            conversion = llada.convert_llada(arguments.folder)
-            llada.save_conversion(conversion, out)
-            print(f"{conversion.model.num_parameters() / 1e6:.1f} M parameters")
+            model, processor = llada.convert_llada(arguments.folder)
+            save_checkpoint(model, processor, out)
+            print(f"{model.num_parameters() / 1e6:.1f} M parameters")
     print(f"wrote {arguments.out}")
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
-from ..checkpoints.loading import load_config, load_processor
-from ..checkpoints.remote_code import trust_remote_code
+from ..checkpoints.checkpoint import Checkpoint
 from ..data.conversation import SUPERVISIONS, ConversationEncoder
 from ..data.images import open_image
 from ..data.record import DataError, Picture, Records
@@ -34,9 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.trust_remote_code:
-        trust_remote_code(arguments.model)
-    processor, config = load_processor(arguments.model), load_config(arguments.model)
+    checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
+    processor, config = checkpoint.processor, checkpoint.config
     encoder = ConversationEncoder(processor, arguments.supervision, arguments.max_length)
     opened = [open_or_tell(path, arguments.image_root) for path in arguments.records]
     problems = [each for each in opened if isinstance(each, Problem)]

@@ -37,21 +37,15 @@ def merge(adapter: str, out: str, dtype: str = "auto") -> str:
     Raises:
         UserError: The folder holds no adapter, it does not fit its base, or `out` holds something already.
     """
-    from ..checkpoints.loading import adapter_base, load_model, load_processor
-    from ..checkpoints.model_card import write_model_card
+    from ..checkpoints.checkpoint import Checkpoint, save_checkpoint
     from ..checkpoints.output_folder import output_folder
-    from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 
-    base = adapter_base(adapter)
-    if base is None:
+    checkpoint = Checkpoint(adapter)
+    if checkpoint.adapter_base is None:
         raise UserError(f"{adapter}: holds no adapter; give a folder that training with lora_r has written")
     with output_folder(out) as folder:
-        model = load_model(adapter, dtype)
-        model.save_pretrained(folder)
-        load_processor(adapter).save_pretrained(folder)
-        if isinstance(model.config, DiffusionVLConfig):
-            write_model_card(folder, model.config, finetuned=True)
-    return base
+        save_checkpoint(checkpoint.model(dtype), checkpoint.processor, folder, finetuned=True)
+    return checkpoint.adapter_base.path
 
 
 if __name__ == "__main__":

@@ -37,20 +37,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _translate(arguments: argparse.Namespace) -> None:
+    from ..checkpoints.checkpoint import save_checkpoint
     from ..checkpoints.output_folder import output_folder
-    from ..checkpoints.remote_code import trust_remote_code
-    from ..translation.translate import save_translation, translate
+    from ..translation.translate import translate
 
     _check_untaken(Path(arguments.out), Path(arguments.base))
     with output_folder(arguments.out, new=False) as folder:
-        if arguments.trust_remote_code:
-            trust_remote_code(arguments.base)
         if arguments.chat_template is not None:
             arguments.chat_template = _read_template(arguments.chat_template)
-        others = ("out", "trust_remote_code")
-        translation = translate(**{name: value for name, value in vars(arguments).items() if name not in others})
-        save_translation(translation, folder)
-    print(f"{translation.message}\nwrote {arguments.out}")
+        model, processor = translate(**{name: value for name, value in vars(arguments).items() if name != "out"})
+        save_checkpoint(model, processor, folder)
+    token = processor.tokenizer.mask_token
+    print(f"mask token {token!r} has id {model.config.mask_token_id}\nwrote {arguments.out}")
 
 
 def _check_untaken(out: Path, base: Path) -> None:

@@ -8,7 +8,7 @@ Weights are renamed, never changed. What the reference does, and this package ca
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
@@ -23,8 +23,7 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from ..checkpoints.loading import load_config, load_model, load_processor
-from ..checkpoints.model_card import write_model_card
+from ..checkpoints.checkpoint import Checkpoint
 from ..data.chat_template import response_header_ids
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
@@ -62,24 +61,17 @@ SIGLIP_NAMES = {
 }
 
 
-class Conversion(NamedTuple):
-    """A converted model.
-
-    Attributes:
-        model: The block-diffusion model.
-        processor: Its processor.
-    """
-
-    model: DiffusionVLForConditionalGeneration
-    processor: ProcessorMixin
-
-
-def convert_hustvl(folder: str, mask_token_id: int = MASK_TOKEN_ID) -> Conversion:
+def convert_hustvl(
+    folder: str, mask_token_id: int = MASK_TOKEN_ID
+) -> tuple[DiffusionVLForConditionalGeneration, ProcessorMixin]:
     """Reads a checkpoint of the reference, trained or released.
 
     Args:
         folder: Folder with the checkpoint's files, as on the hub; its remote code is not run.
         mask_token_id: The row of the embeddings that stands for a masked token.
+
+    Returns:
+        The block-diffusion model and its processor.
 
     Raises:
         UserError: A file, a setting or a weight is missing, left over, or of another shape or type.
@@ -110,14 +102,7 @@ def convert_hustvl(folder: str, mask_token_id: int = MASK_TOKEN_ID) -> Conversio
         reference=kept_settings(settings),
     )
     base = load_renamed(base_config, weights)
-    return Conversion(DiffusionVLForConditionalGeneration(config, base).eval(), processor)
-
-
-def save_conversion(conversion: Conversion, out: str) -> None:
-    """Saves model, processor and model card into one folder."""
-    conversion.model.save_pretrained(out)
-    conversion.processor.save_pretrained(out)
-    write_model_card(out, conversion.model.config)
+    return DiffusionVLForConditionalGeneration(config, base).eval(), processor
 
 
 def convert_to_reference(
@@ -134,9 +119,9 @@ def convert_to_reference(
     Raises:
         UserError: The reference has no such model, or would decode it in another way.
     """
-    config = load_config(folder)
-    check_like_reference(config, folder, mask_token_id)
-    model, processor = load_model(folder), load_processor(folder)
+    checkpoint = Checkpoint(folder)
+    check_like_reference(checkpoint.config, folder, mask_token_id)
+    model, processor = checkpoint.model(), checkpoint.processor
     weights = model.base.state_dict()
     renamed = {theirs: weights[ours] for ours, theirs in reference_names(model.base.config).items()}
     save_torch_state_dict(renamed, out, max_shard_size=max_shard_size)

@@ -7,7 +7,7 @@ autoregressive, so an AR loss over it starts from nothing; block diffusion start
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..checkpoints.text_processor import TextProcessor
 from ..modeling.errors import UserError
 from .weights import load_renamed, read_weights, rename_weights
 
@@ -62,23 +63,14 @@ LLAMA = {
 END_OF_TURN = "<|eot_id|>"  # LLaDA's tokenizer names its end of text as eos token, which ends no turn
 
 
-class Conversion(NamedTuple):
-    """A language model in Hugging Face's layout.
-
-    Attributes:
-        model: The model.
-        tokenizer: Its tokenizer.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-def convert_llada(folder: str) -> Conversion:
+def convert_llada(folder: str) -> tuple[PreTrainedModel, TextProcessor]:
     """Reads a LLaDA checkpoint (LLaDA-8B-Base, LLaDA-8B-Instruct, LLaDA-1.5) as a Llama.
 
     Args:
         folder: Folder with the checkpoint's files, as on the hub.
+
+    Returns:
+        The language model and its tokenizer, with the interface of a processor.
 
     Raises:
         UserError: A file, a setting or a weight is missing, or is none that a Llama has.
@@ -95,13 +87,7 @@ def convert_llada(folder: str) -> Conversion:
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=sorted(ends), pad_token_id=config.pad_token_id
     )
-    return Conversion(model, tokenizer)
-
-
-def save_conversion(conversion: Conversion, out: str) -> None:
-    """Saves model and tokenizer into one folder."""
-    conversion.model.save_pretrained(out)
-    conversion.tokenizer.save_pretrained(out)
+    return model, TextProcessor(tokenizer)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling.families import TOKEN_TYPE_INPUTS, placeholder_ids
+from ..modeling.families import is_token_type, placeholder_ids
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from ..objective.corruption import row_generator
 from ..objective.loss import cross_entropy
@@ -35,8 +35,8 @@ def log_likelihood(model: PreTrainedModel, inputs: Mapping[str, Tensor], continu
     width = tokens.shape[1]
     for name, added in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens))):
         inputs[name] = torch.cat([inputs[name], added], dim=1)
-    for name in TOKEN_TYPE_INPUTS:
-        if name in inputs:  # 0 for text
+    for name in inputs:
+        if is_token_type(name):  # 0 for text
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, width))
     logits = model(**inputs, logits_to_keep=width + 1).logits[0, -width - 1 : -1]
     return -float(cross_entropy(logits, tokens[0]).sum()), bool((logits.argmax(-1) == tokens[0]).all())

@@ -7,58 +7,31 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import UserError
-
-# Inputs that belong to images and videos rather than to tokens: they go through the base's vision tower, once.
-MEDIA_INPUTS = (
-    "pixel_values",
-    "pixel_attention_mask",
-    "image_sizes",
-    "batch_num_images",
-    "image_grid_thw",
-    "pixel_values_videos",
-    "image_sizes_videos",
-    "video_grid_thw",
-    "second_per_grid_ts",
-)
-# Inputs that tell the kind of each token, which is read off its id.
-TOKEN_TYPE_INPUTS = ("token_type_ids", "mm_token_type_ids")
 
 # Families whose image tokens see one another in both directions, as the text behind them sees them all.
 WHOLE_IMAGE_FAMILIES = ("gemma3",)
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, by transformers' names
 
-# Parts of a base that belong to its vision tower by name, and parts inside them that the language model's learning
-# rate drives (the reference trains Qwen's merger, its projector, with the language model).
-VISION_MODULES = ("visual", "vision_tower", "vision_model")
-PROJECTOR_MODULES = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector", "image_newline")
 
-
-# The parts of a model that can be trained or frozen by themselves.
-MODULES = ("vision_tower", "projector", "language_model")
-
-
-def auto_class(config: PreTrainedConfig) -> type[AutoModelForImageTextToText] | type[AutoModelForCausalLM]:
+def auto_class(config: PreTrainedConfig) -> Any:
     """The Auto class that builds a model of this config: one that reads images where there is one, else a text model.
+
+    transformers' Auto classes are looked up here, and not imported above, as importing them registers this package's
+    model with them (`diffusionvl/__init__.py`), which needs this file.
 
     Raises:
         UserError: It is neither.
     """
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
     raise UserError(
         f"model type {config.model_type!r} is neither an image-text-to-text model nor a causal language model of "
         "transformers; give one of them"
@@ -109,6 +82,21 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
             "distances count no tokens; set use_sliding_window=False in its config"
         )
     return windows
+
+
+def is_token_type(name: str) -> bool:
+    """Whether an input says of what kind each token is, which the model reads off the tokens' ids instead."""
+    return name.endswith("token_type_ids")
+
+
+def media_inputs(base: PreTrainedModel) -> frozenset[str]:
+    """Names of a base's image and video inputs: what its forward takes beyond what its decoder does.
+
+    They go through the base's vision tower, once.
+    """
+    whole, text = (inspect.signature(part.forward).parameters for part in (base, base.get_decoder()))
+    of_tokens = {name for name in whole if is_token_type(name)}
+    return frozenset(whole.keys() - text.keys() - of_tokens - {"labels", "logits_to_keep"})
 
 
 def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:
@@ -194,23 +182,6 @@ def sequential_positions(attention_mask: Tensor, axes: int) -> Tensor:
     """Positions 0, 1, 2, ... behind the padding, the same on every axis. [B, L] -> [A, B, L]."""
     positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return positions.expand(axes, *positions.shape)
-
-
-def is_projector_parameter(name: str) -> bool:
-    """Whether a parameter belongs to what joins the vision tower and the language model."""
-    return any(part in PROJECTOR_MODULES for part in name.split("."))
-
-
-def is_vision_parameter(name: str) -> bool:
-    """Whether a parameter belongs to the vision tower proper, which its projector is no part of."""
-    return any(part in VISION_MODULES for part in name.split(".")) and not is_projector_parameter(name)
-
-
-def module_of(name: str) -> str:
-    """Which of `MODULES` a parameter belongs to."""
-    if is_projector_parameter(name):
-        return "projector"
-    return "vision_tower" if is_vision_parameter(name) else "language_model"
 
 
 def max_positions(base_config: PreTrainedConfig) -> int | None:

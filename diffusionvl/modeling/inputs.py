@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
 from .errors import UserError
-from .families import MEDIA_INPUTS, TOKEN_TYPE_INPUTS, max_positions, placeholder_ids
+from .families import is_token_type, max_positions, media_inputs, placeholder_ids
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
 from .sampling import Generators
 
@@ -68,10 +68,10 @@ def read_call(
         UserError: They cannot be read as they are meant; the message says why and what to do.
     """
     _check_ids(input_ids)
-    media = {name: given.pop(name) for name in MEDIA_INPUTS if name in given}
-    media = {name: value for name, value in media.items() if value is not None}
-    for name in TOKEN_TYPE_INPUTS:  # the model reads the kind of a token off its id
-        given.pop(name, None)
+    of_media = media_inputs(model.base)
+    media = {name: value for name, value in given.items() if name in of_media and value is not None}
+    # The model reads the kind of a token off its id.
+    given = {name: value for name, value in given.items() if name not in of_media and not is_token_type(name)}
     processors, criteria = (_as_list(given, name) for name in ("logits_processor", "stopping_criteria"))
     settings = resolve_settings(model, generation_config, given, input_ids.shape[1])
     if settings.repetition_penalty != 1:

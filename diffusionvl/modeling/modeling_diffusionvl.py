@@ -20,12 +20,12 @@ from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
 from .errors import UserError
 from .families import (
-    TOKEN_TYPE_INPUTS,
     auto_class,
     cache_input,
     caps_scores,
     deepstack_of_twins,
     fixed_inputs,
+    is_token_type,
     layer_windows,
     native_positions,
     position_axes,
@@ -197,7 +197,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             use_cache=use_cache,
             **{cache_input(type(self.base)): past_key_values},
             **self.fixed_inputs,
-            **{name: value for name, value in media.items() if name not in TOKEN_TYPE_INPUTS},
+            **{name: value for name, value in media.items() if not is_token_type(name)},
         )
         with ExitStack() as hooks:
             if media_twins is not None and media_twins.shape[1]:

@@ -11,9 +11,9 @@ from transformers.utils import is_peft_available
 from ..data.conversation import SUPERVISIONS
 from ..data.sources.records import KINDS
 from ..modeling.errors import UserError
-from ..modeling.families import MODULES
 from ..objective.loss import NORMALIZERS, WEIGHTINGS
 from ..objective.noise_schedule import NOISE_ORDERS
+from .parts import PARTS
 
 OBJECTIVES = ("block_diffusion", "ar")
 QUANTIZATIONS = ("4bit",)
@@ -131,7 +131,7 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}
     )
     train_modules: list[str] | None = field(
-        default=None, metadata={"help": f"parts that are trained, of {MODULES}; all by default"}
+        default=None, metadata={"help": f"parts that are trained, of {PARTS}; all by default"}
     )
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "learning rate schedule"})
     warmup_steps: float = field(default=0.03, metadata={"help": "warm-up steps, or their share if below 1"})
@@ -178,7 +178,7 @@ class BlockDiffusionConfig(TrainingArguments):
                 "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference"
             )
         for module in self.train_modules or []:
-            _check("train_modules", module, MODULES)
+            _check("train_modules", module, PARTS)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..checkpoints.loading import adapter_base, load_model
+from ..checkpoints.checkpoint import Checkpoint
 from .run_folder import seal
 
 
@@ -54,12 +54,14 @@ class CheckpointTrainer(Trainer):
         Checkpoints hold the hub's names of a base's weights. transformers' own method compares them with the model's
         names as they are, and goes on with the weights that it did not find.
         """
-        is_adapter = adapter_base(resume_from_checkpoint) is not None
-        if is_adapter or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have checkpoints of their own
+        checkpoint = Checkpoint(resume_from_checkpoint)
+        if (
+            checkpoint.adapter_base is not None or self.is_deepspeed_enabled or self.is_fsdp_enabled
+        ):  # they have checkpoints of their own
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         model = self.model if model is None else model
-        model.load_state_dict(load_model(resume_from_checkpoint, model.dtype).state_dict())
+        model.load_state_dict(checkpoint.model(model.dtype).state_dict())
 
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`."""

@@ -12,18 +12,23 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
-from ..checkpoints.loading import adapter_base
+from ..checkpoints.checkpoint import Checkpoint
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from ..modeling.families import PROJECTOR_MODULES, VISION_MODULES, module_of
 from .arguments import BlockDiffusionConfig, ModelArguments
+from .cost.plan import build_meta_model
+from .parts import Parts
 
 
-def quantization_settings(args: ModelArguments) -> dict[str, Any]:
+def quantization_settings(args: ModelArguments, config: PreTrainedConfig) -> dict[str, Any]:
     """What `load_weights` needs for QLoRA: the language model's weights in four bits (NF4), computing in bf16.
+
+    Args:
+        args: The settings of the model.
+        config: The model's config, whose parts other than the language model keep their type.
 
     Raises:
         UserError: bitsandbytes cannot do it here.
@@ -41,7 +46,7 @@ def quantization_settings(args: ModelArguments) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["lm_head", *VISION_MODULES, *PROJECTOR_MODULES],
+            llm_int8_skip_modules=["lm_head", *Parts(build_meta_model(config, "auto")).prefixes],
         )
     }
 
@@ -64,7 +69,7 @@ def add_adapter(model: PreTrainedModel, model_args: ModelArguments, args: BlockD
         UserError: No layer has one of the names in `lora_target_modules`, or the model is an adapter itself.
     """
     assert model_args.lora_r is not None
-    if adapter_base(model_args.model) is not None:
+    if Checkpoint(model_args.model).adapter_base is not None:
         raise UserError(
             f"model {model_args.model!r} is an adapter, and one on top of it would know only the base of both; "
             "run `diffusionvl merge` first"
@@ -93,11 +98,11 @@ def add_adapter(model: PreTrainedModel, model_args: ModelArguments, args: BlockD
 
 def _targets(model: PreTrainedModel, parts: list[str], wanted: list[str] | None) -> str:
     """The linear layers that get matrices, as an expression for their names."""
-    head = model.get_output_embeddings()
+    head, of = model.get_output_embeddings(), Parts(model).of
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and module_of(name) in set(parts) - {"projector"}
+        if isinstance(module, nn.Linear) and module is not head and of(name) in set(parts) - {"projector"}
     ]
     known = {name.rpartition(".")[2] for name in linear}
     absent = [name for name in wanted or [] if name not in known]
@@ -112,10 +117,11 @@ def _targets(model: PreTrainedModel, parts: list[str], wanted: list[str] | None)
 
 def _projector(model: PreTrainedModel) -> list[str]:
     """The layers of the projector, which are trained and saved in full."""
+    of = Parts(model).of
     return [
         name
         for name, module in model.named_modules()
-        if module_of(f"{name}.") == "projector" and next(module.parameters(recurse=False), None) is not None
+        if of(name) == "projector" and next(module.parameters(recurse=False), None) is not None
     ]
 
 

@@ -25,8 +25,8 @@ from ..modeling.block_grid import row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import (
-    TOKEN_TYPE_INPUTS,
     cache_input,
+    is_token_type,
     layer_windows,
     media_types,
     native_positions,
@@ -143,7 +143,7 @@ def _image_error(model: DiffusionVLForConditionalGeneration, processor: Processo
     """How far logits of text behind a picture are from the base's own."""
     shown = question("what is it?", [Image.new("RGB", SMALLEST, "white")])
     inputs = encode(processor, [shown]).to(model.device, model.dtype)
-    media = {name: value for name, value in inputs.items() if name not in ("input_ids", *TOKEN_TYPE_INPUTS)}
+    media = {name: value for name, value in inputs.items() if name != "input_ids" and not is_token_type(name)}
     ids, mask = inputs["input_ids"], media.pop("attention_mask")
     of_images = media_types(model.base.config, ids)[0].nonzero()[:, 0]
     if not len(of_images):

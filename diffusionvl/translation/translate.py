@@ -1,36 +1,22 @@
 """Translates an autoregressive checkpoint into a block-diffusion one, without training."""
 
-from typing import NamedTuple
+import logging
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..checkpoints.loading import load_config, load_model, load_processor
-from ..checkpoints.model_card import write_model_card
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.text_processor import TextProcessor
 from ..checkpoints.vocabulary import give_row, origin_of_row
 from ..data.chat_template import check_template, end_of_turn, response_header_ids, with_opening
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from ..modeling.families import auto_class, placeholder_ids
+from ..modeling.families import placeholder_ids
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .suitability import check_config, check_images, check_model
 
 MASK_TOKEN = "<|mask|>"
-
-
-class Translation(NamedTuple):
-    """A translated model.
-
-    Attributes:
-        model: The block-diffusion model, with the AR base's weights.
-        processor: The base's processor, with the mask token.
-        message: One line that says which token is the mask, and where its embedding came from.
-    """
-
-    model: DiffusionVLForConditionalGeneration
-    processor: ProcessorMixin
-    message: str
+logger = logging.getLogger(__name__)
 
 
 def translate(
@@ -43,7 +29,8 @@ def translate(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     chat_template: str | None = None,
-) -> Translation:
+    trust_remote_code: bool = False,
+) -> tuple[DiffusionVLForConditionalGeneration, ProcessorMixin]:
     """Turns an AR model into a block-diffusion one: same weights, another mask, one more token.
 
     Args:
@@ -56,24 +43,26 @@ def translate(
         min_pixels: A smaller picture is scaled up to this many pixels (Qwen-VL families); the processor's by default.
         max_pixels: A larger one is scaled down to this many.
         chat_template: Jinja template of conversations; the checkpoint's own by default.
+        trust_remote_code: Whether to run the base's own code where its model is not in transformers.
 
     Returns:
-        The model and its processor; save both into one folder with `save_translation`.
+        The model and its processor with the mask token; `save_checkpoint` saves both into one folder.
 
     Raises:
         UserError: There is no such checkpoint, it cannot be translated, or a setting does not fit it.
     """
-    check_config(load_config(base), base)
-    processor = load_processor(base)
+    checkpoint = Checkpoint(base, trust_remote_code)
+    check_config(checkpoint.config, base)
+    processor = checkpoint.processor
     set_pixels(processor, min_pixels, max_pixels)
     set_chat_template(processor, chat_template, base)
     header_ids = _header_ids(processor, base, block_origin)
-    model = load_model(base, dtype)
+    model = checkpoint.model(dtype)
     rows = model.get_input_embeddings().num_embeddings
     own = processor.tokenizer.mask_token_id is not None
     mask_token_id = add_mask_token(model, processor)
-    source = origin_of_row(rows, mask_token_id, own)
-    message = f"mask token {processor.tokenizer.mask_token!r} has id {mask_token_id}: {source}"
+    origin = origin_of_row(rows, mask_token_id, own)
+    logger.info("mask token %r has id %d: %s", processor.tokenizer.mask_token, mask_token_id, origin)
     diffusion_config = DiffusionVLConfig(
         model.config,
         block_size=block_size,
@@ -89,14 +78,14 @@ def translate(
     )
     translated = DiffusionVLForConditionalGeneration(diffusion_config, model).eval()
     check_model(translated, base)
-    if auto_class(model.config) is AutoModelForImageTextToText:
+    if checkpoint.reads_images:
         check_images(translated, processor, base)
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
-    return Translation(translated, processor, message)
+    return translated, processor
 
 
 def _header_ids(processor: ProcessorMixin, base: str, block_origin: str) -> list[int]:
-    """What stands in front of a response.
+    """The ids in front of a response.
 
     Raises:
         UserError: Nothing does, and blocks are to start there.
@@ -143,11 +132,11 @@ def set_chat_template(processor: ProcessorMixin, template: str | None, base: str
     own = processor.chat_template
     if own is None or (isinstance(own, dict) and "default" not in own):
         found = "no chat template" if own is None else f"the chat templates {sorted(own)} and no default one"
-        raise UserError(f"{base}: has {found}; give one, a Jinja file, by --chat-template")
+        raise UserError(f"{base}: has {found}; give one, a Jinja template, as chat_template")
     try:
         check_template(processor)
     except ValueError as error:
-        raise UserError(f"{base}: {error}; another one, a Jinja file, can be given by --chat-template") from error
+        raise UserError(f"{base}: {error}; another one, a Jinja template, can be given as chat_template") from error
 
 
 def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
@@ -186,15 +175,3 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
             )
     give_row(model, tokenizer.mask_token_id)
     return tokenizer.mask_token_id
-
-
-def save_translation(translation: Translation, out: str) -> None:
-    """Saves model, processor and model card into one folder.
-
-    Args:
-        translation: What `translate` returned.
-        out: Folder.
-    """
-    translation.model.save_pretrained(out)
-    translation.processor.save_pretrained(out)
-    write_model_card(out, translation.model.config)

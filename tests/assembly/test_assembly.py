@@ -24,9 +24,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from diffusionvl.assembly import assemble, save_assembly
+from diffusionvl.assembly import assemble
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_model, load_processor
-from diffusionvl.modeling.families import MODULES, module_of
+from diffusionvl.training.parts import PARTS, Parts
 from studies.quickstart.base import build_tokenizer
 
 GRID = SIDE // PATCH  # patches in a row of one tile
@@ -60,7 +61,7 @@ def build(lm_dir, tower_dirs, tmp_path_factory):
     def build(tower, grid):
         if (tower, grid) not in made:
             made[tower, grid] = str(tmp_path_factory.mktemp(f"{tower}-{grid}"))
-            save_assembly(assemble(lm_dir, tower_dirs[tower], grid), made[tower, grid])
+            save_checkpoint(*assemble(lm_dir, tower_dirs[tower], grid), made[tower, grid])
         return made[tower, grid]
 
     return build
@@ -257,7 +258,7 @@ CONVERSATIONS = [
 def test_the_language_models_template_takes_pictures(lm_dir, tower_dirs, tmp_path, template):
     """Its text is what the language model's own template writes for the same turns in words."""
     changed = change_lm(lm_dir, tmp_path / "lm", template)
-    processor = assemble(changed, tower_dirs["siglip"], "single").processor
+    _, processor = assemble(changed, tower_dirs["siglip"], "single")
     own = AutoTokenizer.from_pretrained(changed)
     for parts, words in CONVERSATIONS:
         for prompt in (False, True):
@@ -268,7 +269,7 @@ def test_the_language_models_template_takes_pictures(lm_dir, tower_dirs, tmp_pat
 
 
 def test_a_new_projector_speaks_as_loudly_as_the_embeddings(build, lm_dir, tower_dirs):
-    first, again, other = (assemble(lm_dir, tower_dirs["siglip"], "anyres", seed=seed).model for seed in (0, 0, 1))
+    first, again, other = (assemble(lm_dir, tower_dirs["siglip"], "anyres", seed=seed)[0] for seed in (0, 0, 1))
     name = "multi_modal_projector.linear_1.weight"
     weights = [model.model.state_dict()[name] for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
@@ -289,34 +290,35 @@ def test_a_new_projector_speaks_as_loudly_as_the_embeddings(build, lm_dir, tower
 
 def test_an_aligned_projector_is_taken_over(build, lm_dir, tower_dirs):
     """The reference aligns on single pictures and goes on with tiles."""
-    aligned = assemble(lm_dir, tower_dirs["clip"], "single", seed=7)
-    other = assemble(lm_dir, tower_dirs["clip"], "anyres", projector=build("clip", "single"))
+    aligned, _ = assemble(lm_dir, tower_dirs["clip"], "single", seed=7)
+    other, _ = assemble(lm_dir, tower_dirs["clip"], "anyres", projector=build("clip", "single"))
     expected = load_model(build("clip", "single")).model.multi_modal_projector.state_dict()
-    for name, value in other.model.model.multi_modal_projector.state_dict().items():
+    for name, value in other.model.multi_modal_projector.state_dict().items():
         assert torch.equal(value, expected[name])
-        assert not torch.equal(value, aligned.model.model.multi_modal_projector.state_dict()[name])
+        assert not torch.equal(value, aligned.model.multi_modal_projector.state_dict()[name])
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_the_wider_type_rounds_nothing(lm_dir, tower_dirs, tmp_path, dtype, expected):
     AutoModelForCausalLM.from_pretrained(lm_dir, dtype=torch.bfloat16).save_pretrained(tmp_path / "lm")
     AutoTokenizer.from_pretrained(lm_dir).save_pretrained(tmp_path / "lm")
-    save_assembly(assemble(str(tmp_path / "lm"), tower_dirs["siglip"], dtype=dtype), str(tmp_path / "out"))
+    save_checkpoint(*assemble(str(tmp_path / "lm"), tower_dirs["siglip"], dtype=dtype), str(tmp_path / "out"))
     assert {parameter.dtype for parameter in load_model(str(tmp_path / "out")).parameters()} == {expected}
 
 
-def test_a_full_matrix_gets_a_row(lm_dir, tower_dirs, tmp_path):
+def test_a_full_matrix_gets_a_row(lm_dir, tower_dirs, tmp_path, caplog):
     """The mean of the others, for the image token; the mask token comes behind it at translation."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(lm_dir), AutoTokenizer.from_pretrained(lm_dir)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assembly = assemble(str(tmp_path), tower_dirs["siglip"], "single")
-    ids = assembly.processor.tokenizer.convert_tokens_to_ids("<image>")
-    rows = assembly.model.get_input_embeddings().weight
-    assert ids == assembly.model.config.image_token_id == len(tokenizer) == len(rows) - 1
+    caplog.set_level("INFO", "diffusionvl")
+    assembled, processor = assemble(str(tmp_path), tower_dirs["siglip"], "single")
+    ids = processor.tokenizer.convert_tokens_to_ids("<image>")
+    rows = assembled.get_input_embeddings().weight
+    assert ids == assembled.config.image_token_id == len(tokenizer) == len(rows) - 1
     torch.testing.assert_close(rows[ids], model.get_input_embeddings().weight.mean(0))
-    assert "one row added" in assembly.message
+    assert "one row added" in caplog.text
 
 
 REFUSED = {
@@ -429,8 +431,10 @@ def train(capsys, records, model, out, *settings):
     argv = ("--model", str(model), "--output_dir", str(out), "--train_records", str(records), *common, *settings)
     code, _, err = run(capsys, "train", *argv, "--per_device_train_batch_size", "3")
     assert code == 0, err
-    before, after = (dict(load_model(str(folder), torch.float32).named_parameters()) for folder in (model, out))
-    return {module_of(name) for name, value in after.items() if not torch.equal(value, before[name])}
+    before, after = (load_model(str(folder), torch.float32) for folder in (model, out))
+    unchanged = before.state_dict()
+    changed = {name for name, value in after.named_parameters() if not torch.equal(value, unchanged[name])}
+    return {Parts(after).of(name) for name in changed}
 
 
 def write_records(path, pictures):
@@ -448,10 +452,10 @@ def test_align_translate_train_infer(build, pictures, tmp_path, capsys, tower, g
     records = write_records(tmp_path / "records.jsonl", pictures)
     base, aligned = build(tower, grid), tmp_path / "aligned"
     assert train(capsys, records, base, aligned, "--objective", "ar", "--train_modules", "projector") == {"projector"}
-    assert train(capsys, records, aligned, tmp_path / "ar", "--objective", "ar") == set(MODULES)
+    assert train(capsys, records, aligned, tmp_path / "ar", "--objective", "ar") == set(PARTS)
     init = tmp_path / "init"
     assert run(capsys, "translate", str(aligned), "--out", str(init), "--block-size", "4")[0] == 0
-    assert train(capsys, records, init, tmp_path / "model") == set(MODULES)
+    assert train(capsys, records, init, tmp_path / "model") == set(PARTS)
     argv = ("--model", str(tmp_path / "model"), "--prompt", QUESTION, "--device", "cpu")
     for paths in (pictures[1:2], pictures[:2]):
         images = [word for path in paths for word in ("--image", path)]

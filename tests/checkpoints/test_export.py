@@ -13,8 +13,9 @@ from tiny_families import save_base
 from transformers import AutoModelForCausalLM
 
 from diffusionvl.checkpoints import loading as checkpoint
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_processor
-from diffusionvl.translation.translate import save_translation, translate
+from diffusionvl.translation.translate import translate
 
 QUESTION = "what shape is in the image?"
 # What the model card says, for folders and pictures that come as arguments.
@@ -50,7 +51,7 @@ def checkpoints(translated_dir, tmp_path_factory):
     (folder / "image/model.safetensors").unlink()
     load_model(translated_dir).save_pretrained(folder / "image", max_shard_size="1MB")
     save_base("Llama", str(folder / "base"))
-    save_translation(translate(str(folder / "base")), str(folder / "text"))
+    save_checkpoint(*translate(str(folder / "base")), str(folder / "text"))
     return folder
 
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from diffusionvl import load_processor
-from diffusionvl.checkpoints import loading as checkpoint
+from diffusionvl.checkpoints import checkpoint
 from diffusionvl.checkpoints.loading import load_config
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.prompts import encode, question
@@ -102,7 +102,7 @@ def test_the_processor_is_the_one_that_the_folder_names(translated_dir, tmp_path
     path.write_text(json.dumps(settings | {"processor_class": "Qwen2VLProcessor"}))
     assert type(load_processor(str(tmp_path / "model"))).__name__ == "Qwen2VLProcessor"
     path.write_text(json.dumps(settings | {"processor_class": "MyProcessor"}))
-    with pytest.raises(ValueError, match="MyProcessor is none of its processors"):
+    with pytest.raises(ValueError, match="MyProcessor is not one of transformers' processors"):
         load_processor(str(tmp_path / "model"))
     (tmp_path / "model/tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="has no tokenizer"):

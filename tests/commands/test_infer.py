@@ -174,7 +174,7 @@ def test_cli_hands_over(checkpoint, capsys):
         (["--max-time", "-1"], ["max_time", "-1", "seconds"]),
         (["--stop", ""], ["stop_strings", "not empty"]),
         (["--seed", "-3"], ["--seed", "-3"]),
-        (["--device", "frog"], ["--device", "frog", "cpu"]),
+        (["--device", "frog"], ["device", "frog", "cpu"]),
         (["--dtype", "int4"], ["--dtype", "int4", "bfloat16"]),
         (["--prompt", "<|image_pad|>"], ["image"]),
     ],
@@ -243,4 +243,4 @@ def test_a_film_that_is_a_folder_is_refused(checkpoint, capsys, tmp_path):
 
 
 def test_the_meta_device_is_refused(checkpoint, capsys):
-    refused(capsys, ["--model", checkpoint, "--device", "meta"], ["--device", "'meta'"])
+    refused(capsys, ["--model", checkpoint, "--device", "meta"], ["device", "'meta'"])

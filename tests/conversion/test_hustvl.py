@@ -234,7 +234,7 @@ def test_the_stock_model_computes_the_same(references):
     """The source's weights put into the stock model by hand: the golden one, and a LLaVA-OneVision."""
     ids = torch.randint(0, 300, (1, 13))
     golden = Qwen2_5_VLForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
-    ours = convert_hustvl(str(references["7B"]), MASK_ID).model.base
+    ours = convert_hustvl(str(references["7B"]), MASK_ID)[0].base
     assert torch.equal(ours(ids).logits, golden(ids).logits)
     model, processor = convert_hustvl(str(references["siglip"]), MASK_ID)
     stock = AutoModelForImageTextToText.from_config(model.base.config, dtype=torch.bfloat16).eval()

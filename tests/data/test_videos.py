@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers import assert_same, collated, cut, decode_slowly, gradients, lively
+from helpers import assert_same, collated, cut, decode_slowly, gradients, lively, media_of
 from PIL import Image
 from transformers import Qwen2_5_VLProcessor
 from transformers.video_utils import VideoMetadata
@@ -25,8 +25,8 @@ from diffusionvl.evaluation.answerer import Answerer, Question
 from diffusionvl.evaluation.questions import build_prompt
 from diffusionvl.evaluation.settings import resolve
 from diffusionvl.infer import main as infer
-from diffusionvl.modeling.families import MEDIA_INPUTS, is_vision_parameter
 from diffusionvl.objective.loss import IGNORED
+from diffusionvl.training.parts import Parts
 from diffusionvl.training.samples import answer as answer_of
 
 IMAGE_BRANCH = "{%- if part['type'] == 'image' -%}"
@@ -124,7 +124,7 @@ def test_rows_of_videos_train_as_two_streams_do(video_processor, translated_dir,
     results = []
     for layout in ("response_only", "two_stream"):
         batch = collated(model, video_processor, records, layout)
-        media = {name: batch[name] for name in MEDIA_INPUTS if name in batch}
+        media = media_of(model, batch)
         ids = batch["input_ids"].masked_fill(batch["labels"] != IGNORED, model.config.mask_token_id)
         tags = {name: batch[name] for name in ("block_ids", "stream_ids", "document_ids", "position_ids")}
         supervised = (batch["labels"] != IGNORED).flatten()
@@ -138,7 +138,7 @@ def test_rows_of_videos_train_as_two_streams_do(video_processor, translated_dir,
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6 * largest)
-    assert any(is_vision_parameter(name) and gradient.any() for name, gradient in found.items())
+    assert any(Parts(model).of(name) == "vision_tower" and gradient.any() for name, gradient in found.items())
     positions = collated(model, video_processor, records[:1])["position_ids"]
     assert not torch.equal(positions[0], positions[1])
 

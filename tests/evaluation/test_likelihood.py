@@ -13,7 +13,7 @@ from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.evaluation import likelihood
 from diffusionvl.evaluation.likelihood import likelihood_bound, log_likelihood
 from diffusionvl.modeling.block_masks import CLEAN
-from diffusionvl.modeling.families import TOKEN_TYPE_INPUTS
+from diffusionvl.modeling.families import is_token_type
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_ar_likelihood_is_the_chain_of_tokens(family, request, pictures):
         for end in range(len(continuation)):
             row = {**inputs, "input_ids": torch.cat([inputs["input_ids"], continuation[None, :end]], dim=1)}
             row["attention_mask"] = torch.ones_like(row["input_ids"])
-            types = {name: inputs[name] for name in TOKEN_TYPE_INPUTS if name in inputs}
+            types = {name: value for name, value in inputs.items() if is_token_type(name)}
             row |= {name: torch.nn.functional.pad(value, (0, end)) for name, value in types.items()}
             with torch.no_grad():
                 expected += float(model(**row).logits[0, -1].log_softmax(-1)[continuation[end]])

@@ -4,23 +4,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_same, collated, conversation, cut, decode_slowly, gradients, prompts, some_records
+from helpers import assert_same, collated, conversation, cut, decode_slowly, gradients, media_of, prompts, some_records
 from tiny_families import FAMILIES, save_base
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, DiffusionVLForConditionalGeneration, RowDataset
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_model, load_processor
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.modeling.attention import FLEX, attend_over_tiles
 from diffusionvl.modeling.families import (
-    MEDIA_INPUTS,
-    MODULES,
-    TOKEN_TYPE_INPUTS,
-    is_vision_parameter,
+    is_token_type,
     media_types,
-    module_of,
 )
 from diffusionvl.objective.loss import IGNORED
-from diffusionvl.translation.translate import save_translation, translate
+from diffusionvl.training.parts import PARTS, Parts
+from diffusionvl.translation.translate import translate
 
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
 
@@ -42,14 +40,14 @@ def family(request, tmp_path_factory, pictures):
     """A family's folders, its translation (blocks of 4) and its processor, and questions that it can read."""
     folder = tmp_path_factory.mktemp("family")
     save_base(request.param, str(folder / "base"))
-    translation = translate(str(folder / "base"), block_size=4)
-    save_translation(translation, str(folder / "translated"))
+    model, processor = translate(str(folder / "base"), block_size=4)
+    save_checkpoint(model, processor, str(folder / "translated"))
     images = FAMILIES[request.param].images
     return SimpleNamespace(
         base=str(folder / "base"),
         folder=str(folder / "translated"),
-        model=translation.model,
-        processor=translation.processor,
+        model=model,
+        processor=processor,
         images=images,
         questions=[("no?",), (LONG,), *([("yes?", pictures[0]), (LONG, *pictures[1:])] if images else [])],
         records=some_records(pictures)
@@ -147,7 +145,8 @@ def test_response_only_is_two_stream(family, supervision):
     largest = max(float(grad.abs().max()) for grad in grads.values())  # a key's bias has none, but for rounding
     for name, grad in grads.items():
         torch.testing.assert_close(grad, other_grads[name], rtol=1e-4, atol=1e-6 * largest)
-    seeing = {name for name, grad in grads.items() if is_vision_parameter(name) and grad.any()}
+    part_of = Parts(family.model).of
+    seeing = {name for name, grad in grads.items() if part_of(name) == "vision_tower" and grad.any()}
     assert bool(seeing) == family.images
 
 
@@ -170,7 +169,7 @@ def test_images_in_a_noisy_block_are_as_in_its_place(family, monkeypatch):
     monkeypatch.setattr(family.model.config, "block_origin", "absolute")
     monkeypatch.setattr(family.model.config, "block_size", 256)
     batch = collated(family.model, family.processor, family.records[:1])
-    media = {name: batch[name] for name in MEDIA_INPUTS if name in batch}
+    media = media_of(family.model, batch)
     noisy = batch["stream_ids"][0] == 1
     ids = batch["input_ids"].clone()
     ids[0, batch["labels"][0] != IGNORED] = family.model.config.mask_token_id
@@ -260,18 +259,18 @@ def test_both_objectives_train(family, tmp_path):
             own = [own_loss(model, rows[index][0], family) for index in range(len(rows))]
             assert_same(loss, sum(own) / len(own))
     assert trained[0] == trained[1]
-    assert any(is_vision_parameter(name) for name in trained[0]) == family.images
+    assert any(Parts(model.base).of(name) == "vision_tower" for name in trained[0]) == family.images
 
 
 def test_every_part_that_can_be_frozen_is_there(family):
-    assert {module_of(name) for name, _ in family.model.named_parameters()} == set(
-        MODULES if family.images else ["language_model"]
+    assert {Parts(family.model).of(name) for name, _ in family.model.named_parameters()} == set(
+        PARTS if family.images else ["language_model"]
     )
 
 
 def own_loss(model, row, family):
     """The loss that the base itself computes for a row."""
     types = media_types(model.config, row.input_ids[None])
-    wanted = {name: types for name in prompts(family.processor, ("a",)) if name in TOKEN_TYPE_INPUTS}
+    wanted = {name: types for name in prompts(family.processor, ("a",)) if is_token_type(name)}
     with torch.no_grad():
         return model(input_ids=row.input_ids[None], labels=row.labels[None], **wanted, **row.media).loss

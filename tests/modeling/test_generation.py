@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import QUESTION, lively, prompts
+from helpers import QUESTION, lively, media_of, prompts
 
 from diffusionvl.modeling.engine import Engine
-from diffusionvl.modeling.families import MEDIA_INPUTS, placeholder_ids
+from diffusionvl.modeling.families import is_token_type, placeholder_ids
 
 STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"
@@ -25,7 +25,8 @@ def placed(inputs, front, image_last=False):
     if image_last:
         ids = ids[:, : int(inputs["mm_token_type_ids"][0].nonzero().max()) + 1]
     ids = torch.cat([torch.arange(20, 20 + front)[None], ids], dim=1)
-    return {"input_ids": ids, **{name: inputs[name] for name in MEDIA_INPUTS if name in inputs}}
+    of_tokens = [name for name in inputs if name in ("input_ids", "attention_mask") or is_token_type(name)]
+    return {"input_ids": ids, **{name: value for name, value in inputs.items() if name not in of_tokens}}
 
 
 def cut(answer, ends):
@@ -40,7 +41,7 @@ def decode_slowly(model, inputs, remasking, threshold, steps, new=14):
     """
     size, mask_id = model.config.block_size, model.config.mask_token_id
     forbidden = [mask_id, *placeholder_ids(model.base.config)]
-    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    media = media_of(model, inputs)
     row = inputs["input_ids"][0].tolist()
     prompt, history = len(row), []
     own_blocks = model.config.block_origin == "response"

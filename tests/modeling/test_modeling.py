@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from diffusionvl.modeling import batch as batch_diffusionvl
-from diffusionvl.modeling.families import is_vision_parameter
 from diffusionvl.modeling.modeling_diffusionvl import head_on
 from diffusionvl.objective.loss import IGNORED
+from diffusionvl.training.parts import Parts
 
 QUESTION = "what is the color of the shape?"
 
@@ -50,7 +50,7 @@ def test_response_only_is_two_stream(translated_dir, processor, pictures, block_
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
         assert_same(grad, grads[1][name], 1e-4)
-    assert any(is_vision_parameter(name) and grad.any() for name, grad in grads[0].items())
+    assert any(Parts(model).of(name) == "vision_tower" and grad.any() for name, grad in grads[0].items())
 
 
 def test_images_reach_noisy_twins(translated_dir, processor, pictures):

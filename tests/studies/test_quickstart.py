@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.drawing.film import film_html
 from diffusionvl.evaluation.costs import Cost
-from diffusionvl.translation.translate import save_translation, translate
+from diffusionvl.translation.translate import translate
 from studies.quickstart import contest as arena
 from studies.quickstart.base import build_base
 from studies.quickstart.contest import Contender, Result, contest, contest_speed, way_of
@@ -26,10 +27,10 @@ def models(tmp_path_factory):
     base, processor = build_base()
     base.save_pretrained(folder)
     processor.save_pretrained(folder)
-    translation = translate(folder)
+    translated, translated_processor = translate(folder)
     out = str(tmp_path_factory.mktemp("translated"))
-    save_translation(translation, out)
-    return base.eval(), translation.model, load_processor(out)
+    save_checkpoint(translated, translated_processor, out)
+    return base.eval(), translated, load_processor(out)
 
 
 @pytest.fixture(scope="module")

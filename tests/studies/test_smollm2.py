@@ -12,10 +12,11 @@ from helpers import conversation
 from tiny_families import FAMILIES
 from transformers import AutoImageProcessor, AutoModel
 
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_model, load_processor
 from diffusionvl.data.sources.json_records import write_jsonl
 from diffusionvl.data.sources.records import read_records
-from diffusionvl.translation.translate import save_translation, translate
+from diffusionvl.translation.translate import translate
 from studies.quickstart import contest as arena
 from studies.smollm2 import figures, measure, own_answers, tower
 from studies.smollm2 import unpack as weights
@@ -125,7 +126,7 @@ def run(tmp_path_factory, base_dir, text_base):
         ("full", base_dir, 64),
         ("text", text_base, 8),
     ):
-        save_translation(translate(base, block_size=size), str(run / name))
+        save_checkpoint(*translate(base, block_size=size), str(run / name))
     (run / "ar").symlink_to(base_dir)
     (run / "smollm2").symlink_to(text_base)
     records = [{"id": str(n), "messages": conversation((f"what is {n}?", "yes")).messages} for n in range(4)]

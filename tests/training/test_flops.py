@@ -6,9 +6,9 @@ from helpers import collated, load_model, some_records
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusionvl.modeling.block_masks import PADDING, TokenTags, dense_mask
-from diffusionvl.modeling.families import module_of
 from diffusionvl.training.cost.flops import PEAKS, StepFlops, attended_pairs, peak_of
 from diffusionvl.training.cost.model_parts import count_patches
+from diffusionvl.training.parts import Parts
 
 
 def tags_of(batch):
@@ -49,7 +49,7 @@ def step(model, batch):
 def test_matrix_products_are_pytorchs(translated_dir, processor, pictures, frozen):
     model = load_model(translated_dir).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(module_of(name) not in frozen)
+        parameter.requires_grad_(Parts(model).of(name) not in frozen)
     batch = collated(model, processor, some_records(pictures)[1:2])  # one row: no padding
     expected, logits = step(model, batch)
     flops = StepFlops(model)

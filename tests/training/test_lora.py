@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from diffusionvl.checkpoints.loading import load_model, load_processor
 from diffusionvl.cli import main as command
-from diffusionvl.modeling.families import module_of
 from diffusionvl.train import main
+from diffusionvl.training.parts import Parts
 
 LORA = {"lora_r": 4, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -60,14 +60,14 @@ def test_matrices_and_the_mask_tokens_row_are_saved_and_nothing_else(trained, tr
     saved = load_file(trained / "adapter_model.safetensors")
     rows = [name for name in saved if "lora_" not in name]
     assert [name.rpartition(".")[2] for name in rows] == ["trainable_tokens_delta"]
-    assert {module_of(name) for name in saved} == {"language_model"}
+    assert not any("visual" in name for name in saved)
     assert not (trained / "model.safetensors").exists()
     before, after = load_model(translated_dir), load_model(str(trained))
     mask = before.config.mask_token_id
     assert torch.equal(saved[rows[0]][0], after.get_input_embeddings().weight[mask])
     assert after.get_output_embeddings().weight is after.get_input_embeddings().weight
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
-    assert {module_of(name) for name in changed} == {"language_model"}
+    assert {Parts(after).of(name) for name in changed} == {"language_model"}
     assert sum("embed_tokens" in name for name in changed) == 1
     embeddings = (each.get_input_embeddings().weight for each in (before, after))
     rows = (torch.ne(*embeddings)).any(1).nonzero().flatten()
@@ -119,8 +119,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, objective):
 def test_a_projector_is_trained_in_full_beside_the_matrices(recipe, translated_dir):
     path, out = recipe("projector", train_modules=["language_model", "projector"], max_steps=2)
     assert main([path]) == 0
-    before, after = load_model(translated_dir).state_dict(), load_model(str(out)).state_dict()
-    changed = {module_of(name) for name, value in after.items() if not torch.equal(value, before[name])}
+    model, before = load_model(str(out)), load_model(translated_dir).state_dict()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {Parts(model).of(name) for name in changed}
     assert changed == {"language_model", "projector"}
 
 

@@ -9,10 +9,10 @@ from helpers import collated, load_model, some_records
 
 from diffusionvl import BlockDiffusionConfig
 from diffusionvl.checkpoints.loading import load_config, load_processor
-from diffusionvl.modeling.families import module_of
 from diffusionvl.train import main
 from diffusionvl.training.cost.memory import estimate
 from diffusionvl.training.cost.plan import build_meta_model
+from diffusionvl.training.parts import Parts
 
 ANSWER = {"role": "assistant", "content": "no"}
 
@@ -65,7 +65,7 @@ def by_name(model, args):
 def test_weights_gradients_and_optimizer_are_counted(translated_dir, tmp_path, engine, weights, gradients, optimizer):
     model = build_meta_model(load_model(translated_dir).config, "float32")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(module_of(name) != "vision_tower")
+        parameter.requires_grad_(Parts(model).of(name) != "vision_tower")
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     args = settings(tmp_path, dry_run=True, dry_run_processes=8, **engine)

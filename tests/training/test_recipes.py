@@ -10,8 +10,8 @@ import yaml
 
 from diffusionvl.cli import COMMANDS
 from diffusionvl.commands.recipe import parse_arguments
-from diffusionvl.modeling.families import MODULES
 from diffusionvl.train import main
+from diffusionvl.training.parts import PARTS
 
 ANSWER = {"from": "gpt", "value": "no"}
 # In every stage; besides, AdamW and rows of at most 8192 tokens.
@@ -55,7 +55,7 @@ def test_the_hyperparameters_are_the_references(name, pytestconfig):
     assert (args.objective, args.learning_rate, args.vision_learning_rate) == (objective, rate, vision_rate)
     assert (args.global_batch_size, args.per_device_train_batch_size) == (batch, rows)
     assert data.max_length == 8192
-    assert (args.train_modules or list(MODULES)) == (["projector"] if name.endswith("align") else list(MODULES))
+    assert (args.train_modules or list(PARTS)) == (["projector"] if name.endswith("align") else list(PARTS))
 
 
 @pytest.mark.parametrize("name", RECIPES)

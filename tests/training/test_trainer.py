@@ -11,12 +11,13 @@ from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset,
 from diffusionvl.checkpoints.loading import load_model as load_any_model
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.record import DataError
-from diffusionvl.modeling.families import is_vision_parameter, media_types, module_of
+from diffusionvl.modeling.families import media_types
 from diffusionvl.objective import corruption
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN
 from diffusionvl.training import metrics as metrics_module
 from diffusionvl.training.parameters import freeze_others
+from diffusionvl.training.parts import Parts
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +163,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows(build, records, kind):
     loss = trainer.compute_loss(trainer.model, trainer.train_dataset.collate(items))
     assert_same(loss, torch.stack(alone).mean())
     loss.backward()
-    tower = [
-        name for name, gradient in gradients(trainer.model).items() if is_vision_parameter(name) and gradient.any()
-    ]
-    assert bool(tower) == (kind != "text only")
+    part_of = Parts(trainer.model).of
+    moved = {part_of(name) for name, gradient in gradients(trainer.model).items() if gradient.any()}
+    assert ("vision_tower" in moved) == (kind != "text only")
     assert {name for name, _ in trainer.model.named_parameters()} == gradients(trainer.model).keys()
 
 
@@ -271,7 +271,7 @@ def test_the_vision_learning_rate_moves_the_vision_tower_alone(build, records):
     before = weights(trainer)
     trainer.train()
     still = {name for name, value in weights(trainer).items() if torch.equal(value, before[name])}
-    assert {name for name in before if is_vision_parameter(name)} == still
+    assert {name for name in before if Parts(trainer.model).of(name) == "vision_tower"} == still
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"vision_learning_rate": 1e-4}])
@@ -280,9 +280,10 @@ def test_what_is_not_trained_stays_and_costs_nothing(build, records, modules, se
     trainer = build(records, max_steps=1, train_modules=modules, **settings)
     before = weights(trainer)
     trainer.train()
-    chosen = {name for name in before if module_of(name) in modules}
+    part_of = Parts(trainer.model).of
+    chosen = {name for name in before if part_of(name) in modules}
     moved = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
-    assert {module_of(name) for name in moved} == set(modules)
+    assert {part_of(name) for name in moved} == set(modules)
     assert moved <= chosen
     held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
     assert held == {id(p) for name, p in trainer.model.named_parameters() if name in chosen}

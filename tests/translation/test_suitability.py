@@ -7,11 +7,12 @@ from tiny_families import save_base
 from transformers import AutoConfig
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration, cli
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.modeling import families
 from diffusionvl.modeling.families import auto_class
 from diffusionvl.translation.suitability import check_config, check_model
-from diffusionvl.translation.translate import save_translation, translate
+from diffusionvl.translation.translate import translate
 
 STATE = "keeps a recurrent state"
 CROSS = "reads images by cross-attention"
@@ -185,7 +186,7 @@ def test_remote_code_runs_where_the_user_says_so(with_own_code, tmp_path, capsys
     assert cli.main(["translate", str(with_own_code), "--out", out]) == 2
     err = capsys.readouterr().err
     assert "code of its own" in err
-    assert "--trust-remote-code" in err
+    assert "set trust_remote_code" in err
     assert err.count("\n") == 1
     assert cli.main(["translate", str(with_own_code), "--out", out, "--trust-remote-code"]) == 0
     assert {"configuration_mine.py", "modeling_mine.py"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -199,7 +200,7 @@ def test_code_beside_a_model_of_transformers_is_not_run(with_own_code, tmp_path)
     path = with_own_code / "config.json"
     path.write_text(path.read_text().replace('"model_type": "mine"', '"model_type": "llama"'))
     (with_own_code / "modeling_mine.py").write_text("raise RuntimeError")
-    assert type(translate(str(with_own_code)).model.base).__name__ == "LlamaForCausalLM"
+    assert type(translate(str(with_own_code))[0].base).__name__ == "LlamaForCausalLM"
 
 
 def test_a_chat_template_may_be_given(tmp_path, capsys):
@@ -226,7 +227,7 @@ def test_a_chat_template_may_be_given(tmp_path, capsys):
     ],
 )
 def test_a_chat_template_that_loses_what_is_said(base_dir, template, reason):
-    with pytest.raises(ValueError, match=f"^{base_dir}: the chat template {reason}.*by --chat-template$"):
+    with pytest.raises(ValueError, match=f"^{base_dir}: the chat template {reason}.*as chat_template$"):
         translate(base_dir, chat_template=template)
 
 
@@ -241,8 +242,8 @@ def test_of_several_chat_templates_the_default_one_is_taken(tmp_path):
         if templates is not own:
             with pytest.raises(ValueError, match=r"the chat templates \['one', 'two'\] and no default one; give one"):
                 translate(str(tmp_path / "base"))
-    translation = translate(str(tmp_path / "base"), block_origin="absolute")
-    save_translation(translation, str(tmp_path / "out"))
-    for processor in (translation.processor, load_processor(str(tmp_path / "out"))):
+    model, own_processor = translate(str(tmp_path / "base"), block_origin="absolute")
+    save_checkpoint(model, own_processor, str(tmp_path / "out"))
+    for processor in (own_processor, load_processor(str(tmp_path / "out"))):
         assert processor.apply_chat_template([{"role": "user", "content": "why?"}], tokenize=False) == "why?<|im_end|>"
         assert own.items() <= processor.chat_template.items()

@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2Config, Qwen2ForCausalLM
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration, load_processor
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_model
-from diffusionvl.translation.translate import MASK_TOKEN, save_translation, translate
+from diffusionvl.translation.translate import MASK_TOKEN, translate
 from studies.quickstart.base import build_base, build_tokenizer
 
 
@@ -49,24 +50,25 @@ def make_base(request, tmp_path):
     return make
 
 
-def test_the_mask_token_takes_an_unused_row(make_base):
+def test_the_mask_token_takes_an_unused_row(make_base, caplog):
+    caplog.set_level("INFO", "diffusionvl")
     folder, base, size = make_base(spare=True)
-    model, processor, message = translate(folder)
+    model, processor = translate(folder)
     rows = base.get_input_embeddings().num_embeddings
     assert model.config.mask_token_id == processor.tokenizer.mask_token_id == size < rows
-    assert message == f"mask token {MASK_TOKEN!r} has id {size}: an unused row of the {rows} embeddings"
+    assert caplog.messages[-1] == f"mask token {MASK_TOKEN!r} has id {size}: an unused row of the {rows} embeddings"
     assert same_weights(model, base, rows)
     assert model.get_input_embeddings().num_embeddings == rows
 
 
-def test_a_full_matrix_gets_one_row_the_mean_of_the_others(make_base, tmp_path):
+def test_a_full_matrix_gets_one_row_the_mean_of_the_others(make_base, tmp_path, caplog):
+    caplog.set_level("INFO", "diffusionvl")
     folder, base, size = make_base(spare=False)
-    translation = translate(folder)
-    model, processor, message = translation
+    model, processor = translate(folder)
     assert model.config.mask_token_id == processor.tokenizer.mask_token_id == size
-    assert message == f"mask token {MASK_TOKEN!r} has id {size}: one row added to the embeddings"
+    assert caplog.messages[-1] == f"mask token {MASK_TOKEN!r} has id {size}: one row added to the embeddings"
     assert same_weights(model, base, size)
-    save_translation(translation, str(tmp_path / "out"))
+    save_checkpoint(model, processor, str(tmp_path / "out"))
     for each in (model, load_model(str(tmp_path / "out"))):
         assert each.config.get_text_config().vocab_size == size + 1
         for matrix, own in (
@@ -79,20 +81,25 @@ def test_a_full_matrix_gets_one_row_the_mean_of_the_others(make_base, tmp_path):
     assert model(input_ids=ids).logits.shape == (1, 3, size + 1)
 
 
-def test_tokens_without_rows_are_told(make_base):
+def test_tokens_without_rows_are_reported(make_base, caplog):
+    caplog.set_level("INFO", "diffusionvl")
     folder, _, size = make_base(spare=False, missing=2)
-    model, _, message = translate(folder)
+    model, _ = translate(folder)
     assert model.get_input_embeddings().num_embeddings == size + 1
-    assert message == f"mask token {MASK_TOKEN!r} has id {size}: one of 3 rows added to the embeddings"
+    assert caplog.messages[-1] == f"mask token {MASK_TOKEN!r} has id {size}: one of 3 rows added to the embeddings"
 
 
-def test_a_tokenizer_keeps_the_mask_token_it_has(make_base):
+def test_a_tokenizer_keeps_the_mask_token_it_has(make_base, caplog):
+    caplog.set_level("INFO", "diffusionvl")
     folder, base, size = make_base(spare=True, mask_token="[MASK]")
-    model, processor, message = translate(folder)
+    model, processor = translate(folder)
     rows = base.get_input_embeddings().num_embeddings
     assert processor.tokenizer.mask_token == "[MASK]"
     assert model.config.mask_token_id == size - 1
-    assert message == f"mask token '[MASK]' has id {size - 1}: the tokenizer's own row of the {rows} embeddings"
+    assert (
+        caplog.messages[-1]
+        == f"mask token '[MASK]' has id {size - 1}: the tokenizer's own row of the {rows} embeddings"
+    )
     assert len(processor.tokenizer) == size
     assert same_weights(model, base, rows)
 
@@ -100,9 +107,9 @@ def test_a_tokenizer_keeps_the_mask_token_it_has(make_base):
 def test_translations_are_identical(make_base):
     folder, _, _ = make_base(spare=False)
     torch.manual_seed(1)
-    first = translate(folder).model
+    first, _ = translate(folder)
     torch.manual_seed(2)
-    second = translate(folder).model
+    second, _ = translate(folder)
     assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
     assert first.config.to_dict() == second.config.to_dict()
 
@@ -112,7 +119,7 @@ def test_translations_are_identical(make_base):
     [("block_size", 4), ("position_mode", "sequential"), ("block_origin", "absolute"), ("clean_attention", "causal")],
 )
 def test_settings_land_in_the_config(base_dir, tmp_path, name, value):
-    save_translation(translate(base_dir, **{name: value}), str(tmp_path))
+    save_checkpoint(*translate(base_dir, **{name: value}), str(tmp_path))
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, DiffusionVLConfig)
     assert getattr(config, name) == value
@@ -175,12 +182,12 @@ def test_the_mask_token_round_trips(translated_dir, processor):
 
 def test_pixels_land_in_the_processor(base_dir, tmp_path):
     """They decide how many tokens a picture takes, in training and decoding alike."""
-    save_translation(translate(base_dir, min_pixels=64 * 64, max_pixels=128 * 128), str(tmp_path))
+    save_checkpoint(*translate(base_dir, min_pixels=64 * 64, max_pixels=128 * 128), str(tmp_path))
     processor = load_processor(str(tmp_path))
     for side, tokens in ((32, 16), (64, 16), (500, 64)):
         inputs = processor(text=["<|image_pad|>"], images=[Image.new("RGB", (side, side))], return_tensors="pt")
         assert inputs["input_ids"].shape[1] == tokens
-    kept = translate(base_dir, max_pixels=128 * 128).processor.image_processor.size
+    kept = translate(base_dir, max_pixels=128 * 128)[1].image_processor.size
     assert kept["shortest_edge"] == load_processor(base_dir).image_processor.size["shortest_edge"]
 
 
@@ -203,7 +210,7 @@ def test_every_eos_of_the_base_still_ends_an_answer(base_dir, tmp_path):
     model.generation_config.eos_token_id = [other]
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
-    save_translation(translate(str(tmp_path / "base")), str(tmp_path / "out"))
+    save_checkpoint(*translate(str(tmp_path / "base")), str(tmp_path / "out"))
     loaded = DiffusionVLForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert set(loaded.generation_config.eos_token_id) == {other, processor.tokenizer.eos_token_id}
     assert loaded.config.eos_token_id == processor.tokenizer.eos_token_id
@@ -213,19 +220,19 @@ def test_every_eos_of_the_base_still_ends_an_answer(base_dir, tmp_path):
 def test_the_type_of_the_weights_is_the_checkpoints_own(base_dir, tmp_path, dtype, expected):
     AutoModelForImageTextToText.from_pretrained(base_dir, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
     load_processor(base_dir).save_pretrained(tmp_path / "base")
-    save_translation(translate(str(tmp_path / "base"), dtype=dtype), str(tmp_path / "out"))
+    save_checkpoint(*translate(str(tmp_path / "base"), dtype=dtype), str(tmp_path / "out"))
     loaded = load_model(str(tmp_path / "out"))
     assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
     assert loaded.config.dtype == expected
 
 
 def test_a_saved_translation_answers_as_the_translation_does(base_dir, translated_dir, pictures):
-    translation = translate(base_dir)
+    model, processor = translate(base_dir)
     loaded = load_model(translated_dir)
     inputs = prompts(load_processor(translated_dir), (QUESTION, pictures[0]), (QUESTION,))
-    own = prompts(translation.processor, (QUESTION, pictures[0]), (QUESTION,))
+    own = prompts(processor, (QUESTION, pictures[0]), (QUESTION,))
     assert torch.equal(inputs["input_ids"], own["input_ids"])
-    expected = translation.model.generate(**own, max_new_tokens=9)
+    expected = model.generate(**own, max_new_tokens=9)
     assert torch.equal(loaded.eval().generate(**inputs, max_new_tokens=9), expected)
 
 
@@ -301,7 +308,7 @@ def test_a_template_without_a_header_needs_absolute_blocks(base_dir, tmp_path):
     template.write_text(template.read_text().replace("<|im_start|>assistant\\n", ""))
     with pytest.raises(ValueError, match="block_origin='absolute'"):
         translate(str(tmp_path / "base"))
-    assert translate(str(tmp_path / "base"), block_origin="absolute").model.config.response_header_ids == []
+    assert translate(str(tmp_path / "base"), block_origin="absolute")[0].config.response_header_ids == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...modeling.families import module_of
+from ..parts import Parts
 
 
 class Part(NamedTuple):
@@ -32,9 +32,9 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str) -> "Part":
-        """Reads one of `families.MODULES` off a model; without layers if the model lacks it. The LM head is no part."""
-        head = model.get_output_embeddings()
-        modules = [(key, module) for key, module in model.named_modules() if module_of(f"{key}.") == name]
+        """Reads one of `parts.PARTS` off a model; without layers if the model lacks it. The LM head is no part."""
+        head, part_of = model.get_output_embeddings(), Parts(model).of
+        modules = [(key, module) for key, module in model.named_modules() if part_of(key) == name]
         within = {id(module) for module in head.modules()}
         linear = [module for _, module in modules if isinstance(module, nn.Linear) and id(module) not in within]
         stacks = [module for _, module in modules if isinstance(module, nn.ModuleList)]
@@ -47,7 +47,7 @@ class Part(NamedTuple):
             weights=sum(size for size, _ in sizes),
             trained_weights=sum(size for size, trained in sizes if trained),
             layer_parameters=sum(parameter.numel() for parameter in stack.parameters()) // max(len(stack), 1),
-            trained=any(p.requires_grad for key, p in model.named_parameters() if module_of(key) == name),
+            trained=any(p.requires_grad for key, p in model.named_parameters() if part_of(key) == name),
         )
 
 

@@ -14,8 +14,9 @@ from ...data.streams import IGNORED
 from ...modeling.block_masks import CLEAN, PADDING
 from ...modeling.configuration_diffusionvl import DiffusionVLConfig
 from ...modeling.errors import UserError
-from ...modeling.families import MODULES, auto_class, module_of
+from ...modeling.families import auto_class
 from ..arguments import BlockDiffusionConfig
+from ..parts import PARTS, Parts
 from .memory import Item, engine_of, estimate
 from .model_parts import count_patches
 
@@ -67,10 +68,11 @@ def _model(model: PreTrainedModel) -> tuple[str, list[str]]:
     name = config.model_type
     if isinstance(config, DiffusionVLConfig):
         name = f"{name} over {config.base_config.model_type}, blocks of {config.block_size} tokens"
-    counts = {part: [0, 0] for part in MODULES}
+    counts = {part: [0, 0] for part in PARTS}
+    parts = Parts(model)
     for key, parameter in model.named_parameters():
-        counts[module_of(key)][0] += parameter.numel()
-        counts[module_of(key)][1] += parameter.numel() * parameter.requires_grad
+        counts[parts.of(key)][0] += parameter.numel()
+        counts[parts.of(key)][1] += parameter.numel() * parameter.requires_grad
     total, trained = (sum(count[number] for count in counts.values()) for number in (0, 1))
     lines = [f"{name}: {total:,} parameters in {model.dtype}, {trained:,} trained"]
     lines += [f"{part}: {count:,} parameters, {own:,} trained" for part, (count, own) in counts.items() if count]
