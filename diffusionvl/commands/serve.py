@@ -48,8 +48,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing; install the extra: pip install 'diffusionvl[serve]'") from error
     api_key = None if arguments.api_key_file is None else _read_key(arguments.api_key_file)
-    from ..checkpoints.loading import find_device, load_config, load_model, load_processor
-    from ..checkpoints.remote_code import trust_remote_code
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.loading import find_device
     from ..modeling.configuration_diffusionvl import DiffusionVLConfig
     from ..serving.app import create_app
     from ..serving.server import run
@@ -63,16 +63,15 @@ def _serve(arguments: argparse.Namespace) -> None:
         log_prompts=arguments.log_prompts,
     )
     device = find_device(arguments.device)
-    if arguments.trust_remote_code:
-        trust_remote_code(arguments.model)
-    config = load_config(arguments.model)
+    checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
+    config = checkpoint.config
     if not isinstance(config, DiffusionVLConfig):
         raise UserError(
             f"{arguments.model!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
             f"run `diffusionvl translate {arguments.model} --out DIR` first and give DIR"
         )
-    processor = load_processor(arguments.model)
-    model = load_model(arguments.model, arguments.dtype).eval().to(device)
+    processor = checkpoint.processor
+    model = checkpoint.model(arguments.dtype).eval().to(device)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     run(create_app(model, processor, settings), arguments.host, arguments.port)
 
