@@ -186,12 +186,13 @@ class Checkpoint:
         Raises:
             UserError: There is no such checkpoint, or its weights are broken, missing or of another shape.
         """
+        config = self.config
         if self.adapter_base is not None:
             return merge_adapter(self.adapter_base.model(dtype, **settings), self.path)
-        diffusion = isinstance(self.config, DiffusionVLConfig)
-        if caps_scores(self.config) and not diffusion:  # a block-diffusion model sees to it itself
+        diffusion = isinstance(config, DiffusionVLConfig)
+        if caps_scores(config) and not diffusion:  # a block-diffusion model sees to it itself
             settings["attn_implementation"] = "eager"
-        model = load_weights(auto_class(self.config), self.path, dtype, **settings)
+        model = load_weights(auto_class(config), self.path, dtype, **settings)
         if diffusion:
             vars(model.config).pop("auto_map", None)  # of an export; what is saved from here goes without its code
         return model
