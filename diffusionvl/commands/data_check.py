@@ -6,25 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
-from tqdm import tqdm
-
-from ..checkpoints.checkpoint import Checkpoint
-from ..data.conversation import SUPERVISIONS, ConversationEncoder
-from ..data.images import open_image
-from ..data.record import DataError, Picture, Records
-from ..data.sources.records import KINDS, read_records
-from ..data.streams import IGNORED
-from ..modeling.block_masks import CLEAN
-from ..training import RowDataset
+from ..data.record import SUPERVISIONS
+from ..data.sources.files import KINDS
+from ..modeling.errors import UserError
 from .command_line import Parser
-from .data_report import Finding, Problem, Report
-
-IMAGE_KINDS = ("missing image", "bad image")
+from .data_report import CheckReport, Problem, is_report
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Checks every record as training reads it, and goes on behind a problem.
+    """Checks every record as training reads it, and goes on after a problem.
 
     Returns:
         0; 1 where training would stop; 2 for an argument that cannot be used.
@@ -33,10 +23,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.json) if arguments.json else None
+    if out is not None and out.exists() and not is_report(out):
+        raise UserError(f"--json {str(out)!r}: holds something else than a report of this command; give another file")
+    # torch and transformers take seconds to import: they wait until the arguments are known to be good.
+    from torch.utils.data import ConcatDataset, DataLoader
+    from tqdm import tqdm
+
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..data.conversation import ConversationEncoder
+    from ..training import RowDataset
+    from .record_findings import Checks, open_or_report
+
     checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
     processor, config = checkpoint.processor, checkpoint.config
     encoder = ConversationEncoder(processor, arguments.supervision, arguments.max_length)
-    opened = [open_or_tell(path, arguments.image_root) for path in arguments.records]
+    opened = [open_or_report(path, arguments.image_root, arguments.allow_web) for path in arguments.records]
     problems = [each for each in opened if isinstance(each, Problem)]
     records = [each for each in opened if not isinstance(each, Problem)]
     findings = []
@@ -48,9 +50,9 @@ def _check(arguments: argparse.Namespace) -> int:
             findings += found
             bar.update(len(found))
         bar.close()
-    report = Report(problems, findings)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    report = CheckReport(problems, findings)
+    if out is not None:
+        out.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     print(report.to_text())
     return 1 if report.bad > arguments.max_bad_samples or not report.rows else 0
 
@@ -59,7 +61,7 @@ def build_parser() -> Parser:
     """The parser of `diffusionvl data`."""
     parser = Parser(prog="diffusionvl data", description="Look at records before training on them.")
     commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="tell what is in records, and what training would stop at")
+    check = commands.add_parser("check", help="report what is in records, and what training would stop at")
     check.add_argument("records", nargs="+", help=f"{KINDS}; or several")
     check.add_argument("--model", required=True, help="checkpoint that is to be trained: a folder or a hub id")
     check.add_argument("--image-root", help="folder that image paths start from; the record file's own")
@@ -72,53 +74,9 @@ def build_parser() -> Parser:
     check.add_argument(
         "--trust-remote-code", action="store_true", help="run code from the model's folder or repository"
     )
+    check.add_argument("--allow-web", action="store_true", help="fetch pictures that are given by a web address")
     check.add_argument("--json", metavar="FILE", help="also write all of it here")
     return parser
-
-
-def open_or_tell(path: str, image_root: str | None) -> Records | Problem:
-    """The records of a path, or what is wrong with it."""
-    try:
-        return read_records([path], image_root, check=False)
-    except DataError as error:
-        return Problem(error.kind, str(error))
-
-
-def image_problem(image: Picture, name: str) -> Problem | None:
-    """What is wrong with an image, if anything."""
-    try:
-        open_image(image, name)
-    except DataError as error:
-        return Problem(error.kind, str(error))
-    return None
-
-
-class Checks(Dataset):
-    """What becomes of each record."""
-
-    def __init__(self, rows: RowDataset) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Finding:
-        try:
-            row, truncated = self.rows[index]
-        except DataError as error:
-            return Finding(self._problems(index, error))
-        if row is None:
-            return Finding(name=self.rows.records[index].name, truncated=True)
-        clean = int((row.stream_ids == CLEAN).sum())
-        return Finding([], row.name, clean, len(row), int((row.labels != IGNORED).sum()), truncated)
-
-    def _problems(self, index: int, error: DataError) -> list[Problem]:
-        """The problem that came up; of a record with a bad image, those with all its images."""
-        if error.kind not in IMAGE_KINDS:
-            return [Problem(error.kind, str(error))]
-        record = self.rows.records[index]
-        found = [problem for image in record.images if (problem := image_problem(image, record.name))]
-        return found or [Problem(error.kind, str(error))]  # the processor refused a picture that opens
 
 
 if __name__ == "__main__":

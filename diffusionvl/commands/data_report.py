@@ -1,11 +1,14 @@
 """What is in a data set, and what is wrong with it, as a table and as JSON."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SHOWN = 20  # lines of each list in the table; JSON has all
+BEGINNING = b'{\n "records": '  # of a report in JSON
 QUANTILES = {"least": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "most": 100}
 
 
@@ -33,6 +36,7 @@ class Finding:
         row: Tokens of its row, clean and noisy ones.
         supervised: Tokens that carry loss.
         truncated: Whether it was truncated.
+        notes: What is odd about it, though it can be used.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -41,9 +45,10 @@ class Finding:
     row: int = 0
     supervised: int = 0
     truncated: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
-class Report:
+class CheckReport:
     """The findings on all records.
 
     Args:
@@ -59,12 +64,12 @@ class Report:
         self.truncated = [finding.name for finding in usable if finding.truncated]
         self.dropped = [finding.name for finding in usable if not finding.clean]
         self.rows = [finding for finding in usable if finding.clean]
+        self.notes = [(finding.name, note) for finding in usable for note in finding.notes]
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many problems there are of each kind, most first."""
-        kinds = [problem.kind for problem in self.problems]
-        return dict(sorted({kind: kinds.count(kind) for kind in kinds}.items(), key=lambda entry: -entry[1]))
+        """Number of problems of each kind, most frequent first."""
+        return dict(Counter(problem.kind for problem in self.problems).most_common())
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain values."""
@@ -74,6 +79,7 @@ class Report:
             "usable": len(self.rows),
             "kinds": self.kinds,
             "problems": [vars(problem) for problem in self.problems],
+            "notes": [f"{name}: {note}" for name, note in self.notes],
             "truncated": self.truncated,
             "dropped": self.dropped,
             "clean_tokens": quantiles([finding.clean for finding in self.rows]),
@@ -87,6 +93,9 @@ class Report:
         lines = [f"records     {self.records:,}, of which {len(self.rows):,} give a row"]
         lines += [f"problems    {len(self.problems):,}"]
         lines += [f"            {count:>9,}  {kind}" for kind, count in self.kinds.items()]
+        odd = Counter(note for _, note in self.notes)
+        lines += [f"notes       {len(self.notes):,}"]
+        lines += [f"            {count:>9,}  {note}" for note, count in odd.items()]
         lines += [f"truncated   {len(self.truncated):,}, {len(self.dropped):,} of them to nothing: dropped"]
         if self.rows:
             lines += ["tokens      " + "".join(f"{name:>9}" for name in numbers["row_tokens"])]
@@ -94,6 +103,7 @@ class Report:
                 lines += [f"  {title:10}" + "".join(f"{value:>9,}" for value in numbers[key].values())]
             lines += [f"supervised  {numbers['supervised_share']:.1%} of the clean tokens"]
         lines += _listed([problem.message for problem in self.problems])
+        lines += _listed(numbers["notes"])
         lines += _listed([f"{name}: dropped by truncation" for name in self.dropped])
         kept = set(self.truncated) - set(self.dropped)
         return "\n".join([*lines, *_listed([f"{name}: truncated" for name in self.truncated if name in kept])])
@@ -108,6 +118,14 @@ def quantiles(values: list[int]) -> dict[str, int]:
 
 
 def _listed(lines: list[str]) -> list[str]:
-    """The first lines of a list, and how many more there are."""
+    """The first lines of a list, and the number of the others."""
     more = len(lines) - SHOWN
     return [*lines[:SHOWN], *([f"... and {more:,} more; --json FILE writes all of them"] if more > 0 else [])]
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file was written by this command, and may be replaced."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(BEGINNING)) == BEGINNING

@@ -4,7 +4,7 @@ Each turn is tokenised by itself, as decoding does it: the prompt up to and with
 response. The template's assistant mask is not used: with images, transformers leaves it empty.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,11 @@ from .chat_template import end_of_turn, response_header_ids
 from .image_text import ImageText
 from .images import image_size
 from .media import concatenate
-from .prompts import check_texts, control_tokens, named, placeholders, prepare, refused, write
-from .record import CONVERSATION, DataError, Record
+from .prompts import check_texts, control_tokens, named, placeholders, prepare, refused, sizing_of, write
+from .record import CONVERSATION, SUPERVISIONS, DataError, Record, texts
 from .streams import IGNORED
 from .videos import GRID
 
-SUPERVISIONS = ("assistant", "structural")
 SMALLEST = (28, 28)  # pixels: Qwen-VL takes none with a smaller side
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of media
 
@@ -153,7 +152,7 @@ class ConversationEncoder:
         for index in responses:
             prompt = self._write(record, index, add_generation_prompt=True)
             response = self._response(whole[len(prompt) :], index == responses[-1])
-            answer = "".join(part["text"] for part in record.messages[index]["content"])
+            answer = "".join(texts(record.messages[index]))
             if not whole.startswith(prompt) or response is None or answer.strip() not in response:
                 raise DataError(
                     f"{record.name}: the chat template rewrites earlier turns, or puts no {self.end_of_turn!r} "
@@ -162,7 +161,7 @@ class ConversationEncoder:
                 )
             shown = Record(record.messages[first:index], record.name)
             pieces.append(self._prompt_piece(prompt[done:], shown, render))
-            pieces.append(self._response_piece(response))
+            pieces.append(self._response_piece(response, record.messages[index].get("supervised", True)))
             done, first = len(prompt) + len(response), index + 1
         if self.supervision == "structural":  # the reference keeps, and supervises, what follows the last response
             tail = self._tokenize(whole[done:])
@@ -172,7 +171,7 @@ class ConversationEncoder:
 
     def _write(self, record: Record, end: int, add_generation_prompt: bool = False) -> str:
         """The first `end` messages in the chat template's words."""
-        return write(self.processor, Record(record.messages[:end], record.name), add_generation_prompt)
+        return write(self.processor, replace(record, messages=record.messages[:end]), add_generation_prompt)
 
     def _response(self, text: str, last: bool) -> str | None:
         """A response up to and with its end of turn, off the text from its first character on; None if it has none.
@@ -212,9 +211,10 @@ class ConversationEncoder:
 
     def _count_images(self, text: str, shown: Record) -> Tensor:
         """Tokens of a text with images, of which only the size is read."""
-        sizes = [image_size(image, shown.name) for image in shown.images]
+        sizing = sizing_of(self.processor, shown)
+        sizes = [image_size(image, shown.name, sizing) for image in shown.images]
         try:
-            return self._image_text.tokenize(text, sizes)
+            return self._image_text.tokenize(text, sizes, final=sizing is not None)
         except ValueError as error:
             raise refused(shown, error) from error
 
@@ -224,10 +224,11 @@ class ConversationEncoder:
         shown = Record([{"role": "user", "content": content}], "smallest image")
         return self._prepare(write(self.processor, shown), shown)
 
-    def _response_piece(self, text: str) -> Piece:
-        """Tokenises a response; all of it carries loss."""
+    def _response_piece(self, text: str, supervised: bool) -> Piece:
+        """Tokenises a response; all of it carries loss, or nothing."""
         input_ids = self._tokenize(text)
-        return Piece(input_ids, input_ids.clone(), is_response=True)
+        labels = input_ids.clone() if supervised else torch.full_like(input_ids, IGNORED)
+        return Piece(input_ids, labels, is_response=True)
 
     def _truncate(self, pieces: list[Piece]) -> tuple[list[Piece], bool]:
         """The pieces that fit, ending in a response; and whether anything was cut."""
@@ -242,6 +243,6 @@ class ConversationEncoder:
                 break
             kept.append(piece)
             room -= len(piece.input_ids)
-        while kept and not kept[-1].is_response:
+        while kept and not (kept[-1].is_response and bool((kept[-1].labels != IGNORED).any())):
             kept.pop()
         return kept, True

@@ -1,5 +1,6 @@
 """The tokens of a text with images, known from the images' sizes alone."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ..modeling.errors import UserError
 
-GRID = "image_grid_thw"  # what an image processor gives that cuts images of any shape into a grid (Qwen-VL)
+IMAGE_GRID = "image_grid_thw"  # what an image processor gives that cuts images of any shape into a grid (Qwen-VL)
 
 
 class ImageText:
@@ -26,12 +27,13 @@ class ImageText:
         self.separator = separator
         self._replacements: dict[tuple[tuple[int, int], ...], list[str]] = {}
 
-    def tokenize(self, text: str, sizes: list[tuple[int, int]]) -> Tensor:
+    def tokenize(self, text: str, sizes: list[tuple[int, int]], final: bool = False) -> Tensor:
         """The tokens [n] of a text.
 
         Args:
             text: With a placeholder for each image.
             sizes: Height and width of each image.
+            final: Whether the processor leaves the images at these sizes.
 
         Raises:
             ValueError: The processor refuses images of such sizes, or there are more or fewer placeholders.
@@ -40,8 +42,9 @@ class ImageText:
         if len(parts) != len(sizes) + 1:
             raise UserError(f"{len(sizes)} image(s) for {len(parts) - 1} places")
         images, tokenizer = self.processor.image_processor, self.processor.tokenizer
-        if GRID in images.model_input_names:  # each placeholder is repeated
-            patches = [images.get_number_of_image_patches(*size, {}) for size in sizes]
+        if IMAGE_GRID in images.model_input_names:  # each placeholder is repeated
+            limits = {"min_pixels": 1, "max_pixels": math.inf} if final else {}
+            patches = [images.get_number_of_image_patches(*size, limits) for size in sizes]
             ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
             repeats = torch.ones_like(ids)
             repeats[ids == tokenizer.convert_tokens_to_ids(self.placeholder)] = (

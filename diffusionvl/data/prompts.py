@@ -3,8 +3,10 @@
 Legend: B conversations, P tokens of the longest prompt.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from jinja2 import TemplateError
 from transformers import BatchFeature
 
 from .chat_template import special_tokens
-from .images import name_of, open_image
+from .image_text import IMAGE_GRID
+from .images import Sizing, name_of, open_image
 from .media import concatenate
-from .record import CONVERSATION, DataError, Record
+from .parts import Place, fill, split_marks
+from .record import CONVERSATION, DataError, Record, SizedPicture, strings, texts
 from .videos import video_inputs
 
 PLACES = {"image": "image_token", "video": "video_token"}  # what a processor calls its placeholder of each kind
@@ -72,13 +76,21 @@ def check_texts(record: Record, control: re.Pattern[str]) -> None:
     Raises:
         DataError: A text holds a control token.
     """
-    for message in record.messages:
-        if found := control.search("".join(_texts(message))):
+    for said in [*("".join(texts(message)) for message in record.messages), *strings([*_calls(record)])]:
+        if found := control.search(said):
             raise DataError(
                 f"{record.name}: the text of a turn holds {found[0]!r}, which the model would read as a control token "
                 "and not as text; take it out",
                 CONVERSATION,
             )
+
+
+def _calls(record: Record) -> Iterator[Any]:
+    """What a record says beside the texts of its turns: tools, calls of them, and reasoning."""
+    yield record.tools or []
+    for message in record.messages:
+        yield [call["function"] for call in message.get("tool_calls", [])]
+        yield message.get("reasoning_content", "")
 
 
 def write(processor: Any, record: Record, add_generation_prompt: bool = False) -> str:
@@ -92,24 +104,16 @@ def write(processor: Any, record: Record, add_generation_prompt: bool = False) -
     Raises:
         DataError: The template refuses the conversation, or leaves out one of its texts or pictures.
     """
+    extra = {} if record.tools is None else {"tools": record.tools}
     try:
         text: str = processor.apply_chat_template(
-            record.messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            record.messages, tokenize=False, add_generation_prompt=add_generation_prompt, **extra
         )
     except TemplateError as error:  # templates raise it for an order of roles that they do not know
         raise DataError(
             f"{record.name}: the chat template refuses the conversation: {error}; change its turns", CONVERSATION
         ) from error
-    end = 0
-    for said in (said.strip() for message in record.messages for said in _texts(message)):
-        begin = text.find(said, end)
-        if begin < 0:
-            raise DataError(
-                f"{record.name}: the chat template leaves out or changes the text {said[:60]!r}; mend the template or "
-                "take the text out",
-                CONVERSATION,
-            )
-        end = begin + len(said)
+    _check_written(text, record)
     place = placeholders(processor).get("image")
     if place is not None and text.count(place) != len(record.images):
         raise DataError(
@@ -118,6 +122,46 @@ def write(processor: Any, record: Record, add_generation_prompt: bool = False) -
             CONVERSATION,
         )
     return text
+
+
+def _check_written(text: str, record: Record) -> None:
+    """Checks that a chat template has written every text of a record, those of the turns in their order."""
+    lost, end = None, 0
+    for said in (said.strip() for message in record.messages for said in texts(message)):
+        begin = text.find(said, end)
+        if begin < 0:
+            lost = said
+            break
+        end = begin + len(said)
+    named = [tool.get("function", tool) for tool in record.tools or [] if isinstance(tool, dict)]
+    said_of_tools = [tool[key] for tool in named for key in ("name", "description") if key in tool]
+    for said in strings([*_calls(replace(record, tools=None)), said_of_tools]):
+        if said.strip() not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
+            lost = said
+    if lost is not None:
+        raise DataError(
+            f"{record.name}: the chat template leaves out or changes the text {lost[:60]!r}; mend the template or "
+            "take the text out",
+            CONVERSATION,
+        )
+
+
+def sizing_of(processor: Any, record: Record) -> Sizing | None:
+    """How the processor sizes pictures, if the record says of any how large it is.
+
+    Raises:
+        DataError: It does, but the processor is not of a family whose pictures have sizes of their own.
+    """
+    if not any(isinstance(image, SizedPicture) for image in record.images):
+        return None
+    images = getattr(processor, "image_processor", None)
+    if images is None or IMAGE_GRID not in images.model_input_names:
+        raise DataError(
+            f"{record.name}: says how large a picture is, which Qwen-VL families alone can follow; take min_pixels, "
+            "max_pixels, resized_height and resized_width out",
+            "bad image",
+        )
+    return Sizing(images.patch_size * images.merge_size, images.size["shortest_edge"], images.size["longest_edge"])
 
 
 def prepare(processor: Any, text: str, record: Record) -> BatchFeature:
@@ -136,7 +180,10 @@ def prepare(processor: Any, text: str, record: Record) -> BatchFeature:
     """
     media = video_inputs(record.videos, text, processor, record.name)
     if record.images:
-        media["images"] = [[open_image(image, record.name) for image in record.images]]
+        sizing = sizing_of(processor, record)
+        media["images"] = [[open_image(image, record.name, sizing) for image in record.images]]
+        if sizing is not None:
+            media["do_resize"] = False  # they have their sizes
     try:
         # The template has written every special token.
         return processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
@@ -169,24 +216,17 @@ def question(text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), 
     Raises:
         DataError: There are marks, but more or fewer than images or videos.
     """
-    pieces = re.split("(<image>|<video>)", text)
-    rest: dict[str, Iterator[dict[str, Any]]] = {}
-    parts: list[dict[str, Any]] = []
-    for kind, given in (("image", images), ("video", videos)):
-        shown, marks = [{"type": kind, kind: one} for one in given], pieces.count(f"<{kind}>")
-        if marks and marks != len(shown):
-            raise DataError(
-                f"{name}: {marks} mark(s) <{kind}> for {len(shown)} {kind}(s); give as many", "image places"
-            )
-        rest[f"<{kind}>"] = iter(shown)
-        parts += [] if marks else shown
-    parts += [next(rest[piece]) if piece in rest else {"type": "text", "text": piece} for piece in pieces if piece]
+    content = split_marks(text, name)
+    given: dict[str, list[Any]] = {"image": [*images], "video": [*videos]}
+    for kind, shown in reversed(given.items()):
+        if not any(isinstance(piece, Place) and piece.kind == kind for piece in content):
+            content[:0] = [Place(kind)] * len(shown)
+    fill([content], given, name)
+    parts = [
+        {"type": "text", "text": piece} if isinstance(piece, str) else {"type": piece.kind, piece.kind: piece.source}
+        for piece in content
+    ]
     return Record([{"role": "user", "content": parts}], name)
-
-
-def _texts(message: dict[str, Any]) -> list[str]:
-    """The text parts of a message."""
-    return [part["text"] for part in message["content"] if part["type"] == "text"]
 
 
 def pad_left(rows: list[BatchFeature], pad_id: int) -> BatchFeature:

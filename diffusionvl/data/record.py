@@ -1,5 +1,6 @@
 """What a record is: messages with their pictures and videos."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 from ..modeling.errors import UserError
 
+SUPERVISIONS = ("assistant", "structural")  # which tokens carry loss; see `ConversationEncoder`
 CONVERSATION = "conversation"  # the kind of error of turns that cannot be told apart
 
 
@@ -23,7 +25,47 @@ class DataError(UserError):
         self.kind = kind
 
 
-Picture = str | bytes | Image.Image  # a path, a picture file's bytes, or a picture
+class UnknownKeys(DataError):
+    """A record with keys that are not understood, and so cannot be read as it is meant.
+
+    Args:
+        name: The record's name.
+        keys: Each key and what it stands in, such as `'score' of a turn`.
+    """
+
+    def __init__(self, name: str, keys: list[str]) -> None:
+        super().__init__(
+            f"{name}: {', '.join(keys)}: not understood; drop it, or name it under `columns` or `ignore` of a mixture",
+            "unknown key",
+        )
+        self.keys = keys
+
+
+@dataclass(frozen=True)
+class WebPicture:
+    """A picture that may be fetched from the web when it is opened."""
+
+    url: str
+
+    def __repr__(self) -> str:
+        return repr(self.url)
+
+
+@dataclass(frozen=True)
+class SizedPicture:
+    """A picture whose part of a message says how large the model sees it.
+
+    Attributes:
+        source: The picture.
+        settings: Pixels, by the names in `SIZE_KEYS`, which are those of qwen-vl-utils.
+    """
+
+    source: "str | bytes | Image.Image | WebPicture"
+    settings: dict[str, float]
+
+
+# A path, a picture file's bytes, or a picture; the last two only where a record asks for them.
+Picture = str | bytes | Image.Image | WebPicture | SizedPicture
 
 
 @dataclass(frozen=True)
@@ -50,13 +92,16 @@ class Record:
     """One conversation.
 
     Attributes:
-        messages: Chat messages; every content is a list of parts, and an image part holds its picture in `image`, a
-            video part its `Video` in `video`.
+        messages: Chat messages. Every content is a list of parts; an image part holds its picture in `image`, a video
+            part its `Video` in `video`. An assistant message with `supervised` false carries no loss. A message may
+            have `tool_calls` and `reasoning_content`, which the chat template writes.
         name: Where it stands (file, line and id), for messages.
+        tools: What the chat template is given as `tools`, if anything.
     """
 
     messages: list[dict[str, Any]]
     name: str
+    tools: list[Any] | None = None
 
     @property
     def images(self) -> list[Picture]:
@@ -70,6 +115,22 @@ class Record:
 
     def _shown(self, kind: str) -> list[Any]:
         return [part[kind] for message in self.messages for part in message["content"] if part["type"] == kind]
+
+
+def texts(message: dict[str, Any]) -> list[str]:
+    """The text parts of a message."""
+    return [part["text"] for part in message["content"] if part["type"] == "text"]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, such as the tools of a record; of objects, the values alone."""
+    rest = [value]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            rest += value.values() if isinstance(value, dict) else value
 
 
 class Records(Protocol):

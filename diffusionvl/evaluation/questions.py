@@ -95,10 +95,8 @@ def _is_image(visual: Any) -> bool:
 
 
 def _open(image: Any, name: str) -> Image.Image:
-    """A part's image as RGB."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, str):
+    """A part's image as RGB, as training opens it."""
+    if isinstance(image, Image.Image | str):
         return open_image(image, name)
     raise UserError(f"{name}: an image is a {type(image).__name__}; give a PIL image or a path")
 

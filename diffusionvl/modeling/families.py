@@ -113,6 +113,18 @@ def media_types(base_config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
     return types
 
 
+def position_limit(config: PreTrainedConfig) -> int | None:
+    """Number of positions that a base's text model knows, by its rope's scaling; None if its config names none."""
+    text_config = config.get_text_config(decoder=True)
+    known = getattr(text_config, "max_position_embeddings", None)
+    if known is None:
+        return None
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    of_layers = [own for own in rope.values() if isinstance(own, dict)] or [rope]  # some have one a kind of layers
+    scaled = [(own.get("original_max_position_embeddings") or 0) * (own.get("factor") or 1) for own in of_layers]
+    return max(known, *map(int, scaled))
+
+
 def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
     """Positions that the AR base itself gives a row: its M-RoPE index, or 0, 1, 2, ... behind the padding.
 

@@ -8,7 +8,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import is_peft_available
 
-from ..data.conversation import SUPERVISIONS
+from ..data.record import SUPERVISIONS
 from ..data.sources.records import KINDS
 from ..modeling.errors import UserError
 from ..objective.loss import NORMALIZERS, WEIGHTINGS

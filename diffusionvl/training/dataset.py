@@ -22,6 +22,7 @@ from ..modeling.families import (
     native_positions,
     placeholder_ids,
     position_axes,
+    position_limit,
     reads_images_whole,
     sequential_positions,
 )
@@ -99,14 +100,17 @@ class RowDataset(Dataset):
         try:
             record = self.records[index]
             encoded = self.encoder.encode(record)
+            positions = None if encoded is None else self._positions(encoded.input_ids, encoded.media)
+            if positions is not None:
+                self._check_positions(positions, record.name)
         except DataError as error:
             if not self.max_bad_samples:
                 raise
             tell_left_out(error)
             return Item(None, truncated=False)
-        if encoded is None:
+        if encoded is None or positions is None:
             return Item(None, truncated=True)
-        row = self._row(encoded, self._positions(encoded.input_ids, encoded.media))
+        row = self._row(encoded, positions)
         row.media, row.index, row.name = encoded.media, index, record.name
         return Item(row, encoded.truncated)
 
@@ -186,6 +190,15 @@ class RowDataset(Dataset):
             labels = torch.full_like(input_ids, IGNORED)
             self._filler = Row(input_ids, labels, zeros, zeros, positions, torch.arange(len(input_ids)), media)
         return self._filler
+
+    def _check_positions(self, positions: Tensor, name: str) -> None:
+        """Refuses a row that goes on where the model knows no positions."""
+        needed, known = int(positions.max()) + 1, position_limit(self.base_config)
+        if known is not None and needed > known:
+            raise DataError(
+                f"{name}: needs {needed} positions, the model knows {known}; shorten it, or set max_length to {known}",
+                "too long",
+            )
 
     def _positions(self, input_ids: Tensor, media: dict[str, Any]) -> Tensor:
         """Positions [A, L] of a clean stream."""

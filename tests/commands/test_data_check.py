@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusionvl.cli import main
 from diffusionvl.commands import data_report as report
-from diffusionvl.commands.data_report import Finding, Problem, Report
+from diffusionvl.commands.data_report import CheckReport, Finding, Problem
 
 
 def record(question, answer, *images):
@@ -130,8 +130,50 @@ def test_arguments_that_can_not_be_used(good, translated_dir, capsys, tmp_path):
 def test_long_lists_are_cut_in_the_table_alone(monkeypatch):
     monkeypatch.setattr(report, "SHOWN", 2)
     problems = [Problem("layout", f"place {number}") for number in range(5)]
-    whole = Report(problems, [Finding(name="x", clean=3, row=5, supervised=2)])
+    whole = CheckReport(problems, [Finding(name="x", clean=3, row=5, supervised=2)])
     assert len(whole.to_json()["problems"]) == 5
     assert "... and 3 more; --json FILE writes all of them" in whole.to_text()
     assert "place 1" in whole.to_text()
     assert "place 2" not in whole.to_text()
+
+
+def test_unknown_keys_are_counted_one_by_one(check, tmp_path):
+    lines = [json.dumps({**json.loads(record("q", "a")), "score": n, **({"rank": n} if n else {})}) for n in range(3)]
+    (tmp_path / "odd.jsonl").write_text("\n".join([*lines, record("q", "a")]))
+    code, text, found = check(tmp_path / "odd.jsonl", max_bad_samples="3")
+    assert (code, found["usable"]) == (0, 1)
+    assert found["kinds"] == {"unknown key 'score' of a record": 3, "unknown key 'rank' of a record": 2}
+    assert "3  unknown key 'score' of a record" in text
+
+
+def test_what_is_odd_is_counted(check, tmp_path):
+    last = {"role": "user", "content": "and?"}
+    whole = json.loads(record("q", "a"))
+    lines = [
+        record("q", ""),
+        record("q", " \n"),
+        json.dumps({"messages": [*whole["messages"], last]}),
+        record("q", "a"),
+    ]
+    (tmp_path / "odd.jsonl").write_text("\n".join(lines))
+    code, text, found = check(tmp_path / "odd.jsonl")
+    assert (code, found["usable"], len(found["notes"])) == (0, 4, 3)
+    assert "2  has an empty answer" in text
+    assert "odd.jsonl:3: ends with a turn that has no answer, which is left out" in text
+
+
+def test_a_row_longer_than_the_models_positions_is_a_problem(check, tmp_path):
+    (tmp_path / "long.jsonl").write_text("\n".join([record("is it red? " * 400, "a"), record("q", "a")]))
+    code, text, found = check(tmp_path / "long.jsonl")
+    assert (code, found["usable"], found["kinds"]) == (1, 1, {"too long": 1})
+    assert "long.jsonl:1: needs" in text
+    assert check(tmp_path / "long.jsonl", max_length="64")[0] == 0
+
+
+def test_only_a_report_of_this_command_is_replaced(check, good, capsys, translated_dir):
+    before = good.read_bytes()
+    for path in (good, good.parent):
+        assert main(["data", "check", str(good), "--model", translated_dir, "--json", str(path)]) == 2
+        assert "holds something else than a report" in capsys.readouterr().err
+    assert good.read_bytes() == before
+    assert check(good)[0] == check(good)[0] == 0

@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers import conversation, some_records
 from PIL import Image
+from tiny_families import FAMILIES
 
 from diffusionvl.data.chat_template import response_header, response_header_ids
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.data.record import DataError, Record
+from diffusionvl.data.record import DataError, Record, SizedPicture
 from diffusionvl.data.streams import IGNORED
 
 LONG = "There is no circle and no triangle in it, and nothing else is drawn in the image."
@@ -269,3 +270,84 @@ def test_tokens_of_the_template_in_a_turn_are_refused(processor, token, place):
     with pytest.raises(DataError, match="take it out") as error:
         ConversationEncoder(processor).encode(conversation((texts["question"], texts["answer"])))
     assert token in str(error.value)
+
+
+def test_a_turn_that_is_not_learnt_carries_no_loss(processor):
+    record = conversation(("one?", "WRONG"), ("two?", "right"))
+    record.messages[1]["supervised"] = False
+    encoder = ConversationEncoder(processor)
+    encoded = encoder.encode(record)
+    assert supervised_texts(processor, encoded) == ["right" + END]
+    assert torch.equal(encoded.input_ids, encoder.encode(conversation(("one?", "WRONG"), ("two?", "right"))).input_ids)
+
+
+def test_truncation_to_turns_that_carry_no_loss_leaves_nothing(processor):
+    record = conversation(("one?", "WRONG"), ("two?", "right"))
+    record.messages[1]["supervised"] = False
+    first = len(ConversationEncoder(processor).encode(conversation(("one?", "WRONG"))).input_ids)
+    assert ConversationEncoder(processor, max_length=first).encode(record) is None
+    assert ConversationEncoder(processor, max_length=first + 30).encode(record) is not None
+
+
+TOOLS = (
+    "{%- if tools -%}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{%- endif -%}"
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.reasoning_content -%}{{ 'thinks: ' + message.reasoning_content + ';' }}{%- endif -%}"
+    "{%- for part in message.content -%}{{ part.text }}{%- endfor -%}"
+    "{%- for call in message.tool_calls or [] -%}{{ call.function | tojson }}{%- endfor -%}{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+
+def test_tools_calls_and_reasoning_reach_the_template(processor):
+    call = {"type": "function", "function": {"name": "zoom", "arguments": {"where": 'the "left" side'}}}
+    turns = conversation(("what is it?", "")).messages
+    turns[1] |= {"content": [], "tool_calls": [call], "reasoning_content": "it is small"}
+    record = Record([*turns, message("tool", "red"), message("assistant", "red")], "x", [{"name": "zoom"}])
+    encoder = ConversationEncoder(with_template(processor, TOOLS))
+    encoded = encoder.encode(record)
+    first, last = supervised_texts(processor, encoded)
+    assert first.startswith("thinks: it is small;")
+    assert '"where": "the \\"left\\" side"' in first
+    assert last == "red" + END
+    for name in ("tool_calls", "reasoning_content"):
+        cut = {key: value for key, value in turns[1].items() if key != name}
+        assert len(encoder.encode(Record([turns[0], cut, *record.messages[2:]], "x", record.tools)).input_ids) < len(
+            encoded.input_ids
+        )
+
+
+@pytest.mark.parametrize("extra", ["tools", "tool_calls", "reasoning_content"])
+def test_a_template_that_leaves_out_tools_calls_or_reasoning_is_refused(processor, extra):
+    record = conversation(("what is it?", "red"))
+    said = {"tool_calls": [{"function": {"name": "zoom", "arguments": {}}}], "reasoning_content": "zoom"}
+    if extra == "tools":
+        record = Record(record.messages, "x", [{"type": "function", "function": {"name": "zoom"}}])
+    else:
+        record.messages[1][extra] = said[extra]
+    with pytest.raises(DataError, match="leaves out or changes the text 'zoom'"):
+        ConversationEncoder(processor).encode(record)
+
+
+def test_sizes_of_a_picture_are_followed_as_read_and_as_measured(processor, tmp_path):
+    Image.new("RGB", (128, 64), "red").save(tmp_path / "a.png")
+    tokens = {}
+    for name, settings in {
+        "own": {},
+        "least": {"max_pixels": 16 * 16},
+        "resized": {"resized_height": 32, "resized_width": 32},
+    }.items():
+        shown = SizedPicture(str(tmp_path / "a.png"), settings) if settings else str(tmp_path / "a.png")
+        record = conversation(("which?", "red", shown), ("and?", "no", str(tmp_path / "a.png")))
+        encoder = ConversationEncoder(processor)
+        tokens[name] = len(encoder.encode(record).input_ids)
+        assert torch.equal(encoder.encode(record).input_ids, encoder.encode(record, render=False).input_ids)
+    assert len({*tokens.values()}) == 3
+
+
+def test_sizes_of_a_picture_are_refused_where_the_family_cannot_follow(pictures):
+    _, processor = FAMILIES["LLaVA"].build()
+    record = conversation(("which?", "red", SizedPicture(pictures[0], {"max_pixels": 100})))
+    for render in (True, False):
+        with pytest.raises(DataError, match="Qwen-VL families alone"):
+            ConversationEncoder(processor).encode(record, render)

@@ -1,6 +1,7 @@
 """Mixtures: which records of which data sets, the same in every process."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -105,3 +106,63 @@ def test_a_bad_mixture_is_refused(tmp_path, content, message):
 def test_a_missing_mixture_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.yaml: cannot be read"):
         read_records([str(tmp_path / "none.yaml")])
+
+
+def test_columns_and_ignored_keys_are_those_of_a_data_set(tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"dialogue": TURNS, "score": 1}))
+    with pytest.raises(DataError, match="a record needs"):
+        read_records([str(tmp_path / "data.jsonl")])
+    with pytest.raises(DataError, match=r"data\.jsonl:1: 'score' of a record: not understood"):
+        read_records([mixture(tmp_path, {"path": "data.jsonl", "columns": {"messages": "dialogue"}})])
+    path = mixture(tmp_path, {"path": "data.jsonl", "columns": {"messages": "dialogue"}, "ignore": ["score"]})
+    assert len(read_records([path])) == 1
+
+
+BOMB = "\n".join(
+    ["a: &a [x, x]", *(f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))]
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB + "\ndatasets: [*k]", "repeats a list or mapping by the alias 'a'"),
+        ("datasets: &a [*a]", "repeats a list or mapping by the alias 'a'"),
+        ("datasets: " + "[" * 2000, "more than 20 deep"),
+        ("x" * 2**21, "has more than 1048576 bytes"),
+        ("datasets: [{path: mixture.yaml}]", "a mixture that names itself"),
+        ("datasets: [{path: ./x/../mixture.yaml}]", "a mixture that names itself"),
+        ("datasets: [{path: data.jsonl, sampling_strategy: 'first:0'}]", "takes no record"),
+        ("datasets: [{path: data.jsonl, sampling_strategy: 'first:0%'}]", "takes no record"),
+        (f"datasets: [{{path: data.jsonl, sampling_strategy: 'first:{'9' * 5000}'}}]", "must be all, first:N"),
+        (f"datasets: [{{path: data.jsonl, sampling_strategy: 'first:{'9' * 400}%'}}]", "must be all, first:N"),
+        ("datasets: [{path: data.jsonl}]\nseed: 3", "and nothing else"),
+        ("datasets: [{path: data.jsonl, columns: [a]}]", "columns must map names to names"),
+        ("datasets: [{path: data.jsonl, columns: {images: 3}}]", "columns must map names to names"),
+        ("datasets: [{path: data.jsonl, ignore: score}]", "ignore must be a list of keys"),
+        ("datasets: [{path: 2026-01-01}]", "there is no such file"),
+        ("a: !!python/object:os.system {}", "cannot be read"),
+        ("\0", "cannot be read"),
+    ],
+)
+def test_a_mixture_that_would_never_end_or_says_something_odd_is_refused(tmp_path, content, message):
+    (tmp_path / "x").mkdir()
+    write_records(tmp_path / "data.jsonl", range(2))
+    (tmp_path / "mixture.yaml").write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_records([str(tmp_path / "mixture.yaml")])
+    assert len(str(error.value)) < 600
+
+
+def test_two_mixtures_that_name_one_another_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("datasets: [{path: b.yaml}]")
+    (tmp_path / "b.yaml").write_text("datasets: [{path: a.yaml}]")
+    with pytest.raises(DataError, match="names itself"):
+        read_records([str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".tar", ".yaml"])
+def test_a_pipe_is_no_file_of_records(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    with pytest.raises(DataError, match="is not a regular file"):
+        read_records([str(tmp_path / f"pipe{suffix}")])

@@ -1,8 +1,11 @@
 """Tables: parquet files and data sets of Hugging Face `datasets`."""
 
 import io
+import json
+import os
 
 import datasets
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -90,12 +93,48 @@ def test_what_can_not_be_read_is_refused(tmp_path):
     broken = tmp_path / "data.parquet"
     broken.write_bytes(b"PAR1")
     (tmp_path / "empty").mkdir()
-    for path in (str(broken), str(tmp_path / "none.parquet"), str(tmp_path / "empty"), "hf://org/none"):
+    for path in (str(tmp_path / "empty"), "hf://org/none"):
         with pytest.raises(DataError, match=r"`datasets` cannot read it \(.+\)$"):
             read_records([path])
+    with pytest.raises(DataError, match=r"data\.parquet: is broken \(.+\); write it anew"):
+        read_records([str(broken)])
+    with pytest.raises(DataError, match=r"none\.parquet: cannot be read \(No such file"):
+        read_records([str(tmp_path / "none.parquet")])
 
 
 def test_a_table_needs_turns(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "data.parquet"))
-    with pytest.raises(DataError, match=r"needs a column 'messages' or 'conversations', has \['text'\]"):
+    with pytest.raises(DataError, match=r"data\.parquet:1: a record needs 'messages' or .*, got {'text': 'a'}"):
         read_records([str(tmp_path / "data.parquet")])
+
+
+def test_a_column_of_json_text(tmp_path):
+    turns = json.dumps([{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "a"}])
+    table = datasets.Dataset.from_dict({"messages": [turns], "images": [["a.png"]], "tools": [None]})
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    (record,) = read_records([str(tmp_path / "data.parquet")])
+    assert record.images == [str(tmp_path / "a.png")]
+    assert [message["role"] for message in record.messages] == ["user", "assistant"]
+
+
+def test_a_column_that_is_not_understood_is_refused_at_once(tmp_path):
+    table = datasets.Dataset.from_dict({"messages": ROWS["messages"][:1], "photo": ["a.png"]})
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    with pytest.raises(DataError, match=r"data\.parquet:1.*'photo' of a record: not understood"):
+        read_records([str(tmp_path / "data.parquet")])
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"messages": []}).to_parquet(str(tmp_path / "data.parquet"))
+    with pytest.raises(DataError, match=r"data\.parquet: holds no records"):
+        read_records([str(tmp_path / "data.parquet")])
+
+
+@pytest.mark.parametrize("kind", ["values", "rows"])
+def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, kind):
+    path = str(tmp_path / "data.parquet")
+    column = pyarrow.nulls(10**8) if kind == "rows" else pyarrow.array(["x" * 2**20] * 100)
+    pyarrow.parquet.write_table(pyarrow.table({"messages": column}), path)
+    assert os.path.getsize(path) < 2**20
+    with pytest.raises(DataError, match=r"data\.parquet: unpacks to more than"):
+        read_records([path])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusionvl.data.layouts import ImageRoot, parse_record
+from diffusionvl.data.record_parser import RecordParser
+from diffusionvl.data.references import ImageRoot
 from studies.quickstart import easy_vqa
 from studies.quickstart.shapes import COLORS, draw_shape
 
@@ -55,7 +56,7 @@ def test_training_never_sees_a_test_picture(tmp_path):
 
 def test_train_records_are_valid_conversations_about_one_picture():
     for number, raw in enumerate(easy_vqa.train_records(turns=4)[:200]):
-        record = parse_record(raw, f"train:{number}", ImageRoot(easy_vqa.Path("/")))
+        record = RecordParser(ImageRoot(easy_vqa.Path("/"))).parse(raw, f"train:{number}")
         assert len(record.images) == 1
         roles = [message["role"] for message in record.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)

@@ -1,18 +1,25 @@
 """Records of JSON files: their places are found once, and each is parsed when it is asked for."""
 
 import json
+import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..layouts import ImageRoot, parse_record
 from ..record import DataError, Record
+from ..record_parser import RecordParser
+from ..references import brief
+from .files import check_regular
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-CHUNK = 2**20  # characters of a list that are read at a time
+# What the structure of a JSON text is made of: brackets, and strings, in which brackets are text.
+STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+LONGEST = 2**28  # bytes of a line
 
 
 class JsonRecords:
@@ -22,23 +29,24 @@ class JsonRecords:
 
     Args:
         path: The file.
-        image_root: Where image paths start.
+        parser: Reads each record.
         check: Parse every record once, so that a mistake far down the file is told now and not hours later.
 
     Raises:
         DataError: The file cannot be read or, with `check`, a record in it is broken.
     """
 
-    def __init__(self, path: Path, image_root: ImageRoot, check: bool = True) -> None:
+    def __init__(self, path: Path, parser: RecordParser, check: bool = True) -> None:
         self.path = path
-        self.image_root = image_root
+        self.parser = parser
         self.is_list = path.suffix == ".json"
+        check_regular(path)
         spans = array("q")
         try:
-            for begin, end, line, raw in self._list_items() if self.is_list else self._lines(check):
+            for begin, end, line, raw in self._list_items(check) if self.is_list else self._lines(check):
                 spans.extend((begin, end, line))
                 if check:
-                    parse_record(raw, self._place(line, len(spans) // 3), image_root)
+                    parser.parse(raw, self._place(line, len(spans) // 3))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); give a .jsonl or .json file") from error
         self.spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 3)  # begin and end in bytes, and line
@@ -52,7 +60,7 @@ class JsonRecords:
             file.seek(begin)
             content = file.read(end - begin)
         raw = load_json(decode(content, self.path, line), self.path, line)
-        return parse_record(raw, self._place(line, index + 1), self.image_root)
+        return self.parser.parse(raw, self._place(line, index + 1))
 
     def _place(self, line: int, number: int) -> str:
         return f"{self.path}:{line}, record {number}" if self.is_list else f"{self.path}:{line}"
@@ -61,109 +69,48 @@ class JsonRecords:
         """Begin, end, number and parsed content of each line that holds something."""
         with open(self.path, "rb") as file:
             begin = 0
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), start=1):
+                if len(line) == LONGEST:
+                    raise DataError(f"{self.path}:{number}: has more than {LONGEST} bytes; drop it", "broken line")
                 content = line.rstrip()
                 if content:
                     raw = load_json(decode(content, self.path, number), self.path, number) if parse else None
                     yield begin, begin + len(content), number, raw
                 begin += len(line)
 
-    def _list_items(self) -> Iterator[tuple[int, int, int, Any]]:
-        """Begin, end, line and parsed content of each item of the list, without the whole file in memory."""
+    def _list_items(self, parse: bool) -> Iterator[tuple[int, int, int, Any]]:
+        """Begin, end, line and parsed content of each object of the list, without the whole file in memory."""
         with open(self.path, "rb") as file:
-            text = _Window(self.path, file)
-            if not text.take("["):
-                whole = load_json(decode(self.path.read_bytes(), self.path), self.path)
-                raise DataError(
-                    f"{self.path}: holds {type(whole).__name__} {str(whole)[:60]!r}, not a list of records; "
-                    "put it in [ ] or name it .jsonl",
-                    "broken line",
-                )
-            closed = text.take("]")
-            while not closed:
-                yield text.item()
-                closed = text.take("]")
-                if not closed and not text.take(","):
-                    raise text.broken("Expecting ',' delimiter")
-            if text.peek():
-                raise text.broken("Extra data")
-
-
-class _Window:
-    """The part of a long JSON text that is being read."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        self.path = path
-        self.file = file
-        self.text = ""
-        self.at = 0  # in the window
-        self.begin = 0  # of what stands at `at`, in bytes of the file
-        self.line = self.column = 1  # of what stands at `at`
-        self.ended = False
-        self.decoder = json.JSONDecoder()
-
-    def _grow(self) -> None:
-        """Reads on, at least doubling what is left."""
-        content = self.file.read(max(CHUNK, len(self.text) - self.at))
-        self.ended = not content
-        if content:
-            content += self.file.readline()  # whole lines: no character is cut apart
-        text = decode(content, self.path, self.line + self.text.count("\n", self.at))
-        if self.begin == 0 and content.startswith(BYTE_ORDER_MARK):
-            self.begin = len(BYTE_ORDER_MARK)
-        self.text, self.at = self.text[self.at :] + text, 0
-
-    def _move(self, end: int) -> None:
-        """Goes on to index `end` of the window."""
-        passed = self.text[self.at : end]
-        lines = passed.count("\n")
-        self.line += lines
-        self.column = len(passed) - passed.rindex("\n") if lines else self.column + len(passed)
-        self.begin += len(passed.encode())
-        self.at = end
-
-    def peek(self) -> str:
-        """The next character that is no space, or nothing at the end."""
-        while True:
-            rest = self.at
-            while rest < len(self.text) and self.text[rest] in " \t\r\n":
-                rest += 1
-            self._move(rest)
-            if rest < len(self.text) or self.ended:
-                return self.text[rest : rest + 1]
-            self._grow()
-
-    def take(self, mark: str) -> bool:
-        """Whether `mark` comes next; then it is passed."""
-        found = self.peek() == mark
-        if found:
-            self._move(self.at + 1)
-        return found
-
-    def item(self) -> tuple[int, int, int, Any]:
-        """Begin, end, line and content of the JSON value that comes next, which is passed."""
-        self.peek()
-        while True:
-            try:
-                raw, end = self.decoder.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended:  # a number may go on behind the window
+            # Not closed by hand: the search holds on to it.
+            content = mmap(file.fileno(), 0, access=ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+        depth = begin = number = 0
+        done, line = len(BYTE_ORDER_MARK) if content[:3] == BYTE_ORDER_MARK else 0, 1
+        for found in STRUCTURE.finditer(content):
+            mark = found[0]
+            if mark in (b"{", b"["):
+                depth += 1
+                if depth == 2:
+                    begin = found.start()
+                    if content[done:begin].strip() != (b"," if number else b"["):
+                        break
+                    line += content[done:begin].count(b"\n")
+            elif mark in (b"}", b"]"):
+                depth -= 1
+                if depth == 1:
+                    item = content[begin : found.end()]
+                    raw = load_json(decode(item, self.path, line), self.path, line) if parse else None
+                    yield begin, found.end(), line, raw
+                    line, done, number = line + item.count(b"\n"), found.end(), number + 1
+                elif depth == 0:
+                    rest = content[done : found.end()].strip() + content[found.end() :].strip()
+                    if rest == (b"]" if number else b"[]"):
+                        return
                     break
-            except json.JSONDecodeError as error:
-                if self.ended:
-                    self._move(error.pos)
-                    raise self.broken(error.msg) from error
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-                raise self.broken(str(error)) from error
-            self._grow()
-        begin, line = self.begin, self.line
-        self._move(end)
-        return begin, self.begin, line, raw
-
-    def broken(self, what: str) -> DataError:
-        """The error for what stands here."""
-        place = f"{self.path}:{self.line}"
-        return DataError(
-            f"{place}: broken JSON at column {self.column}: {what}; mend or drop the record", "broken line"
+        whole = load_json(decode(self.path.read_bytes(), self.path), self.path)  # says where it breaks
+        raise DataError(
+            f"{self.path}: holds {type(whole).__name__} {brief(whole)}, not a list of records; "
+            "put it in [ ] or name it .jsonl",
+            "broken line",
         )
 
 
@@ -183,14 +130,28 @@ def write_jsonl(documents: Iterable[dict[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
 
 
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is there twice, the first value would be lost.
+
+    Raises:
+        ValueError: There is one.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
+    return found
+
+
 def load_json(text: str, path: Path, first_line: int = 1) -> Any:
     """Parses JSON, or says where it breaks."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
         place = f"{path}:{first_line + error.lineno - 1}"
         raise DataError(
             f"{place}: broken JSON at column {error.colno}: {error.msg}; mend or drop the line", "broken line"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        raise DataError(f"{path}:{first_line}: absurd JSON ({error}); drop the line", "broken line") from error
+        raise DataError(f"{path}:{first_line}: {error}; mend or drop the record", "broken line") from error
