@@ -16,6 +16,7 @@ COMMANDS = {
     "train": (".train", "finetune by block diffusion or autoregression"),
     "merge": (".commands.merge", "merge a LoRA adapter into its base"),
     "infer": (".infer", "answer a question"),
+    "answer": (".commands.answer", "answer a file of records and score the answers"),
     "serve": (".commands.serve", "answer over HTTP, as OpenAI's interface does"),
     "export": (".commands.export", "copy a block-diffusion checkpoint and add its code, for the hub"),
     "doctor": (".commands.doctor", "print versions, devices, kernels and what is missing for what"),

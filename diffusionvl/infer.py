@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.command_line import Parser
+from .commands.model_flags import DECODING, add_model_flags, check_model_path, given_settings
+from .drawing import FILM_SUFFIXES
 from .modeling.errors import UserError
 
 # torch and transformers take seconds to import: they wait until the arguments are known to be good.
@@ -17,60 +19,21 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
     from transformers.generation.streamers import BaseStreamer
 
-    from .modeling.configuration_diffusionvl import DiffusionVLConfig
     from .modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
-FILM_SUFFIXES = (".gif", ".html")
 LEAST_FRAMES = 2  # qwen-vl-utils takes no fewer
-SETTINGS = (
-    "max_new_tokens",
-    "denoising_steps",
-    "remasking",
-    "confidence_threshold",
-    "entropy_bound",
-    "temperature",
-    "top_k",
-    "top_p",
-    "stop_strings",
-    "max_time",
-)
 
 
 def build_parser() -> Parser:
-    """The flags. Decoding settings that are not given are those of the checkpoint."""
+    """Builds the parser of the command line."""
     parser = Parser(prog="diffusionvl infer", description="Answer a question with a block-diffusion model.")
     parser.add_argument("--model", required=True, help="block-diffusion checkpoint: a folder or a hub id")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeat for more")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; repeat for more")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames that are taken of a second of video (2)")
-    parser.add_argument("--max-frames", type=int, default=64, metavar="N", help="most frames of a video (64)")
-    decoding = parser.add_argument_group("decoding (the checkpoint's own settings where left out)")
-    decoding.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens")
-    decoding.add_argument("--denoising-steps", type=int, metavar="S", help="steps a block, 1 to its size")
-    decoding.add_argument("--remasking", metavar="NAME", help="policy, such as low_confidence_dynamic")
-    decoding.add_argument(
-        "--confidence-threshold", type=float, metavar="P", help="dynamic remasking keeps surer tokens"
-    )
-    decoding.add_argument(
-        "--entropy-bound", type=float, metavar="H", help="nats that entropy-bounded remasking spends in a step"
-    )
-    decoding.add_argument("--temperature", type=float, metavar="T", help="0 takes the most probable token")
-    decoding.add_argument("--top-k", type=int, metavar="K", help="draw among the K most probable tokens; 0 for all")
-    decoding.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest tokens that reach P")
-    decoding.add_argument(
-        "--stop",
-        dest="stop_strings",
-        action="append",
-        metavar="TEXT",
-        help="end the answer at this text; repeat for more",
-    )
-    decoding.add_argument("--max-time", type=float, metavar="S", help="end the answer after so many seconds")
-    decoding.add_argument("--seed", type=int, metavar="N", help="of the draws where the temperature is not 0")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
-    machine.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
-    machine.add_argument("--trust-remote-code", action="store_true", help="run code from the model's folder")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames taken from a second of video (2)")
+    parser.add_argument("--max-frames", type=int, default=64, metavar="N", help="most frames taken from a video (64)")
+    add_model_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--film", type=Path, metavar="FILE", help="write the denoising as .gif or .html")
     output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
@@ -88,14 +51,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_paths(arguments: argparse.Namespace) -> None:
-    """Checks, before anything slow, what can be told from the paths alone.
+    """Checks the paths and what else can be checked before anything slow.
 
     Raises:
         UserError: The model folder or an image is missing, or the film cannot be written where it should be.
     """
-    model = arguments.model
-    if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise UserError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
+    check_model_path(arguments.model)
     for flag, paths in (("--image", arguments.image), ("--video", arguments.video)):
         for path in paths:
             if not Path(path).is_file():
@@ -109,12 +70,16 @@ def check_paths(arguments: argparse.Namespace) -> None:
     except UnicodeEncodeError as error:
         raise UserError(f"--prompt holds bytes that are not UTF-8 ({error.reason}); write it in UTF-8") from error
     film = arguments.film
-    if film and film.is_dir():
+    if film is None:
+        return
+    if film.is_dir():
         raise UserError(f"--film {str(film)!r}: is a folder; give a file in it")
-    if film and film.suffix not in FILM_SUFFIXES:
+    if film.suffix not in FILM_SUFFIXES:
         raise UserError(f"--film {str(film)!r}: unknown suffix; give one of {', '.join(FILM_SUFFIXES)}")
-    if film and not film.parent.is_dir():
+    if not film.parent.is_dir():
         raise UserError(f"--film {str(film)!r}: the folder {str(film.parent)!r} does not exist; make it first")
+    if film.exists() and any(film.samefile(path) for path in (*arguments.image, *arguments.video)):
+        raise UserError(f"--film {str(film)!r}: would replace a picture that the question is about; give another name")
 
 
 def _infer(arguments: argparse.Namespace) -> None:
@@ -158,7 +123,7 @@ def _infer(arguments: argparse.Namespace) -> None:
         "tokens_per_forward": round(float(output.tokens_per_forward[0]), 4),
         "seconds": round(seconds, 4),
         "settings": {
-            **{name: getattr(model.generation_config, name) for name in SETTINGS},
+            **{name: getattr(model.generation_config, name) for name in DECODING},
             "block_size": model.config.block_size,
             "seed": arguments.seed,
             "device": str(device),
@@ -177,7 +142,7 @@ def _infer(arguments: argparse.Namespace) -> None:
 def load(
     arguments: argparse.Namespace, device: "torch.device"
 ) -> "tuple[DiffusionVLForConditionalGeneration, ProcessorMixin]":
-    """Loads model and processor; the model's generation config takes the settings that were given.
+    """Loads model and processor, and sets the model's generation config to the settings that were given.
 
     Raises:
         UserError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
@@ -193,7 +158,7 @@ def load(
             f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
             f"run `diffusionvl translate {name} --out DIR` first and give DIR"
         )
-    given = check_settings(arguments, config)
+    given = given_settings(arguments, config.block_size)
     processor = checkpoint.processor
     model: Any = checkpoint.model(arguments.dtype)
     model.generation_config.update(**given)
@@ -202,29 +167,8 @@ def load(
     return model.eval().to(device), processor
 
 
-def check_settings(arguments: argparse.Namespace, config: "DiffusionVLConfig") -> dict[str, Any]:
-    """The decoding settings that were given.
-
-    Raises:
-        UserError: One is out of its range; the message names it, its value and the range.
-    """
-    from .modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
-
-    given = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
-    DiffusionVLGenerationConfig(**given)
-    steps = given.get("denoising_steps", 1)
-    if steps > config.block_size:
-        raise UserError(
-            f"--denoising-steps {steps} is more than the block size of {arguments.model!r}; "
-            f"give 1 to {config.block_size}"
-        )
-    if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
-        raise UserError(f"--seed {arguments.seed}: give 0 to {2**63 - 1}")
-    return given
-
-
 def _streamer(tokenizer: Any) -> "BaseStreamer":
-    """Writes each finished block to stdout; on a terminal also the drafts, which overwrite one another."""
+    """Returns a streamer that writes each finished block to stdout, and on a terminal also the drafts, in place."""
     from transformers import TextDiffusionStreamer, TextStreamer
 
     kind = TextDiffusionStreamer if sys.stdout.isatty() else TextStreamer
@@ -232,7 +176,7 @@ def _streamer(tokenizer: Any) -> "BaseStreamer":
 
 
 def _print(report: dict[str, Any], as_json: bool, streamed: bool) -> None:
-    """Prints the answer, unless it has been streamed, and its cost."""
+    """Prints the answer, unless it has been streamed, and what it cost."""
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return

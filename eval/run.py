@@ -30,7 +30,6 @@ from eval.bertscore import add_bertscore
 from eval.results import RunRecord, collect, read_run, task_metrics, write_run
 from eval.suites import EVAL, LOCAL, Run, Suite, read_suite, suite_names
 
-DECISIVE = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")  # files of a checkpoint
 CUTTING = re.compile(r"""[,"'\[\]{}]""")
 REASON = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+)?(?:Error|Exception|Interrupt)\b.*)")
 
@@ -147,7 +146,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
         UserError: The checkpoint cannot be read, a setting is not for this model or suite, or a folder holds a run
             with other settings.
     """
-    from diffusionvl.evaluation.kinds import kind_of_checkpoint  # late: torch takes seconds to import
+    from diffusionvl.evaluation.kinds import files_state, kind_of_checkpoint  # late: torch takes seconds to import
 
     kind, block_size = kind_of_checkpoint(arguments.model)
     given = parse_pairs(arguments.gen_kwargs, "--gen-kwargs")
@@ -181,12 +180,6 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
             )
             raise UserError(f"{job.folder} holds another run ({told}); give another --out or --name, or --overwrite")
     return jobs
-
-
-def files_state(folder: Path) -> list[list[Any]]:
-    """Size and time of a checkpoint's files, so that one that was trained on is not taken for the same one."""
-    files = sorted(path for pattern in DECISIVE for path in folder.glob(pattern))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def prepare_local_data() -> None:

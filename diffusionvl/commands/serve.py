@@ -17,6 +17,7 @@ def build_parser() -> Parser:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
     parser.add_argument("--name", help="the model's name in requests; that of its folder if left out")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key that clients must send")
+    parser.add_argument("--ui", action="store_true", help="serve a page for people at /, which shows the denoising")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts and answers to the log, too")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="answers decoded together (16)")
@@ -60,6 +61,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         api_key=api_key,
         web_hosts=tuple(host.strip().lower() for host in arguments.allow_web_images.split(",") if host.strip()),
         **{name: getattr(arguments, name) for name in vars(arguments) if name.startswith("max_")},
+        page=arguments.ui,
         log_prompts=arguments.log_prompts,
     )
     device = find_device(arguments.device)

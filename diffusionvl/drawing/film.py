@@ -20,7 +20,6 @@ from .page import HERE, render
 if TYPE_CHECKING:
     from ..modeling.request import DenoisingStep
 
-SUFFIXES = (".gif", ".html")
 # matplotlib's viridis at 17 even places; between them it is straight enough.
 VIRIDIS = (
     "#440154", "#48186a", "#472d7b", "#424086", "#3b528b", "#33638d", "#2c728e", "#26828e", "#21918c",

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..modeling.errors import UserError
 from ..modeling.request import DenoisingStep
+from . import FILM_SUFFIXES
 from .film import (
     BEHIND_END,
     FRAME_MS,
@@ -18,7 +19,6 @@ from .film import (
     MUTED,
     PAPER,
     PICTURE,
-    SUFFIXES,
     WIDTH,
     Film,
     _render,
@@ -52,8 +52,8 @@ def draw_film(
         UserError: `path` has another suffix, or the history cannot be drawn.
     """
     suffix = Path(path).suffix
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: a film is one of {SUFFIXES}, not {suffix!r}")
+    if suffix not in FILM_SUFFIXES:
+        raise UserError(f"{path}: a film is one of {FILM_SUFFIXES}, not {suffix!r}")
     film = make_film(history, tokenizer, prompt_length, answer_length)
     if suffix == ".html":
         Path(path).write_text(_render(film, image, prompt, standalone=True), encoding="utf-8")

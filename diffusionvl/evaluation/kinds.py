@@ -1,4 +1,7 @@
-"""Tells the kind of a model or a checkpoint: autoregressive (AR) or block diffusion."""
+"""Recognises models and checkpoints: autoregressive (AR) or block diffusion, and the same files or others."""
+
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -8,6 +11,8 @@ from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from . import AR, BLOCK_DIFFUSION
 
+# Files of a checkpoint that decide its answers.
+DECISIVE = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")
 EXPECTED = ("auto", AR, BLOCK_DIFFUSION)
 
 
@@ -34,3 +39,9 @@ def kind_of_checkpoint(path: str, expected: str = "auto") -> tuple[str, int | No
         remedy = "give its AR base" if expected == AR else f"run `diffusionvl translate {path}` and finetune the result"
         raise UserError(f"decode={expected}, but {path} is a checkpoint of kind {kind}; {remedy}")
     return kind, block_size
+
+
+def files_state(path: Path) -> list[list[Any]]:
+    """Returns name, size and time of a file or of a checkpoint's files, by which a changed one is recognised."""
+    files = [path] if path.is_file() else sorted(file for pattern in DECISIVE for file in path.glob(pattern))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

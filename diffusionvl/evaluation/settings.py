@@ -7,7 +7,7 @@ from typing import Any
 
 from ..modeling.errors import UserError
 from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
-from . import AR
+from . import AR, BLOCK_DIFFUSION
 
 SHARED = ("max_new_tokens", "temperature", "top_k", "top_p")
 DIFFUSION_ONLY = (
@@ -91,6 +91,26 @@ def resolve(
     if kind == AR:
         decoding = _autoregressive(decoding, settings)
     return Decoding(decoding, _until(settings.get("until", ())), (*notes, *note))
+
+
+def plain_decoding(model: Any, kind: str, given: Mapping[str, Any]) -> Decoding:
+    """Takes settings by our own names; those that are not given are the checkpoint's.
+
+    Args:
+        model: The model; its generation config is read.
+        kind: `ar` or `block_diffusion`.
+        given: Settings of `generate`.
+
+    Raises:
+        UserError: A setting means something that an AR model cannot do.
+    """
+    settings = {name: value for name, value in given.items() if name != "stop_strings"}
+    until = tuple(given.get("stop_strings") or ())
+    if kind == BLOCK_DIFFUSION:
+        return Decoding({"temperature": model.generation_config.temperature, **settings}, until)
+    time = {name: settings.pop(name) for name in ("max_time",) if name in settings}
+    decoding = resolve(kind, None, {}, settings)
+    return Decoding({**decoding.generate, **time}, until)
 
 
 def check_names(settings: Mapping[str, Any], source: str, others: tuple[str, ...] = ()) -> None:

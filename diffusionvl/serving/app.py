@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +22,12 @@ from .service import Service
 from .settings import ServingSettings
 
 log = logging.getLogger(__name__)
+PAGE = Path(__file__).with_name("page.html")
+# Nothing from elsewhere, and nobody else's frame.
+PAGE_MAY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
 
 
 class AnswerResponse(Response):
@@ -134,7 +141,16 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
     app.state.service = service
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
     _report_errors(app)
-    card = {"id": settings.name, "object": "model", "created": created, "owned_by": "diffusionvl"}
+    card = {
+        "id": settings.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "diffusionvl",
+        "max_length": settings.max_length,
+        "block_size": model.config.block_size,
+        # Settings of a request, for those who compare.
+        "one_token_a_forward": {"denoising_steps": model.config.block_size, "remasking": "low_confidence_static"},
+    }
 
     def answer(body: AnswerBody) -> Response:
         if body.model not in (None, settings.name):
@@ -180,6 +196,13 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
     async def metrics() -> Response:
         """Prometheus's metrics."""
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if settings.page:
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> Response:
+            """A chat in which one sees the denoising; a client of the routes above."""
+            return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_MAY})
 
     return app
 

@@ -21,6 +21,7 @@ class ServingSettings:
         max_pixels: Largest number of pixels of a picture.
         web_hosts: Hosts that pictures are fetched from; none by default.
         workers: Threads that read pictures and write prompts.
+        page: Whether there is a page for people at `/`.
         log_prompts: Whether the log holds prompts and answers.
     """
 
@@ -34,6 +35,7 @@ class ServingSettings:
     max_pixels: int = 32_000_000
     web_hosts: tuple[str, ...] = ()
     workers: int = min(4, os.cpu_count() or 1)
+    page: bool = False
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
