@@ -88,7 +88,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
     block_size = getattr(checkpoint.config, "block_size", None)
     given = given_settings(arguments, block_size)
-    records = read_records(arguments.records, arguments.image_root)
+    records = read_records(arguments.records, arguments.image_root, answered=False)
     count = min(len(records), arguments.limit or len(records))
     asked = {
         "records": [[str(Path(path).resolve()), *files_state(Path(path))] for path in arguments.records],

@@ -126,6 +126,8 @@ class ConversationEncoder:
     def _check(self, record: Record) -> None:
         """Refuses what would be tokenised, but not as the record means it."""
         check_texts(record, self._control)
+        if not any(message["role"] == "assistant" for message in record.messages):
+            raise DataError(f"{record.name}: has no assistant turn; add one or drop the record", CONVERSATION)
         if record.messages[0]["role"] == "assistant":
             raise DataError(
                 f"{record.name}: opens with an assistant turn; drop it or put a user turn in front of it", CONVERSATION

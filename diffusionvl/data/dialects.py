@@ -55,10 +55,11 @@ def _question(question: str, answer: str, *more: str) -> Dialect:
     """A question and its answer under two keys; `history` holds the pairs before them."""
 
     def turns(raw: dict[str, Any], name: str) -> list[Turn]:
-        pairs = [*_history(raw, name), (raw[question], raw[answer])]
-        if "input" in more and raw.get("input"):  # what Alpaca's instruction is about
-            pairs[-1] = (f"{raw[question]}\n{raw['input']}" if raw[question] else raw["input"], raw[answer])
-        return _pairs(pairs, name)
+        turns = _pairs([*_history(raw, name), (raw[question], raw[answer])], name)
+        if "input" in more and raw.get("input", "") != "":  # what Alpaca's instruction is about
+            about = _text(raw["input"], name)
+            turns[-2]["content"] = f"{raw[question]}\n{about}" if raw[question] else about
+        return turns
 
     return Dialect((question, answer), more, turns, in_front=True)
 
@@ -73,14 +74,17 @@ def _history(raw: dict[str, Any], name: str) -> list[Any]:
 
 def _pairs(pairs: list[Any], name: str) -> list[Turn]:
     """Questions and answers, all of them texts, as turns."""
-    for text in (text for pair in pairs for text in pair):
-        if not isinstance(text, str):
-            raise DataError(f"{name}: a question and its answer must be texts, got {brief(text)}")
     return [
-        turn
-        for asked, answered in pairs
-        for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+        {"role": role, "content": _text(text, name)}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{name}: a question and its answer must be texts, got {brief(value)}")
+    return value
 
 
 def _completion(raw: dict[str, Any], name: str) -> list[Any]:
@@ -142,13 +146,36 @@ def as_list(value: Any, key: str, name: str) -> list[Any]:
         DataError: It is neither.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}: {key!r} is broken JSON ({error}); mend it", "broken line") from error
+        value = parse_json(value, key, name)
     if not isinstance(value, list):
         raise DataError(f"{name}: {key!r} must be a list, got {brief(value)}")
     return value
+
+
+def parse_json(text: str, key: str, name: str) -> Any:
+    """The value of a JSON text that stands under a key.
+
+    Raises:
+        DataError: It is broken.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: {key!r} is broken JSON ({error}); mend it", "broken line") from error
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is there twice, the first value would be lost.
+
+    Raises:
+        ValueError: There is one.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
+    return found
 
 
 def either(raw: dict[str, Any], keys: tuple[str, ...], name: str) -> Any:

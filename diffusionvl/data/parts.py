@@ -20,9 +20,10 @@ SETTINGS = {"image": SIZE_KEYS, "video": (*FRAME_KEYS, *SIZE_KEYS)}
 # Keys under which a part may hold what it shows, and the kinds of parts that they speak of if no `type` does.
 PART_SOURCES = {"image": SOURCES, "video": VIDEO_SOURCES}
 TYPES = {"image": "image", "image_url": "image", "video": "video", "video_url": "video", "text": "text"}
+OPENAI_TYPES = {"input_image": "image", "input_text": "text", "output_text": "text"}  # of its newer interface
 MARK = re.compile(r"<img>([^<>\n]+)</img>|<(image|video)>")
-# Marks of other programs, which would be trained as words.
-FOREIGN_MARK = re.compile(r"<\|?image(?:[ _-]?\d+|here|_placeholder)?\|?>|\[IMG\]", re.IGNORECASE)
+# Marks of other programs, which would be trained as words, and of audio, which no model here hears.
+FOREIGN_MARK = re.compile(r"</?\|?(?:image|audio)(?:[ _-]?\d+|here|_placeholder)?\s*/?\|?>|\[IMG\]", re.IGNORECASE)
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one, no tokenizer takes it
 
 
@@ -88,7 +89,7 @@ def split_marks(text: str, name: str) -> Content:
     for piece in kept:
         if isinstance(piece, str) and (foreign := FOREIGN_MARK.search(piece)):
             raise DataError(
-                f"{name}: {foreign[0]!r} marks a picture for another program; write '<image>' where one stands",
+                f"{name}: {foreign[0]!r} is a mark of another program; write '<image>' where a picture stands",
                 "image places",
             )
     return kept
@@ -100,7 +101,7 @@ def _read_part(part: Any, name: str, unknown: list[str]) -> Content:
         raise DataError(f"{name}: a part must be text, an image or a video, got {brief(part)}")
     values = {key: value for key, value in part.items() if value is not None}
     said = [values.pop("type")] if "type" in values else [key for key in values if key in TYPES]
-    kind = TYPES.get(said[0]) if len(said) == 1 and isinstance(said[0], str) else None
+    kind = (TYPES | OPENAI_TYPES).get(said[0]) if len(said) == 1 and isinstance(said[0], str) else None
     if kind is None:
         raise DataError(f"{name}: a part must be text, an image or a video, got {brief(part)}")
     if kind == "text":

@@ -1,13 +1,12 @@
 """From one parsed JSON value, or the row of a table, to a `Record`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from .dialects import LOSS_KEYS, METADATA, ROLES, SHARED, Turn, as_list, dialect_of, either
+from .dialects import LOSS_KEYS, METADATA, ROLES, SHARED, Turn, as_list, dialect_of, either, parse_json
 from .parts import KINDS, Content, Place, fill, places_of, read_content
 from .record import DataError, Record, SizedPicture, UnknownKeys
 from .references import ImageRoot, brief, read_picture, read_video
@@ -24,11 +23,13 @@ class RecordParser:
         root: Where image paths start.
         columns: What keys of the records are called otherwise: `{"images": "photo"}` reads `photo` as `images`.
         ignore: Keys that are left out.
+        answered: Whether a record needs an answer to learn from.
     """
 
     root: ImageRoot
     columns: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    answered: bool = True
 
     def parse(self, raw: Any, place: str, images: Sequence[bytes] = ()) -> Record:
         """Turns one record of any dialect into chat messages.
@@ -68,9 +69,12 @@ class RecordParser:
         fill(contents, given, name)
         for message, content in zip(messages, contents, strict=True):
             message["content"] = [self._part(piece, name) for piece in content]
-        if not any(message["role"] == "assistant" and message.get("supervised", True) for message in messages):
+        learnt = [message for message in messages if message["role"] == "assistant" and message.get("supervised", True)]
+        if self.answered and not learnt:
             raise DataError(f"{name}: has no assistant turn to learn from; add one or drop the record")
         tools = as_list(raw["tools"], "tools", name) if raw.get("tools") else None
+        if not all(isinstance(tool, dict) for tool in tools or []):
+            raise DataError(f"{name}: tools must be objects, got {brief(tools)}")
         return Record(messages, name, tools)
 
     def _renamed(self, raw: dict[str, Any], name: str) -> dict[str, Any]:
@@ -186,18 +190,11 @@ def _tool_call(call: Any, name: str, unknown: list[str]) -> dict[str, Any]:
     unknown += [f"{key!r} of a tool call's function" for key in function if key not in ("name", "arguments")]
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # as OpenAI has them
-        arguments = _parsed(arguments, "arguments", name)
+        arguments = parse_json(arguments, "arguments", name)
     return {**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _called(content: Any, name: str) -> list[Any]:
     """The calls in a turn of `function_call`."""
-    calls = _parsed(content, "function_call", name) if isinstance(content, str) else content
+    calls = parse_json(content, "function_call", name) if isinstance(content, str) else content
     return calls if isinstance(calls, list) else [calls]
-
-
-def _parsed(text: str, key: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {key!r} is broken JSON ({error}); mend it", "broken line") from error

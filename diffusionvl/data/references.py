@@ -13,6 +13,7 @@ from PIL import Image
 
 from .record import DataError, Video, WebPicture
 
+LONGEST_PATH = 4096
 SOURCES = ("image", "path", "url", "image_url", "base64", "bytes")  # keys under which a picture may be given
 VIDEO_SOURCES = ("video", "path", "url", "video_url")
 
@@ -77,6 +78,8 @@ def read_picture(value: Any, name: str, root: ImageRoot) -> str | bytes | Image.
         raise DataError(f"{name}: an image must be given by its path, got {brief(value)}")
     if value.startswith("data:"):
         return _from_data_uri(value, name)
+    if len(value) > LONGEST_PATH:
+        raise DataError(f"{name}: an image must be given by its path, got {len(value)} letters: {brief(value)}")
     path = _local_path(value, name, "image", root.allow_web)
     return WebPicture(value) if path is None else root.locate(path, name)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .images import open_image
 from .record import DataError, Video
 
 REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
@@ -63,10 +64,12 @@ def read_video(video: Video, patch_size: int, name: str) -> tuple[Tensor, dict[s
     """
     from qwen_vl_utils.vision_process import fetch_video
 
-    for path in [video.source] if isinstance(video.source, str) else video.source:
-        if not Path(path).is_file():
-            raise DataError(f"{name}: video {path!r} does not exist; check 'image_root'", "missing video")
-    source = video.source if isinstance(video.source, str) else [*video.source]
+    if isinstance(video.source, str):
+        if not Path(video.source).is_file():
+            raise DataError(f"{name}: video {video.source!r} does not exist; check 'image_root'", "missing video")
+        source: Any = video.source
+    else:
+        source = [open_image(path, name) for path in video.source]
     try:
         frames, metadata = fetch_video({"video": source, **video.settings}, patch_size, return_video_metadata=True)
     except Exception as error:  # decoders raise errors of their own kinds

@@ -556,6 +556,13 @@ REFUSED = {
         "'system' and a system",
     ),
     "an answer that is a list": ({"question": "q", "answer": ["a", "b"]}, "must be texts"),
+    "an input that is an object": ({"instruction": "q", "input": {"a": 1}, "output": "a"}, "must be texts"),
+    "tools that are no objects": ({"messages": [USER, ANSWER], "tools": ["zoom"]}, "tools must be objects"),
+    "a path without end": ({"query": "q", "response": "a", "image": "a" * 10_000}, "10000 letters"),
+    "MiniCPM's mark": ({"messages": [with_text("<image>./</image>q"), ANSWER], "image": "a.png"}, "another program"),
+    "a mark of XML": ({"messages": [with_text("<image/>q"), ANSWER]}, "another program"),
+    "a mark of audio": ({"messages": [with_text("<audio>q"), ANSWER]}, "another program"),
+    "turns as JSON with a key twice": ({"messages": '[{"role": "user", "role": "system"}]'}, "stands twice"),
     "an answer that is a number": ({"question": "q", "answer": 3}, "must be texts"),
     "a history of turns": ({"query": "q", "response": "a", "history": [USER]}, "a list of pairs"),
     "turns as broken JSON": ({"messages": '[{"role"'}, "broken JSON"),
@@ -608,3 +615,8 @@ def test_a_picture_on_the_web_waits_until_it_is_allowed(tmp_path):
     parser = RecordParser(ImageRoot(tmp_path, given=True, allow_web=True))
     record = parser.parse({"messages": [with_images(1), ANSWER], "image": "https://a.org/b.png"}, "x")
     assert record.images == [WebPicture("https://a.org/b.png")]
+
+
+def test_a_record_without_an_answer_is_read_where_none_is_needed(tmp_path):
+    parser = RecordParser(ImageRoot(tmp_path), answered=False)
+    assert turns_of(parser.parse({"messages": [USER]}, "x")) == [("user", "q")]

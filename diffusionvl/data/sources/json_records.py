@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dialects import without_duplicates
 from ..record import DataError, Record
 from ..record_parser import RecordParser
 from ..references import brief
@@ -128,20 +129,6 @@ def write_jsonl(documents: Iterable[dict[str, Any]], path: Path) -> None:
     """Writes one document a line, making the parent folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
-
-
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; of a key that is there twice, the first value would be lost.
-
-    Raises:
-        ValueError: There is one.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
-    return found
 
 
 def load_json(text: str, path: Path, first_line: int = 1) -> Any:

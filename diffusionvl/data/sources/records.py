@@ -22,7 +22,12 @@ __all__ = ["DataError", "Record", "Records", "read_records"]
 
 
 def read_records(
-    paths: list[str], image_root: str | None = None, seed: int = 0, check: bool = True, allow_web: bool = False
+    paths: list[str],
+    image_root: str | None = None,
+    seed: int = 0,
+    check: bool = True,
+    allow_web: bool = False,
+    answered: bool = True,
 ) -> Records:
     """Opens records, in order; each is read when it is asked for.
 
@@ -32,11 +37,12 @@ def read_records(
         seed: Seed for what mixtures draw at random.
         check: Parse every record of JSON files once, so that a mistake is reported now and not hours later.
         allow_web: Fetch pictures that are given by an address on the web, whenever they are needed.
+        answered: Refuse records without an answer to learn from.
 
     Raises:
         DataError: A file is missing, broken or empty, or a record is written in no known dialect.
     """
-    reader = Reader(image_root, seed, check, allow_web)
+    reader = Reader(image_root, seed, check, allow_web, answered)
     return _joined([reader.open(path) for path in paths])
 
 
@@ -52,6 +58,7 @@ class Reader:
     seed: int = 0
     check: bool = True
     allow_web: bool = False
+    answered: bool = True
     columns: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     mixtures: tuple[str, ...] = ()  # those that led here
@@ -111,4 +118,4 @@ class Reader:
     def _parser(self, folder: Path) -> RecordParser:
         """Reads the records of a file in a folder."""
         root = ImageRoot(Path(self.image_root) if self.image_root else folder, bool(self.image_root), self.allow_web)
-        return RecordParser(root, self.columns, self.ignore)
+        return RecordParser(root, self.columns, self.ignore, self.answered)
