@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusionvl.evaluation.decoding import AR, BLOCK_DIFFUSION
+from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.settings import resolve
 from eval.suites import EVAL, read_expected, read_suite, suite_names
 
