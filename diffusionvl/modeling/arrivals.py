@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .block_canvas import BlockCanvas
 from .canvas import Canvas, Prompt
+from .draft_canvas import DraftCanvas
 from .inputs import Call
 from .request import Request
 
@@ -43,11 +45,15 @@ class Arrival:
                 causal=config.clean_attention == "causal",
                 most_positions=call.most_positions,
             )
-            canvas = Canvas.build(
-                prompt, config.block_size, config.mask_token_id, settings.denoising_steps, settings.sub_block_size
-            )
+            longest = settings.max_new_tokens if prompt.room is None else min(settings.max_new_tokens, prompt.room)
+            canvas: Canvas
+            if settings.decoding == "denoise":
+                steps = settings.denoising_steps, settings.sub_block_size
+                canvas = BlockCanvas(prompt, config.mask_token_id, config.block_size, *steps)
+            else:
+                canvas = DraftCanvas(prompt, config.mask_token_id, settings.draft_size, longest)
             hooks = call.logits_processor, call.stopping_criteria
-            requests.append(Request(settings, canvas, generator, deadline, *hooks))
+            requests.append(Request(settings, canvas, longest, generator, deadline, *hooks))
         return cls(requests, call.media)
 
     @property

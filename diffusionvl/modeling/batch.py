@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .block_canvas import BlockCanvas
 from .cache import SlotCache, pack
 from .canvas import Run
 from .errors import UserError
 from .families import placeholder_ids
 from .remasking import REMASKING, Draft
 from .request import Request
-from .sampling import Sampling, choose_tokens
+from .sampling import Sampling, choose_next, choose_tokens
 
 
 def unmaskable(decoder: torch.nn.Module, layers: int) -> list[tuple[torch.nn.Module, int]]:
@@ -100,7 +101,7 @@ class DecodingBatch:
         return any(self._placeholders & {*canvas.ids[canvas.window : canvas.end]} for canvas in canvases)
 
     def step(self, requests: list[Request], media: dict[str, Any] | None = None, keep: bool = True) -> None:
-        """Takes one denoising step.
+        """Takes one step with each of some rows.
 
         What raises inside the forward or the draw leaves every row, and every source of randomness, as it was. What
         raises for one row after that (a tokenizer, a criterion) ends that row's request.
@@ -108,11 +109,11 @@ class DecodingBatch:
         Args:
             requests: Those of the n rows; the ones that have finished come along for the sake of their media.
             media: Image and video inputs of rows of which nothing is in the cache, in their order; None for others.
-            keep: Whether the cache keeps the clean tokens before the rows' windows.
+            keep: Whether the cache keeps the rows' pending clean tokens.
         """
         states = [(own, own.get_state()) for own in {request.generator for request in requests} if own is not None]
         try:
-            if keep and not self.fused_commit:
+            if keep and not self.fused_commit and all(isinstance(row.canvas, BlockCanvas) for row in requests):
                 self._commit(requests, media)
                 media = None if media is None else {}
             wanted = [[] if request.finished else request.canvas.wanted for request in requests]
@@ -134,7 +135,7 @@ class DecodingBatch:
                 request.end("error", error)
 
     def _commit(self, requests: list[Request], media: dict[str, Any] | None) -> None:
-        """Writes the clean tokens before the rows' windows to the cache, by a forward of their own."""
+        """Writes the pending clean tokens to the cache, by a forward of their own."""
         spans = [range(request.canvas.kept, request.canvas.window) for request in requests]
         if any(spans):
             self._forward(requests, spans, [[] for _ in requests], media)
@@ -160,12 +161,14 @@ class DecodingBatch:
         runs = [request.canvas.run(span) for request, span in zip(requests, spans, strict=True)]
         static = self.static_shapes and media is None
         if static:  # all slots; those that have nothing to run see one column, and nobody reads what they give
-            idle = Run(range(0), [], [[] for _ in runs[0].positions], [], 0)
+            idle = Run(range(0), [], [[] for _ in runs[0].positions], [], 0, 0)
             places = [rows.index(slot) if slot in rows else None for slot in range(self.cache.max_slots)]
             rows = [*range(self.cache.max_slots)]
             runs = [idle if place is None else runs[place] for place in places]
             wanted = [[] if place is None else wanted[place] for place in places]
-        packed = pack(rows, runs, self.model.config.mask_token_id, self._device)
+        packed = pack(
+            rows, runs, self.model.config.mask_token_id, self._device, self.model.config.block_size if static else 1
+        )
         if static:
             packed = packed._replace(start=None, length=self.cache.max_length, open=False)
         width = packed.ids.shape[1]
@@ -187,6 +190,7 @@ class DecodingBatch:
                 input_ids=packed.ids,
                 attention_mask=mask,
                 position_ids=packed.positions,
+                stream_ids=packed.streams,
                 past_key_values=self.cache.at(packed),
                 # Layers with a sliding window have positions of one axis, which count the columns.
                 key_positions=keys.expand(len(rows), -1) if self._sliding else None,
@@ -243,11 +247,16 @@ class DecodingBatch:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same for rows with the same settings, as tensors [n, W]; what stands after a row's last is not read."""
         counts, joined = [len(part) for part in logits], torch.cat(logits)
-        generators = [request.generator for request in requests]
-        drawn, sure = choose_tokens(joined, self._forbidden, sampling, generators, counts)
-        due = [[request.canvas.due[0], len(part)] for request, part in zip(requests, logits, strict=True)]
-        quotas, numbers = torch.tensor(due, device=self._device).split(1, dim=1)
-        places = torch.arange(width, device=self._device) < numbers
+        places = torch.arange(width, device=self._device) < torch.tensor(counts, device=self._device)[:, None]
+        if sampling.decoding == "denoise":
+            generators = [request.generator for request in requests]
+            drawn, sure = choose_tokens(joined, self._forbidden, sampling, generators, counts)
+        else:
+            seeds, targets = [request.seed for request in requests], [request.canvas.targets for request in requests]
+            drawn, sure = choose_next(joined, sampling, seeds, targets)
         tokens = drawn.new_zeros(places.shape).masked_scatter(places, drawn)
         confidence = sure.new_zeros(places.shape).masked_scatter(places, sure)
+        if sampling.decoding != "denoise":
+            return tokens, confidence, places
+        quotas = torch.tensor([[request.canvas.quota] for request in requests], device=self._device)
         return tokens, confidence, REMASKING[sampling.remasking](Draft(confidence, places, quotas, joined), sampling)

@@ -23,6 +23,7 @@ class Packed(NamedTuple):
         ids: [n, T].
         positions: [A, n, T].
         columns: Column of each token in its slot [n, T].
+        streams: 0 for clean tokens, 1 for noisy ones; None if all are clean [n, T].
         limits: A token sees the columns left of its limit; at least 1, so that no query is without a key [n, T].
         length: K, the number of columns that the forward sees.
         capacity: Columns that a slot must have.
@@ -34,6 +35,7 @@ class Packed(NamedTuple):
     ids: Tensor
     positions: Tensor
     columns: Tensor
+    streams: Tensor | None
     limits: Tensor
     length: int
     capacity: int
@@ -41,19 +43,22 @@ class Packed(NamedTuple):
     open: bool
 
 
-def pack(rows: list[int], runs: Sequence[Run], padding_id: int, device: torch.device) -> Packed:
+def pack(rows: list[int], runs: Sequence[Run], padding_id: int, device: torch.device, multiple: int = 1) -> Packed:
     """Puts the runs of several rows together, by one transfer to the device.
 
-    Padding goes after the columns that a row uses, where it spoils nothing that the row may see.
+    Padding goes after the columns that a row uses, where it spoils nothing that the row may see. With a `multiple`,
+    forwards of more than one token a row have a multiple of it, so that they have few shapes.
     """
     width = max(len(run.columns) for run in runs)
-    fields: list[list[list[int]]] = [[] for _ in range(3 + len(runs[0].positions))]
+    width = width if width == 1 else -(-width // multiple) * multiple
+    fields: list[list[list[int]]] = [[] for _ in range(4 + len(runs[0].positions))]
     for run in runs:
         padding = width - len(run.columns)
         fields[0].append(run.ids + [padding_id] * padding)
         fields[1].append([*run.columns, *range(run.end, run.end + padding)])
         fields[2].append(run.limits + [max(run.columns.stop, 1)] * padding)
-        for axis, positions in zip(fields[3:], run.positions, strict=True):
+        fields[3].append([0] * run.clean + [1] * (len(run.columns) - run.clean) + [0] * padding)
+        for axis, positions in zip(fields[4:], run.positions, strict=True):
             axis.append(positions + [0] * padding)
     packed = torch.tensor(fields).to(device)
     length, first = max(map(max, fields[2])), fields[1][0][0]
@@ -61,8 +66,9 @@ def pack(rows: list[int], runs: Sequence[Run], padding_id: int, device: torch.de
     return Packed(
         rows,
         packed[0],
-        packed[3:],
+        packed[4:],
         packed[1],
+        packed[3] if any(map(any, fields[3])) else None,
         packed[2],
         length,
         capacity=1 + max(map(max, fields[1])),

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .arrivals import Arrival, group, join_media
 from .batch import DecodingBatch
-from .canvas import columns_needed
 from .errors import UserError
 from .inputs import Call, read_call
 from .request import Chunk, Request
@@ -249,7 +248,7 @@ class Engine:
             (all(not row.finished or id(row) in held for row in rows), "a row of a request that has ended"),
             (held <= {*map(id, rows)}, "a prompt that is read without a row"),
             (all(row.canvas.kept <= row.canvas.window for row in rows), "a row that keeps more than it has"),
-            (self.cache.is_clean(len(rows)), "keys or values in a slot that is free"),
+            (self.cache.static or self.cache.is_clean(len(rows)), "keys or values in a slot that is free"),
         ):
             if not good:
                 raise RuntimeError(f"the engine holds {what}")
@@ -331,11 +330,10 @@ class Engine:
 
     def _check_room(self, request: Request) -> None:
         """Refuses a request that would never fit."""
-        config, new = self.model.config, request.longest
-        needed = columns_needed(request.prompt_length, config.block_origin == "response", new, config.block_size)
+        new, needed = request.longest, request.canvas.columns_needed(request.longest)
         if needed > self.max_length:
             raise UserError(
                 f"a prompt of {request.prompt_length} tokens and an answer of up to {new} need {needed} tokens in "
-                f"blocks of {config.block_size}, but this engine's rows hold {self.max_length}; shorten the prompt, "
-                "lower max_new_tokens, or build the engine with a larger max_length"
+                f"blocks of {self.model.config.block_size}, but this engine's rows hold {self.max_length}; shorten "
+                "the prompt, lower max_new_tokens, or build the engine with a larger max_length"
             )

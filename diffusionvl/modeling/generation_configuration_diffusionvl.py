@@ -32,7 +32,7 @@ class Setting(NamedTuple):
     Attributes:
         default: Value where nothing is given.
         range: Values that it may have.
-        group: What the setting is about: `length`, `denoising`, `sampling`, `end` or `output`.
+        group: What the setting is about: `length`, `decoding`, `denoising`, `sampling`, `end` or `output`.
         meaning: What it does, in one sentence.
     """
 
@@ -77,10 +77,23 @@ _AT_LEAST_0 = _number("a finite number of at least 0", lambda value: value >= 0)
 _ONE_BEAM = Range(int, "1, since a block of tokens is written at once and has no beams", lambda value: value == 1)
 _BLOCK = " for the block size"
 
+DECODINGS = ["denoise", "autoregressive", "speculative"]
+
 SETTINGS = {
     "max_new_tokens": Setting(256, _whole(1), "length", "Number of tokens of the longest answer."),
     "max_length": Setting(None, _or_none(_whole(1)), "length", "The same with the padded prompt counted."),
     "min_new_tokens": Setting(0, _whole(0), "length", "Number of tokens before which no end of sequence is written."),
+    "decoding": Setting(
+        None,
+        _or_none(
+            Range(str, f"one of {list(DECODINGS)}", lambda value: value in DECODINGS), " for the checkpoint's own"
+        ),
+        "decoding",
+        "Denoise blocks, or write token by token by the clean stream, alone or verifying what masks draft.",
+    ),
+    "draft_size": Setting(
+        None, _or_none(_whole(1), _BLOCK), "decoding", "Number of masks that draft in speculative decoding, up to D."
+    ),
     "denoising_steps": Setting(
         None, _or_none(_whole(1), _BLOCK), "denoising", "Steps that a block of D tokens is denoised in, 1 to D."
     ),
@@ -266,6 +279,7 @@ def resolve_settings(
     size = model.config.block_size
     settings.denoising_steps = size if settings.denoising_steps is None else settings.denoising_steps
     settings.sub_block_size = size if settings.sub_block_size is None else settings.sub_block_size
+    _resolve_decoding(settings, model.config)
     if settings.denoising_steps > size:
         raise UserError(f"denoising_steps={settings.denoising_steps} exceeds the block size; give 1 to {size}")
     if size % settings.sub_block_size:
@@ -276,6 +290,24 @@ def resolve_settings(
             "set do_sample=True"
         )
     return settings
+
+
+def _resolve_decoding(settings: DiffusionVLGenerationConfig, config: Any) -> None:
+    """Fills in how to decode and how many masks draft."""
+    if settings.decoding is None:
+        settings.decoding = "denoise" if getattr(config, "draft_adapter", None) is None else "speculative"
+    if settings.decoding != "denoise" and config.clean_attention != "causal":
+        raise UserError(
+            f"decoding={settings.decoding!r} needs a clean stream that is causal, and this checkpoint has "
+            f"clean_attention={config.clean_attention!r}; use decoding='denoise', or translate and train with "
+            "clean_attention='causal'"
+        )
+    if settings.draft_size is not None and settings.draft_size > config.block_size:
+        raise UserError(f"draft_size={settings.draft_size} exceeds the block size; give 1 to {config.block_size}")
+    if settings.decoding == "autoregressive":
+        settings.draft_size = 0
+    elif settings.draft_size is None:
+        settings.draft_size = config.block_size
 
 
 def _resolve_length(settings: DiffusionVLGenerationConfig, given: dict[str, Any], prompt_width: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
+from .draft_canvas import DraftCanvas
 from .engine import Engine
 from .errors import UserError
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
@@ -29,12 +30,14 @@ class DiffusionVLGenerationOutput(ModelOutput):
         sequences: Prompts and answers [B, P + G]; padded after each row's end of sequence.
         tokens_per_forward: Answer tokens (the end of sequence counts, padding does not) a forward, for each row [B].
         forwards: Forwards that each row took part in, reading the prompt included [B].
+        acceptance: Number of forwards of each row that wrote n tokens [B, n]; None where blocks are denoised.
         history: The denoising steps, with `output_history`.
     """
 
     sequences: Tensor | None = None
     tokens_per_forward: Tensor | None = None
     forwards: Tensor | None = None
+    acceptance: Tensor | None = None
     history: list[DenoisingStep] | None = None
 
 
@@ -135,6 +138,7 @@ class DiffusionVLGenerationMixin(_Model):
             sequences=sequences,
             tokens_per_forward=lengths / forwards.clamp(min=1),
             forwards=forwards,
+            acceptance=_acceptance(requests),
             history=_join_histories(requests, prompt, padding) if settings.output_history else None,
         )
 
@@ -187,6 +191,16 @@ def _check_answers(requests: list[Request]) -> None:
             f"the model's scores for the prompts {broken} are not numbers; load it in float32 or bfloat16, and check "
             "its weights and the images"
         )
+
+
+def _acceptance(requests: list[Request]) -> Tensor | None:
+    """Number of forwards of each row that wrote 0, 1, 2, ... tokens; the ends of answers count whole."""
+    canvases = [request.canvas for request in requests]
+    lengths = [torch.tensor(canvas.lengths) for canvas in canvases if isinstance(canvas, DraftCanvas)]
+    if not lengths:
+        return None
+    width = 1 + max(int(own.max()) if len(own) else 0 for own in lengths)
+    return torch.stack([own.bincount(minlength=width) for own in lengths])
 
 
 def _rectangle(rows: list[list[int]], padding: int) -> Tensor:

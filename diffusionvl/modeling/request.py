@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .canvas import Canvas
+from .canvas import Canvas, Shown
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .sampling import Sampling
 
@@ -52,13 +53,14 @@ class Request:
 
     Attributes:
         settings: How the prompt is answered.
-        canvas: The prompt, the answer and the window of masks.
+        canvas: The prompt, the answer and what comes after it.
+        longest: Number of tokens of the longest answer: `max_new_tokens`, or what positions the model has left.
         generator: Source of randomness where the temperature is above 0; torch's own if left out.
         deadline: When its time is up, by the engine's clock.
         logits_processor: Processors of transformers, for the logits of the places being written.
-        stopping_criteria: Criteria of transformers, asked after each block.
-        tokens: The answer so far: whole blocks, and at its end an end of sequence or the token that completes a stop
-            string.
+        stopping_criteria: Criteria of transformers, asked whenever the answer has grown.
+        tokens: The answer so far, final: whole blocks where it is denoised, and at its end an end of sequence or the
+            token that completes a stop string.
         finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `criterion`, `abort`, `error`
             where something raised for it, or `not_a_number` where its scores were not; None while it goes on.
         error: What was raised, with `error`.
@@ -68,6 +70,7 @@ class Request:
 
     settings: DiffusionVLGenerationConfig
     canvas: Canvas
+    longest: int
     generator: torch.Generator | None = None
     deadline: float = float("inf")
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
@@ -80,6 +83,10 @@ class Request:
 
     def __post_init__(self) -> None:
         self.sampling = Sampling(*(getattr(self.settings, name) for name in Sampling._fields))
+        self.seed = 0
+        if self.sampling.decoding != "denoise" and self.sampling.temperature > 0:
+            device = "cpu" if self.generator is None else self.generator.device
+            self.seed = int(torch.randint(2**62, (), generator=self.generator, device=device))
 
     @property
     def finished(self) -> bool:
@@ -106,12 +113,6 @@ class Request:
         """Tokens after the answer so far that may still change, the mask id where still masked."""
         return self.canvas.written[: self.longest - len(self.tokens)]
 
-    @property
-    def longest(self) -> int:
-        """Number of tokens of the longest answer: `max_new_tokens`, or what positions the model has left."""
-        room = self.canvas.prompt.room
-        return self.settings.max_new_tokens if room is None else min(self.settings.max_new_tokens, room)
-
     def end(self, reason: FinishReason, error: Exception | None = None) -> None:
         """Ends the answer, unless it has ended."""
         if not self.finished:
@@ -119,20 +120,24 @@ class Request:
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Applies the row's own processors to the logits [M, V] of its wanted columns."""
-        if self.settings.min_new_tokens and self.settings.eos_token_ids:
-            early = [
-                place
-                for place, column in enumerate(self.canvas.wanted)
-                if column - self.prompt_length < self.settings.min_new_tokens
-            ]
+        canvas, ends = self.canvas, self.settings.eos_token_ids
+        if ends and self.settings.min_new_tokens:
+            first = self.prompt_length + self.settings.min_new_tokens
+            early = [place for place, column in enumerate(canvas.targets) if column < first]
             logits = logits.clone()
-            logits[torch.tensor(early, dtype=torch.long)[:, None], self.settings.eos_token_ids] = -torch.inf
-        if self.logits_processor and len(logits):
-            written = max(self.canvas.window, self.prompt_length)
-            ids = torch.tensor([self.canvas.ids[:written]], device=logits.device).expand(len(logits), -1)
+            logits[torch.tensor(early, dtype=torch.long)[:, None], ends] = -torch.inf
+        if not self.logits_processor:
+            return logits
+        parts, begin = [], 0
+        for known, places in groupby(canvas.known):  # processors take rows of one length
+            end = begin + len([*places])
+            ids = torch.tensor([canvas.ids[:known]], device=logits.device).expand(end - begin, -1)
+            part = logits[begin:end]
             for processor in self.logits_processor:
-                logits = processor(ids, logits)
-        return logits
+                part = processor(ids, part)
+            parts.append(part)
+            begin = end
+        return torch.cat(parts)
 
     def receive(self, tokens: list[int], confidences: list[float], keep: list[bool], tokenizer: Any) -> None:
         """Writes what a step has found for the canvas's wanted columns.
@@ -143,20 +148,19 @@ class Request:
             keep: Whether each is kept.
             tokenizer: Decodes the answer to look for stop strings; not needed without them.
         """
-        canvas = self.canvas
         self.forwards += 1
         if any(confidence != confidence for confidence in confidences):
             self.end("not_a_number")
             return
-        block, window, drawn = canvas.block, range(canvas.window, canvas.end), canvas.wanted
-        finished = canvas.write(tokens, keep)
+        sure = dict(zip(self.canvas.targets, confidences, strict=True))
+        new = self.canvas.write(tokens, keep)
         if self.settings.output_history:
-            self.history.append(self._step(block, window, dict(zip(drawn, confidences, strict=True))))
-        if finished:
-            self._take(finished, tokenizer)
+            self.history.append(_history_of(self.canvas.shown, sure))
+        if new:
+            self._take(new, tokenizer)
 
     def _take(self, block: list[int], tokenizer: Any) -> None:
-        """Appends a finished block without the prompt's tokens, up to the end of the answer if it lies in it."""
+        """Appends final tokens, up to the end of the answer if it lies in them."""
         block = block[: self.longest - len(self.tokens)]
         self.tokens, reason = end_of_answer(self.tokens, block, self.settings, tokenizer)
         if reason is None and len(self.tokens) == self.longest:
@@ -168,17 +172,16 @@ class Request:
         if reason is not None:
             self.end(reason)
 
-    def _step(self, block: int, window: range, sure: dict[int, float]) -> DenoisingStep:
-        """What a step leaves of its window, given the confidences of what it drew."""
-        tokens = self.canvas.ids[window.start : window.stop]
-        masked = [self.canvas.window == window.start and column in self.canvas.masked for column in window]
-        return DenoisingStep(
-            block,
-            tokens=torch.tensor([tokens]),
-            masked=torch.tensor([masked]),
-            confidence=torch.tensor([[sure.get(column, 1.0) for column in window]]),
-            columns=torch.tensor([[*window]]),
-        )
+
+def _history_of(shown: Shown, sure: dict[int, float]) -> DenoisingStep:
+    """What a step leaves, given the confidences of what it chose, by column."""
+    return DenoisingStep(
+        shown.block,
+        tokens=torch.tensor([shown.tokens]),
+        masked=torch.tensor([shown.masked]),
+        confidence=torch.tensor([[sure.get(column, 1.0) for column in shown.columns]]),
+        columns=torch.tensor([[*shown.columns]]),
+    )
 
 
 class Ended(NamedTuple):

@@ -1,8 +1,9 @@
-"""Drawing a token for every masked place, and how sure the model is of it.
+"""Choosing a token for every place, and how sure the model is of it.
 
-Legend: M masked places of all rows, row by row; V vocabulary.
+Legend: M places of all rows, row by row; V vocabulary.
 """
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Sampling(NamedTuple):
     confidence_threshold: float = 0.85
     entropy_bound: float = 0.1
     tempered_confidence: bool = False
+    decoding: str = "denoise"
 
 
 def choose_tokens(
@@ -64,6 +66,40 @@ def choose_tokens(
         kept[:, forbidden_ids] = (logits[:, forbidden_ids] - top) / _temperature(sampling)
         logits = kept
     return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0]
+
+
+def choose_next(
+    logits: Tensor, sampling: Sampling, seeds: Sequence[int], columns: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Chooses the token of every place so that the choice depends on its logits, its column and the row's seed alone.
+
+    Gumbel noise, a function of seed, column and token, is added to the tempered and truncated logits: the largest sum
+    is an exact sample, and whoever chooses at a place (a draft, its verification, an autoregressive step) sees the
+    same noise.
+
+    Args:
+        logits: [M, V].
+        sampling: Its temperature, top_k and top_p; temperature 0 takes the most probable token.
+        seeds: Seed of each row.
+        columns: The columns that are chosen for, of each row; M of all rows.
+
+    Returns:
+        Tokens [M] and their probability under the model's own distribution [M].
+    """
+    logits = logits.float()
+    scores = logits
+    if sampling.temperature > 0:
+        noise = [gumbel(seed, column, logits) for seed, own in zip(seeds, columns, strict=True) for column in own]
+        scores = truncate(logits, sampling) + torch.stack(noise) if noise else logits
+    tokens = scores.argmax(-1, keepdim=True)
+    return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0]
+
+
+def gumbel(seed: int, column: int, logits: Tensor) -> Tensor:
+    """Gumbel noise for every token of one column [V], on the device of some logits [M, V]."""
+    mixed = random.Random(f"{seed}-{column}").getrandbits(63)
+    generator = torch.Generator(logits.device).manual_seed(mixed)
+    return -logits.new_empty(logits.shape[1]).exponential_(generator=generator).log()
 
 
 def truncate(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -16,7 +16,8 @@ def states(rows, tokens, value):
 
 def write(cache, rows, kept, tokens, value):
     runs = [
-        Run(range(first, first + tokens), [0] * tokens, [[0] * tokens], [first + tokens] * tokens, 64) for first in kept
+        Run(range(first, first + tokens), [0] * tokens, [[0] * tokens], [first + tokens] * tokens, tokens, 64)
+        for first in kept
     ]
     forward = cache.at(pack(rows, runs, 0, torch.device("cpu")))
     found = [forward.update(*states(len(rows), tokens, value), layer) for layer in range(2)]

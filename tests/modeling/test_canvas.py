@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from diffusionvl.modeling.block_canvas import BlockCanvas
 from diffusionvl.modeling.block_masks import CLEAN, TokenTags, dense_mask
 from diffusionvl.modeling.cache import pack
-from diffusionvl.modeling.canvas import Canvas, Prompt, columns_needed
+from diffusionvl.modeling.canvas import Prompt
 
 MASK = 99
 
@@ -15,7 +16,7 @@ def build(length, block_size, own_blocks=False, first=0, steps=1, sub_block_size
     index = torch.arange(length)
     blocks = index if causal else index // block_size
     prompt = Prompt.build(first + index, index[None], blocks, own_blocks, causal)
-    return Canvas.build(prompt, block_size, MASK, steps, sub_block_size or block_size)
+    return BlockCanvas(prompt, MASK, block_size, steps, sub_block_size or block_size)
 
 
 def packed(*canvases, spans=None):
@@ -50,10 +51,11 @@ def test_the_drawing_of_the_docstring():
 @pytest.mark.parametrize("block_size", [1, 3, 4])
 def test_windows_are_whole_blocks(own_blocks, block_size):
     for prompt in range(1, 9):
-        window = build(prompt, block_size, own_blocks).window
+        canvas = build(prompt, block_size, own_blocks)
+        window = canvas.window
         assert window == prompt if own_blocks else window % block_size == 0 <= prompt - window < block_size
         for new in range(1, 9):
-            end = columns_needed(prompt, own_blocks, new, block_size)
+            end = canvas.columns_needed(new)
             assert (end - window) % block_size == 0 <= end - prompt - new < block_size
 
 
@@ -140,18 +142,18 @@ def test_an_answer_goes_on_after_the_largest_position():
     """The axes of an image end at different positions; the text after it starts after the largest."""
     position = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 3], [0, 1, 1, 2]])
     prompt = Prompt.build(torch.ones(4).long(), position, torch.zeros(4).long(), True, False)
-    canvas = Canvas.build(prompt, 2, MASK, 1, 2)
+    canvas = BlockCanvas(prompt, MASK, 2, 1, 2)
     assert [axis[4:] for axis in canvas.run(range(6)).positions] == [[4, 5]] * 3
 
 
 def test_masks_after_the_last_position_share_it():
     prompt = Prompt.build(torch.ones(4).long(), torch.arange(4)[None], torch.arange(4), True, True, most_positions=6)
     assert prompt.room == 2
-    assert Canvas.build(prompt, 4, MASK, 1, 4).run(range(8)).positions == [[0, 1, 2, 3, 4, 5, 5, 5]]
+    assert BlockCanvas(prompt, MASK, 4, 1, 4).run(range(8)).positions == [[0, 1, 2, 3, 4, 5, 5, 5]]
 
 
 def test_a_prompt_of_several_parts_keeps_its_grid():
     blocks = torch.tensor([0, 0, 0, 0, 1, 2, 2, 3])  # parts of 5, 2 and 1 tokens
     prompt = Prompt.build(torch.arange(8), torch.arange(8)[None], blocks, True, False)
-    canvas = Canvas.build(prompt, 4, MASK, 1, 4)
+    canvas = BlockCanvas(prompt, MASK, 4, 1, 4)
     assert canvas.run(canvas.span).limits == [4, 4, 4, 4, 5, 7, 7, 8, 12, 12, 12, 12]

@@ -1,0 +1,101 @@
+"""Autoregressive and speculative decoding: the clean stream writes tokens one after another, masks draft the next ones.
+
+Legend: C columns, P prompt tokens, K draft size.
+"""
+
+from .canvas import Canvas, Prompt, Shown
+
+
+class DraftCanvas(Canvas):
+    """A row whose pending tokens are one that is certain and drafts after it; K masks stand after them.
+
+    A step chooses, by the clean stream, the token after each pending one, and by the masks, in place, those after
+    them. Drafts are right as long as they are what the clean stream chooses; its choice after the last right one is
+    written, too. So a step writes one token at least, and what it writes is what the clean stream alone would write.
+    With K = 0 that is autoregressive decoding. With K = 3 and drafts `d e` of which the first is right::
+
+        pending  c  d  e |M  M  M|
+        chosen   d  x  .  .  .  .      `d x` is written; x is the next step's only pending token
+
+    Args:
+        prompt: The prompt; its tokens are pending and certain.
+        mask_token_id: The id of a masked token.
+        draft_size: K, the number of masks.
+        longest: Number of tokens of the longest answer; nothing is drafted after it.
+
+    Attributes:
+        sure: First column whose token is not certain.
+        lengths: Number of tokens that each step has written.
+    """
+
+    def __init__(self, prompt: Prompt, mask_token_id: int, draft_size: int, longest: int) -> None:
+        super().__init__(prompt, mask_token_id)
+        self.draft_size, self.most = draft_size, len(prompt.ids) + longest
+        self.sure = len(prompt.ids)
+        self.lengths: list[int] = []
+        self._draft([])
+
+    @property
+    def wanted(self) -> list[int]:
+        """The pending columns from the last certain one on, and the masks after the first.
+
+        The first mask stands where the last pending token's successor will stand, which that token predicts itself.
+        """
+        return [*range(self.sure - 1, self.window), *range(self.window + 1, self.end)]
+
+    @property
+    def targets(self) -> list[int]:
+        """The next column for a clean token, its own for a mask."""
+        return [*range(self.sure, self.window + 1), *range(self.window + 1, self.end)]
+
+    @property
+    def known(self) -> list[int]:
+        """All that comes before it for a clean token's target; the pending tokens for a mask."""
+        return [min(target, self.window) for target in self.targets]
+
+    @property
+    def written(self) -> list[int]:
+        """The drafts that are pending."""
+        return self.ids[self.sure : self.window]
+
+    def columns_needed(self, new: int) -> int:
+        """Columns of the row with an answer of `new` tokens."""
+        return len(self.prompt.ids) + new
+
+    def see(self) -> None:
+        """The cache holds the tokens that are certain; `write` says how many of the drafts are right."""
+        self.kept, self.read = self.sure, True
+
+    def write(self, tokens: list[int], keep: list[bool]) -> list[int]:
+        """Compares drafts with choices; returns the right ones and the choice after them."""
+        drafts = self.written
+        chosen, drawn = tokens[: len(drafts) + 1], tokens[len(drafts) + 1 :]
+        right = 0
+        while right < len(drafts) and drafts[right] == chosen[right]:
+            right += 1
+        new = chosen[: right + 1]
+        if self.kept == self.sure:
+            self.kept += right
+        del self.ids[self.sure :]
+        self.ids += new
+        self.lengths.append(len(new))
+        self._draft(drawn if right == len(drafts) else [])
+        self.shown = self._show(max(2 * self.draft_size, 1), len(new))
+        self.sure += len(new)
+        self.block += 1
+        return new
+
+    def _show(self, width: int, new: int) -> Shown:
+        """The tokens that a step has written, and the drafts that it leaves, in a window of fixed width."""
+        tokens = [*self.ids[self.sure : self.window], *[self.mask_token_id] * width][:width]
+        columns = range(self.sure, self.sure + width)
+        return Shown(self.block, columns, tokens, [place >= new for place in range(width)])
+
+    def _draft(self, drafts: list[int]) -> None:
+        """Appends drafts, and the masks that draft the tokens after them."""
+        self.ids += drafts
+        self.window = len(self.ids)
+        masks = min(self.draft_size, self.most - 1 - self.window)  # the last token is chosen, not drafted
+        masks = masks if masks > 1 else 0  # the first mask drafts nothing
+        self.ids += [self.mask_token_id] * masks
+        self.end, self.step = len(self.ids), int(bool(drafts))

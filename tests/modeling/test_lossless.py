@@ -1,0 +1,155 @@
+"""Speculative decoding writes what autoregressive decoding writes, as the stock model's `generate` does."""
+
+import random
+
+import pytest
+import torch
+from decoding_requests import LONG
+from helpers import QUESTION, lively, prompts
+
+from diffusionvl.modeling.draft_canvas import DraftCanvas
+from diffusionvl.modeling.engine import Engine
+from diffusionvl.modeling.errors import UserError
+from diffusionvl.modeling.sampling import Sampling, choose_next
+
+NEW = {"max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.fixture
+def model(translated_dir):
+    return lively(translated_dir, clean_attention="causal").double()
+
+
+@pytest.fixture
+def rows(pictures):
+    return [("hi",), (QUESTION, pictures[0]), (LONG, pictures[1], pictures[2]), (LONG,)]
+
+
+def decode(model, inputs, decoding, **settings):
+    output = model.generate(**inputs, **{**NEW, "return_dict_in_generate": True, **settings}, decoding=decoding)
+    return output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), output
+
+
+def drafts_are_often_right(monkeypatch, answers, chance=0.7):
+    """Replaces what the masks draft by the truth, now and then; a random model's masks never hit it."""
+    own, rng = DraftCanvas._draft, random.Random(0)
+
+    def draft(canvas, drafts):
+        answer = answers[tuple(canvas.prompt.ids)]
+        first = len(canvas.ids) - len(canvas.prompt.ids)
+        truth = answer[first : first + len(drafts)]
+        own(canvas, [right if rng.random() < chance else given for right, given in zip(truth, drafts, strict=True)])
+
+    monkeypatch.setattr(DraftCanvas, "_draft", draft)
+
+
+def known_answers(batch, answers):
+    """The answer to each prompt of a batch, by its ids without padding."""
+    ids, real = batch["input_ids"], batch["attention_mask"].bool()
+    return {tuple(row[own].tolist()): answer for row, own, answer in zip(ids, real, answers, strict=True)}
+
+
+def test_autoregressive_decoding_is_the_stock_models(model, processor, rows):
+    for row in rows:
+        inputs = prompts(processor, row)
+        stock = model.base.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+        answer, output = decode(model, inputs, "autoregressive")
+        assert answer == [stock[0, inputs["input_ids"].shape[1] :].tolist()]
+        assert output.forwards.tolist() == [20]
+        assert output.acceptance.tolist() == [[0, 20]]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3}, {"temperature": 0.9, "top_k": 40, "top_p": 0.9}])
+@pytest.mark.parametrize("draft_size", [1, 2, 4])
+def test_speculative_decoding_writes_the_same_tokens_in_fewer_forwards(
+    model, processor, rows, monkeypatch, draft_size, sampling
+):
+    batch = prompts(processor, *rows)
+
+    def seeds():
+        return [torch.Generator().manual_seed(row) for row in range(len(rows))]
+
+    expected, plain = decode(model, batch, "autoregressive", generator=seeds(), **sampling)
+    assert len({token for answer in expected for token in answer}) > 20
+    found, _ = decode(model, batch, "speculative", generator=seeds(), draft_size=draft_size, **sampling)
+    assert found == expected
+    drafts_are_often_right(monkeypatch, known_answers(batch, expected))
+    found, output = decode(model, batch, "speculative", generator=seeds(), draft_size=draft_size, **sampling)
+    assert found == expected
+    assert (output.forwards < plain.forwards).all() or draft_size == 1
+    assert output.acceptance.shape[1] <= draft_size + 1
+    assert (output.acceptance * torch.arange(output.acceptance.shape[1])).sum(-1).tolist() == [20] * 4
+
+
+def test_all_ways_to_decode_share_an_engine(model, processor, rows, monkeypatch):
+    """Rows of all kinds, in any order of arrival: each as alone."""
+    kinds = ["denoise", "autoregressive", "speculative"]
+    expected = {
+        (row, kind): decode(model, prompts(processor, rows[row]), kind)[0][0] for row in range(4) for kind in kinds
+    }
+    answers = {}
+    for row, question in enumerate(rows):
+        answers |= known_answers(prompts(processor, question), [expected[row, "autoregressive"]])
+    drafts_are_often_right(monkeypatch, answers)
+    for seed in range(3):
+        rng = random.Random(seed)
+        engine = Engine(model, max_batch_size=rng.choice([2, 5]), max_length=128, static_shapes=seed == 2)
+        order, live = rng.sample([*expected], len(expected)), {}
+        while order or engine.busy:
+            for _ in range(min(rng.choice([0, 1, 3]), len(order))):
+                key = order.pop()
+                live[key] = engine.add_request(**prompts(processor, rows[key[0]]), **NEW, decoding=key[1])
+            if rng.random() < 0.1:
+                engine.abort(rng.choice([*live.values()])) if live else None
+            engine.step()
+        for key, request in live.items():
+            assert request.tokens == expected[key][: len(request.tokens)]
+            assert request.finish_reason in ("length", "abort")
+        engine.check_integrity()
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.6}, {"min_new_tokens": 12}, {"use_cache": False}])
+def test_what_rules_the_choice_rules_it_in_both_ways_to_decode(model, processor, rows, monkeypatch, settings):
+    batch = prompts(processor, *rows)
+    free, _ = decode(model, batch, "autoregressive")
+    ends = {"eos_token_id": [answer[5] for answer in free]}
+    changed, neutral = "use_cache" in settings, {"repetition_penalty": 1.0, "min_new_tokens": 0}
+    for own in ({**NEW, **settings}, {**NEW, **ends, **settings}):
+        expected, _ = decode(model, batch, "autoregressive", **own)
+        with monkeypatch.context() as patch:
+            drafts_are_often_right(patch, known_answers(batch, [[*answer, *[0] * 20] for answer in expected]))
+            assert decode(model, batch, "speculative", **own)[0] == expected
+        changed |= expected != decode(model, batch, "autoregressive", **{**own, **neutral})[0]
+    assert changed
+
+
+def test_the_noise_depends_on_seed_column_and_token_alone():
+    sampling = Sampling(temperature=1.0, decoding="autoregressive")
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    tokens, _ = choose_next(logits.expand(20_000, 4), sampling, [7], [range(20_000)])
+    found = tokens.bincount(minlength=4) / len(tokens)
+    chances = logits.softmax(-1)
+    assert ((found - chances).abs() < 4.5 * (chances * (1 - chances) / len(tokens)).sqrt()).all()
+    again, _ = choose_next(logits.expand(30, 4), sampling, [3, 7], [range(10), range(100, 120)])
+    assert torch.equal(again[10:], tokens[100:120])
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "speculative"])
+def test_a_clean_stream_of_blocks_cannot_verify(translated_dir, processor, decoding):
+    with pytest.raises(UserError, match=rf"decoding='{decoding}'.*clean_attention='block'.*decoding='denoise'"):
+        lively(translated_dir).generate(**prompts(processor, ("hi",)), decoding=decoding)
+
+
+def test_drafts_are_streamed_and_shown(model, processor, monkeypatch):
+    inputs = prompts(processor, (LONG,))
+    expected, plain = decode(model, inputs, "autoregressive", output_history=True)
+    drafts_are_often_right(monkeypatch, known_answers(inputs, expected))
+    _, output = decode(model, inputs, "speculative", output_history=True)
+    for result in (plain, output):
+        written = [step.tokens[0, ~step.masked[0]].tolist() for step in result.history]
+        assert [token for tokens in written for token in tokens] == expected[0]
+    engine = Engine(model)
+    request = engine.add_request(**inputs, **NEW, decoding="speculative")
+    chunks = [*engine.stream(request, drafts=True)]
+    assert [token for chunk in chunks if not chunk.draft for token in chunk.tokens] == expected[0]
+    assert any(chunk.draft and chunk.tokens for chunk in chunks)
