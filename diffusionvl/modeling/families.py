@@ -194,17 +194,3 @@ def sequential_positions(attention_mask: Tensor, axes: int) -> Tensor:
     """Positions 0, 1, 2, ... behind the padding, the same on every axis. [B, L] -> [A, B, L]."""
     positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return positions.expand(axes, *positions.shape)
-
-
-def max_positions(base_config: PreTrainedConfig) -> int | None:
-    """The number of positions that a base's text model has; None where its config names no limit.
-
-    Scaled rope (YaRN and its kin) reaches further than `max_position_embeddings` where it counts from that number.
-    """
-    text = base_config.get_text_config(decoder=True)
-    most = getattr(text, "max_position_embeddings", None)
-    if most is None:
-        return None
-    rope = text.to_dict().get("rope_parameters") or {}
-    original = rope.get("original_max_position_embeddings") or most
-    return max(most, int(original * (rope.get("factor") or 1)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
 from .errors import UserError
-from .families import is_token_type, max_positions, media_inputs, placeholder_ids
+from .families import is_token_type, media_inputs, placeholder_ids, position_limit
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
 from .sampling import Generators
 
@@ -86,7 +86,7 @@ def read_call(
         positions = model.position_ids(input_ids, attention_mask, media)
     except (AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise UserError(f"the image and video inputs do not belong to these prompts: {error}") from error
-    longest, most = int(positions.max()) + 1, max_positions(model.base.config)
+    longest, most = int(positions.max()) + 1, position_limit(model.base.config)
     if most is not None and longest >= most:
         raise UserError(
             f"a prompt takes {longest} positions, and the model has {most} for prompt and answer; shorten it or use "

@@ -4,7 +4,7 @@ import pytest
 
 from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.settings import KNOWN, MAX_NEW_TOKENS, resolve
-from diffusionvl.modeling.generation_configuration_diffusionvl import SETTINGS
+from diffusionvl.modeling.settings import SETTINGS
 
 GREEDY = {"temperature": 0, "top_k": 0, "top_p": 1.0}
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import assert_same, collated, conversation, cut, decode_slowly, gradients, media_of, prompts, some_records
+from helpers import load_model as load_plain_model
 from tiny_families import FAMILIES, save_base
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, DiffusionVLForConditionalGeneration, RowDataset
@@ -12,6 +13,7 @@ from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_model, load_processor
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.modeling.attention import FLEX, attend_over_tiles
+from diffusionvl.modeling.draft_canvas import DraftCanvas
 from diffusionvl.modeling.families import (
     is_token_type,
     media_types,
@@ -274,3 +276,29 @@ def own_loss(model, row, family):
     wanted = {name: types for name in prompts(family.processor, ("a",)) if is_token_type(name)}
     with torch.no_grad():
         return model(input_ids=row.input_ids[None], labels=row.labels[None], **wanted, **row.media).loss
+
+
+def test_speculative_decoding_writes_what_the_stock_model_writes(family, monkeypatch):
+    """Greedy, in fp64, by random masks and by drafts that are often right: ids of `generate` of the base."""
+    model = load_plain_model(family.folder, clean_attention="causal").double()
+    model.base.set_experts_implementation("eager")  # the grouped one multiplies no fp64
+    settings = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0}
+    own, truth = DraftCanvas._draft, {}
+
+    def draft(canvas, drafts):
+        written = len(canvas.ids) - len(canvas.prompt.ids)
+        right = truth["answer"][written : written + len(drafts)]
+        own(canvas, [token if place % 4 else 5 for place, token in enumerate(right, start=written)])
+
+    for question in family.questions:
+        inputs = prompts(family.processor, question)
+        media = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+        stock = model.base.generate(**media, do_sample=False, **settings)[0]
+        truth["answer"] = stock[inputs["input_ids"].shape[1] :].tolist()
+        for decoding in ("autoregressive", "speculative"):
+            assert torch.equal(model.generate(**media, decoding=decoding, **settings)[0], stock)
+        with monkeypatch.context() as patch:
+            patch.setattr(DraftCanvas, "_draft", draft)
+            output = model.generate(**media, decoding="speculative", return_dict_in_generate=True, **settings)
+        assert torch.equal(output.sequences[0], stock)
+        assert int(output.forwards[0]) < 9

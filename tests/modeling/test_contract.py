@@ -8,7 +8,7 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList, S
 
 from diffusionvl import DiffusionVLGenerationConfig
 from diffusionvl.modeling.errors import UserError
-from diffusionvl.modeling.families import max_positions
+from diffusionvl.modeling.families import position_limit
 
 DYNAMIC = {"remasking": "low_confidence_dynamic", "confidence_threshold": 0.4}
 
@@ -163,7 +163,7 @@ def test_a_row_ends_with_the_positions_of_the_model(model, processor):
     length = inputs["input_ids"].shape[1]
     free = answer(model, inputs, max_new_tokens=12)
     model.base.config.get_text_config().max_position_embeddings = length + 6
-    assert max_positions(model.base.config) == length + 6
+    assert position_limit(model.base.config) == length + 6
     found = answer(model, inputs, max_new_tokens=10**9)
     assert (len(found[0]), found[0][:4]) == (6, free[0][:4])
     model.base.config.get_text_config().max_position_embeddings = length

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from diffusionvl import DiffusionVLGenerationConfig
 from diffusionvl.modeling.errors import UserError
-from diffusionvl.modeling.generation_configuration_diffusionvl import SETTINGS
+from diffusionvl.modeling.settings import SETTINGS
 
 BAD = [
     *(("max_new_tokens", value, "at least 1") for value in (0, -1, 2.0, "8", None, True, math.nan)),
