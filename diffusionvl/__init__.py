@@ -81,5 +81,10 @@ def _register_model(_: Any) -> None:
     importlib.import_module(".modeling.modeling_diffusionvl", __name__)
 
 
+def _register_processor(_: Any) -> None:
+    importlib.import_module(".modeling.processing_diffusionvl", __name__)
+
+
 wrapt.register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
 wrapt.register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")
+wrapt.register_post_import_hook(_register_processor, "transformers.models.auto.processing_auto")

@@ -184,13 +184,13 @@ def build_qwen(name: str, vision: dict, **text) -> tuple[PreTrainedModel, Proces
     return model_class(config), processor
 
 
-def build_internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_internvl(language: str = "Qwen2", **text) -> tuple[PreTrainedModel, ProcessorMixin]:
     """InternVL: a picture is cut into tiles, and each becomes four tokens between two of its own."""
     tokens = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>"}
     tokenizer = build_tokenizer(IMAGE_TEMPLATE, video_token="<video>", **tokens)
     config = transformers.InternVLConfig(
         vision_config=transformers.InternVLVisionConfig(**vision_config(patch_size=4)),
-        text_config=transformers.Qwen2Config(**text_config(tokenizer)),
+        text_config=getattr(transformers, f"{language}Config")(**text_config(tokenizer, **text)),
         image_token_id=tokenizer.image_token_id,
         image_seq_length=4,
     )
@@ -269,6 +269,7 @@ MIXTURE = {
     "output_router_logits": True,  # asks for a balancing loss, which reads the mask as one of padding
     "router_aux_loss_coef": 0.0,
 }
+SINKS = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}
 FAMILIES = {
     "Llama": Family(lambda: build_text_model("Llama")),
     "Qwen2": Family(lambda: build_text_model("Qwen2")),
@@ -309,6 +310,7 @@ FAMILIES = {
     ),
     "LLaVA-OneVision": Family(build_llava_onevision, images=True),
     "InternVL": Family(build_internvl, images=True),
+    "InternVL: gpt-oss": Family(lambda: build_internvl("GptOss", **SINKS), images=True),
     "Idefics3": Family(lambda: build_idefics("Idefics3"), images=True),
     "SmolVLM": Family(lambda: build_idefics("SmolVLM", do_image_splitting=False), images=True),
     "Gemma 3": Family(build_gemma3, images=True),

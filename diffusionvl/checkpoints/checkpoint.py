@@ -18,13 +18,13 @@ from transformers import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import ADAPTER_CONFIG_NAME, cached_file, is_torchvision_available
+from transformers.utils import ADAPTER_CONFIG_NAME, PROCESSOR_NAME, cached_file, is_torchvision_available
 
 from ..data.chat_template import with_opening
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import auto_class, caps_scores
-from ..modeling.processing_diffusionvl import without_video
+from ..modeling.processing_diffusionvl import DiffusionVLProcessor, without_video
 from .model_card import CARD, write_model_card
 from .remote_code import is_remote_code, needs_remote_code, register_code
 from .text_processor import TextProcessor
@@ -163,7 +163,8 @@ class Checkpoint:
             processor = AutoProcessor.from_pretrained(self.path, trust_remote_code=remote)
         else:
             settings, _ = ProcessorMixin.get_processor_dict(self.path)
-            name = settings.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(self.base_config.model_type)
+            name = settings.get("base_processor_class") or settings.get("processor_class")
+            name = name or PROCESSOR_MAPPING_NAMES.get(self.base_config.model_type)
             processor_class = None if name is None else processor_class_from_name(name)
             if processor_class is None:
                 raise UserError(
@@ -210,4 +211,21 @@ def save_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, out: str,
     model.save_pretrained(out)
     processor.save_pretrained(out)
     if isinstance(model.config, DiffusionVLConfig):
+        name_processor(out)
         write_model_card(out, model.config, finetuned)
+
+
+def name_processor(folder: str) -> None:
+    """Makes `AutoProcessor` load the processor of a block-diffusion model by `DiffusionVLProcessor`.
+
+    transformers' own way asks for torchvision in every family that also reads videos. The folder of a text model holds
+    a tokenizer alone, and stays as it is, and so does that of a base with code of its own.
+    """
+    path = Path(folder, PROCESSOR_NAME)
+    if not path.exists():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    name = settings["processor_class"]
+    if name != DiffusionVLProcessor.__name__ and "auto_map" not in settings:
+        settings |= {"processor_class": DiffusionVLProcessor.__name__, "base_processor_class": name}
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NA
 
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, name_processor
 from .model_card import CARD, extend_model_card, write_model_card
 from .remote_code import is_remote_code
 
@@ -47,6 +47,7 @@ def export(folder: str, out: str) -> None:
         )
     names = weight_files(Path(folder))
     checkpoint.processor.save_pretrained(out)
+    name_processor(out)
     for name in [*names, *(name for name in (GENERATION_CONFIG_NAME, CARD) if Path(folder, name).exists())]:
         shutil.copyfile(Path(folder, name), Path(out, name))
     for source in files("diffusionvl.modeling").iterdir():

@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from .block_masks import TokenTags, dense_mask, flex_mask, within_window
 from .errors import UserError
 
+DENSE = ("sdpa", "eager")  # implementations of transformers that read a dense mask
 FLEX = "block_diffusion_flex"
 TILE = 128  # FlexAttention's tile: rows are padded to whole ones
 
@@ -87,4 +88,9 @@ def as_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dty
         return mask
     if implementation == "eager":  # eager adds its mask; a boolean one would silently be added as 0 and 1
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    raise UserError(f"attn_implementation={implementation!r} cannot read a block-diffusion mask; use 'sdpa'")
+    raise unreadable(implementation)
+
+
+def unreadable(implementation: Any) -> UserError:
+    """The error for an attention implementation that reads no mask of its own choice, such as FlashAttention."""
+    return UserError(f"attn_implementation={implementation!r} cannot read a block-diffusion mask; use 'sdpa'")

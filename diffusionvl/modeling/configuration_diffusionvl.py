@@ -34,6 +34,7 @@ class DiffusionVLConfig(PreTrainedConfig):
 
     model_type = "diffusionvl"
     sub_configs = {"base_config": AutoConfig}
+    base_config: Any = None  # until `__init__` sets it
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
@@ -66,6 +67,15 @@ class DiffusionVLConfig(PreTrainedConfig):
             raise UserError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
         if clean_attention not in CLEAN_ATTENTION:
             raise UserError(f"clean_attention must be one of {CLEAN_ATTENTION}, got {clean_attention!r}")
+        if base_config is not None:
+            text = base_config.get_text_config(decoder=True).to_dict()
+            # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.
+            kwargs.setdefault("attn_implementation", base_config._attn_implementation)
+            kwargs.setdefault("tie_word_embeddings", base_config.tie_word_embeddings)
+            kwargs.setdefault("pad_token_id", text.get("pad_token_id"))
+            kwargs.setdefault("eos_token_id", text.get("eos_token_id"))
+        super().__init__(**kwargs)
+        # After `super().__init__`, which would set the choices of kernels of all parts of the base to one.
         self.base_config = base_config
         self.block_size = block_size
         self.mask_token_id = mask_token_id
@@ -74,17 +84,6 @@ class DiffusionVLConfig(PreTrainedConfig):
         self.clean_attention = clean_attention
         self.response_header_ids = list(response_header_ids or [])
         self.base_model_name_or_path = base_model_name_or_path
-        if base_config is not None:
-            text = base_config.get_text_config(decoder=True).to_dict()
-            # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.
-            kwargs.setdefault("attn_implementation", base_config._attn_implementation)
-            kwargs.setdefault("tie_word_embeddings", base_config.tie_word_embeddings)
-            kwargs.setdefault("pad_token_id", text.get("pad_token_id"))
-            kwargs.setdefault("eos_token_id", text.get("eos_token_id"))
-        experts = None if base_config is None else base_config._experts_implementation
-        super().__init__(**kwargs)
-        if base_config is not None:
-            base_config._experts_implementation = experts  # reset, too; this class has no experts of its own
 
     @property
     def end_of_turn_ids(self) -> list[int]:
@@ -93,9 +92,21 @@ class DiffusionVLConfig(PreTrainedConfig):
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
     @property
+    def text_config(self) -> PreTrainedConfig:
+        """The config of the base's text model."""
+        if self.base_config is None:
+            raise AttributeError("a config without base_config has no text_config")
+        return self.get_text_config(decoder=True)
+
+    @property
     def hidden_size(self) -> int:
         """The width of the base's text model, which DeepSpeed's `auto` sizes follow."""
-        return self.get_text_config(decoder=True).hidden_size
+        return self.text_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the base's embeddings."""
+        return self.text_config.vocab_size
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The base's text config: hidden size, layers and vocabulary are the base's own."""

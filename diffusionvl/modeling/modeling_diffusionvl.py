@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .attention import layer_masks
+from .attention import DENSE, FLEX, layer_masks, unreadable
 from .block_grid import clean_blocks, row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
@@ -98,13 +98,19 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _tied_weights_keys: dict[str, str] = {}  # of its own; PEFT adds the base's where it finds this
-    _supports_flash_attn = False
+    output_modalities = ("text",)  # which pipelines ask for
 
     def __init__(self, config: DiffusionVLConfig, base: PreTrainedModel | None = None) -> None:
         """Builds the model around `base`, or around a new base made from `config.base_config`."""
         if config.mask_token_id is None:
             raise UserError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
         super().__init__(config)
+        vocabulary = config.vocab_size if base is None else base.get_input_embeddings().num_embeddings
+        if config.mask_token_id >= vocabulary:
+            raise UserError(
+                f"config.mask_token_id is {config.mask_token_id}, but the embeddings have {vocabulary} rows; "
+                "give the id of a row"
+            )
         if base is None and caps_scores(config.base_config):
             config.base_config._attn_implementation = "eager"
         self.base = auto_class(config.base_config).from_config(config.base_config) if base is None else base
@@ -147,6 +153,20 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         """The base's LM head."""
         return self.base.get_output_embeddings()
 
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
+        """Replaces the base's LM head."""
+        self.base.set_output_embeddings(value)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """As in transformers, which knows nothing of masks that an implementation cannot read.
+
+        Raises:
+            UserError: The implementation cannot read a block-diffusion mask.
+        """
+        if attn_implementation not in (None, FLEX, *DENSE):
+            raise unreadable(attn_implementation)
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -180,7 +200,16 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             logits_to_keep: As in transformers; ignored beside `token_indices`.
             use_cache: As in transformers.
             **media: The base's image and video inputs; the types of tokens are read off their ids.
+
+        Raises:
+            UserError: `labels` are given, whose loss needs the noise that `BlockDiffusionTrainer` draws; or a 4-D mask
+                has no positions beside it.
         """
+        if media.pop("labels", None) is not None:
+            raise UserError(
+                "labels: a loss on tokens that the model sees is not the block-diffusion loss; train with "
+                "diffusionvl.BlockDiffusionTrainer, which masks them first"
+            )
         seen: TokenTags | Tensor
         if attention_mask is None or attention_mask.ndim == 2:
             seen = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
@@ -251,5 +280,5 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         return TokenTags(block_ids, stream_ids, document_ids)
 
 
-for _auto_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
+for _auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):
     _auto_class.register(DiffusionVLConfig, DiffusionVLForConditionalGeneration, exist_ok=True)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import transformers
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import is_torchvision_available
+
+from .configuration_diffusionvl import DiffusionVLConfig
 
 VIDEO_REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 
@@ -45,19 +47,27 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
 
 
 class DiffusionVLProcessor(ProcessorMixin):
-    """What `AutoProcessor` finds in an exported checkpoint: it loads the stock processor that the folder names."""
+    """What `AutoProcessor` finds in the folder of a block-diffusion model: it loads the base's stock processor.
+
+    `processor_config.json` names this class as `processor_class`, and the stock one as `base_processor_class`.
+    """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> ProcessorMixin:
-        """Loads the stock processor; where torchvision is missing, without its video part.
+        """Loads the stock processor, or a text model's tokenizer; where torchvision is missing, without its video part.
 
         Args:
             pretrained_model_name_or_path: Checkpoint folder or hub id.
             **kwargs: As in transformers.
         """
         settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        processor_class = getattr(transformers, settings["processor_class"])
+        if "base_processor_class" not in settings:  # a text model's folder holds a tokenizer alone
+            return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor_class = getattr(transformers, settings["base_processor_class"])
         if not is_torchvision_available():
             processor_class = without_video(processor_class)
             kwargs.setdefault("backend", "pil")
         return processor_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+AutoProcessor.register(DiffusionVLConfig, DiffusionVLProcessor, exist_ok=True)

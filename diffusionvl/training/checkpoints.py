@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.checkpoint import Checkpoint, name_processor
+from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from .run_folder import seal
 
 
@@ -33,6 +34,8 @@ class CheckpointTrainer(Trainer):
             pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
             pickled.unlink(missing_ok=True)
             pickled.with_suffix(".json").write_text(self._arguments + "\n", encoding="utf-8")
+            if isinstance(self.model.config, DiffusionVLConfig):
+                name_processor(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in transformers; the checkpoint is sealed when it is whole, and only then older ones are deleted."""

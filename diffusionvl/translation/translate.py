@@ -80,6 +80,7 @@ def translate(
     check_model(translated, base)
     if checkpoint.reads_images:
         check_images(translated, processor, base)
+    translated.generation_config.update(remasking="low_confidence_dynamic", confidence_threshold=0.9)
     translated.generation_config.eos_token_id = _eos_token_ids(model, processor)
     return translated, processor
 

@@ -99,9 +99,9 @@ def test_the_processor_is_the_one_that_the_folder_names(translated_dir, tmp_path
     shutil.copytree(translated_dir, tmp_path / "model")
     path = tmp_path / "model/processor_config.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"processor_class": "Qwen2VLProcessor"}))
+    path.write_text(json.dumps(settings | {"base_processor_class": "Qwen2VLProcessor"}))
     assert type(load_processor(str(tmp_path / "model"))).__name__ == "Qwen2VLProcessor"
-    path.write_text(json.dumps(settings | {"processor_class": "MyProcessor"}))
+    path.write_text(json.dumps(settings | {"base_processor_class": "MyProcessor"}))
     with pytest.raises(ValueError, match="MyProcessor is not one of transformers' processors"):
         load_processor(str(tmp_path / "model"))
     (tmp_path / "model/tokenizer_config.json").unlink()
