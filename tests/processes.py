@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 # A fork server imports once what every process needs; a process of its own then starts in no time.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["diffusionvl.train", "processes"])
+FORKS.set_forkserver_preload(["diffusionvl.commands.recipe", "diffusionvl.training.run", "processes"])
 
 
 def start(function, *args, world_size=1, **kwargs):
@@ -87,7 +87,8 @@ def train(argv, kill=None, term=None):
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    from diffusionvl import train as command
+    from diffusionvl.train import main
+    from diffusionvl.training import run as command
 
     if "--deepspeed" in argv:
         import deepspeed
@@ -107,7 +108,7 @@ def train(argv, kill=None, term=None):
         return trainer
 
     command.build_trainer = build_and_watch
-    return command.main(list(argv))
+    return main(list(argv))
 
 
 def interrupt(trainer, where, step, act):

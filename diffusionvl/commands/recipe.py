@@ -10,12 +10,13 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..modeling.errors import UserError
-from ..training.arguments import BlockDiffusionConfig, DataArguments, ModelArguments
+from ..training.arguments import BlockDiffusionConfig
+from ..training.model_arguments import DataArguments, ModelArguments
 from .command_line import Parser
 
 
 class _Parser(HfArgumentParser):
-    """Makes flags of the dataclasses' fields; an error comes without the usage of two hundred flags in front."""
+    """Makes flags of the dataclasses' fields; an error comes without the usage of two hundred flags before it."""
 
     error = Parser.error
 
@@ -29,7 +30,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key) for key, _ in node.value]
     twice = [key for key in keys if keys.count(key) > 1]
     if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands there twice", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
     return loader.construct_mapping(node)
 
 
@@ -76,7 +77,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Reads a YAML recipe.
 
     Raises:
-        UserError: The file is missing, broken or no mapping of keys to values.
+        UserError: The file is missing, broken or not a mapping of keys to values.
     """
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -101,7 +102,7 @@ def recipe_flags(recipe: dict[str, Any]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """One YAML value as it is written behind its flag."""
+    """One YAML value as it is written after its flag."""
     if isinstance(value, bool):  # a plain `no` is false in YAML, but also the name of a strategy
         return "yes" if value else "no"
     if value is None:

@@ -51,9 +51,8 @@ class Checks(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Finding:
-        try:
-            row, truncated = self.rows[index]
-        except DataError as error:
+        row, truncated, error = self.rows[index]
+        if error is not None:
             return Finding(self._problems(index, error))
         if row is None:
             return Finding(name=self.rows.records[index].name, truncated=True)

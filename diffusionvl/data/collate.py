@@ -39,9 +39,9 @@ def collate(
 
     Returns:
         `input_ids`, `labels`, `block_ids`, `stream_ids`, `document_ids` (0 to K - 1 over the batch, -1 for padding)
-        [B, T], `position_ids` [A, B, T], `media_twins` [2, n] (noisy placeholders and their clean twins, as indices
-        into the flattened batch), `rows` [K] (the documents' indices in the data set), and the media inputs,
-        concatenated in the order of the documents.
+        [B, T], `position_ids` [A, B, T], `twins` [B, T] (the clean twin of each token, as an index into the flattened
+        batch), `media_twins` [2, n] (noisy placeholders and their clean twins, likewise), `rows` [K] (the documents'
+        indices in the data set), and the media inputs, concatenated in the order of the documents.
     """
     documents = [row for pack in packs for row in pack]
     indices = torch.tensor([row.index for row in documents])
@@ -66,6 +66,7 @@ def collate(
         "document_ids": _pad(document_ids, width, PADDING),
         "position_ids": torch.stack([_pad_last(row.position_ids, width, 0) for row in rows], dim=1),
         "media_twins": torch.stack([noisy, twins.flatten()[noisy]]),
+        "twins": twins,
         "rows": indices,
     }
     names = dict.fromkeys(name for row in documents for name in row.media)

@@ -3,6 +3,7 @@
 Legend: A axes of a position, L clean tokens, R tokens of a noisy copy, T tokens of the row, D block size.
 """
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,7 @@ def build_row(
     fill_id: int,
     layout: str = "response_only",
     views: int = 1,
+    mask_block_ids: Tensor | None = None,
 ) -> Row:
     """Puts noisy copies of the supervised blocks behind a clean stream.
 
@@ -69,13 +71,15 @@ def build_row(
     Args:
         input_ids: Clean tokens [L].
         labels: The token itself where it carries loss, else -100 [L].
-        block_ids: Block of each token [L].
+        block_ids: Block that each token is denoised with [L].
         position_ids: [A, L].
         block_size: D.
         fill_id: The end-of-turn id.
         layout: `response_only`: copy the supervised blocks. `two_stream`: copy all, the reference's layout and the
             oracle of the other. `clean`: copy nothing, for the AR objective.
-        views: K, how many noisy copies there are, one behind the other.
+        views: K, the number of noisy copies, one after another.
+        mask_block_ids: Block of each clean token as the mask reads it [L], where it is another one: a causal clean
+            stream numbers its tokens one by one, and a noisy block has the number of its first token.
 
     Returns:
         The row, T = L + K R tokens.
@@ -87,22 +91,51 @@ def build_row(
         raise UserError(f"layout must be one of {LAYOUTS}, got {layout!r}")
     length = len(input_ids)
     twins = torch.arange(length)
+    clean_numbers = block_ids if mask_block_ids is None else mask_block_ids
     if layout == "clean":
         labels = torch.cat([torch.full_like(labels[:1], IGNORED), labels[1:]])  # no token predicts the first one
-        return Row(input_ids, labels, block_ids, torch.zeros_like(input_ids), position_ids, twins)
+        return Row(input_ids, labels, clean_numbers, torch.zeros_like(input_ids), position_ids, twins)
     supervised_blocks = block_ids[labels != IGNORED].unique()
     copied = torch.ones_like(input_ids).bool() if layout == "two_stream" else torch.isin(block_ids, supervised_blocks)
     ends = (input_ids == fill_id) & (labels != IGNORED)
     source, fill = _with_fill(copied, ends, labels, block_ids, block_size)
     noisy_labels = torch.where(fill > 0, fill_id, labels[source])
+    numbers = clean_numbers[torch.searchsorted(block_ids, block_ids)][source]  # of each block's first token
     return Row(
         input_ids=torch.cat([input_ids, *[torch.where(fill > 0, fill_id, input_ids[source])] * views]),
         labels=torch.cat([torch.full_like(labels, IGNORED), *[noisy_labels] * views]),
-        block_ids=torch.cat([block_ids, *[block_ids[source]] * views]),
+        block_ids=torch.cat([clean_numbers, *[numbers] * views]),
         stream_ids=torch.cat([torch.zeros_like(input_ids), *(torch.full_like(source, k + 1) for k in range(views))]),
         position_ids=torch.cat([position_ids, *[position_ids[:, source] + fill] * views], dim=1),
         twins=torch.cat([twins, *[source] * views]),
     )
+
+
+def draft_blocks(supervised: Tensor, block_size: int, source: random.Random) -> Tensor:
+    """Blocks that draft training denoises: each response is cut at random, since verification may end at any token.
+
+    The first block of a response has 1 to D tokens, the others D. With D = 4, a prompt of 3 tokens and a response of 7
+    whose first block has 2::
+
+        tokens     p  p  p  r  r  r  r  r  r  r
+        blocks     0  0  0  1  1  2  2  2  2  3
+
+    Args:
+        supervised: Whether a token carries loss [L].
+        block_size: D.
+        source: Where the first blocks' lengths come from.
+
+    Returns:
+        The block of each token [L], ascending.
+    """
+    starts = torch.zeros_like(supervised)
+    padded = torch.nn.functional.pad(supervised, (1, 1)).int().diff()
+    begins, ends = (padded == 1).nonzero()[:, 0].tolist(), (padded == -1).nonzero()[:, 0].tolist()
+    for begin, end in zip(begins, ends, strict=True):
+        starts[begin] = True
+        starts[begin + source.randint(1, block_size) : end : block_size] = True
+        starts[end : end + 1] = True
+    return starts.long().cumsum(0)
 
 
 def _with_fill(

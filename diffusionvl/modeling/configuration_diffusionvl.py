@@ -27,6 +27,9 @@ class DiffusionVLConfig(PreTrainedConfig):
         response_header_ids: The ids that open a response (for Qwen `<|im_start|>assistant\\n`). With
             `block_origin="response"` they tell where a prompt's earlier responses stand.
         base_model_name_or_path: The AR checkpoint that was translated, for the model card.
+        draft_adapter: Of a draft-only checkpoint, the settings of its adapter (`modeling/draft_adapter.py`): `rank`,
+            `alpha`, `base`, the AR checkpoint whose weights it belongs to, or None where they are in the same folder,
+            and `fingerprint`, by which those weights are recognised.
 
     Raises:
         UserError: A field has a value outside its range.
@@ -47,6 +50,7 @@ class DiffusionVLConfig(PreTrainedConfig):
         clean_attention: Literal["block", "causal"] = "block",
         response_header_ids: list[int] | None = None,
         base_model_name_or_path: str | None = None,
+        draft_adapter: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
@@ -67,6 +71,8 @@ class DiffusionVLConfig(PreTrainedConfig):
             raise UserError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
         if clean_attention not in CLEAN_ATTENTION:
             raise UserError(f"clean_attention must be one of {CLEAN_ATTENTION}, got {clean_attention!r}")
+        if draft_adapter is not None and clean_attention != "causal":
+            raise UserError(f"a draft_adapter needs clean_attention 'causal', got {clean_attention!r}")
         if base_config is not None:
             text = base_config.get_text_config(decoder=True).to_dict()
             # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.
@@ -84,6 +90,7 @@ class DiffusionVLConfig(PreTrainedConfig):
         self.clean_attention = clean_attention
         self.response_header_ids = list(response_header_ids or [])
         self.base_model_name_or_path = base_model_name_or_path
+        self.draft_adapter = draft_adapter
 
     @property
     def end_of_turn_ids(self) -> list[int]:

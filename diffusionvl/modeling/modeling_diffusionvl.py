@@ -8,16 +8,19 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from .attention import DENSE, FLEX, layer_masks, unreadable
 from .block_grid import clean_blocks, row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
+from .draft_adapter import DraftAdapter, noisy_indices, weights_fingerprint
 from .errors import UserError
 from .families import (
     auto_class,
@@ -34,6 +37,14 @@ from .families import (
 )
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_diffusionvl import DiffusionVLGenerationMixin
+
+BASE_SETTINGS = (
+    "dtype",
+    "torch_dtype",
+    "device_map",
+    "quantization_config",
+    "attn_implementation",
+)  # of a draft's base
 
 
 @contextmanager
@@ -124,6 +135,39 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
                 "reads whole; use block_origin='response'"
             )
         self.generation_config = DiffusionVLGenerationConfig.from_model_config(config)
+        self.draft: DraftAdapter | None = None
+        if config.draft_adapter is not None:
+            settings = config.draft_adapter
+            self.draft = DraftAdapter(self.base, config.mask_token_id, settings["rank"], settings["alpha"])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a draft-only checkpoint brings its base from where that is.
+
+        Raises:
+            UserError: The base has other weights than those that the adapter was trained on.
+        """
+        config = kwargs.get("config") or DiffusionVLConfig.from_pretrained(pretrained_model_name_or_path)
+        settings = config.draft_adapter
+        if settings is None or settings["base"] is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        path = settings["base"]
+        if settings["fingerprint"] not in (None, weights_fingerprint(path)):
+            raise UserError(
+                f"{pretrained_model_name_or_path}: its adapter was trained on other weights than those of {path}; put "
+                "the right base there, or its path into draft_adapter of config.json"
+            )
+        base_settings = {name: kwargs[name] for name in BASE_SETTINGS if name in kwargs}
+        if caps_scores(config.base_config):
+            base_settings["attn_implementation"] = "eager"
+        base = auto_class(config.base_config).from_pretrained(path, **base_settings)
+        model = cls(config, base.base if isinstance(base, cls) else base)
+        weights = load_file(cached_file(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME))
+        assert model.draft is not None
+        model.draft.load_state_dict({name.removeprefix("draft."): value for name, value in weights.items()})
+        model.draft.to(base.dtype).to(base.device)
+        info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
+        return (model.eval(), info) if kwargs.get("output_loading_info") else model.eval()
 
     @property
     def all_tied_weights_keys(self) -> dict[str, str]:
@@ -135,7 +179,13 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         """Set by transformers in `post_init`; the base's own are the ones that count."""
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As in transformers; the code of a base that is not in transformers goes into the folder, too."""
+        """As in transformers; the code of a base that is not in transformers goes into the folder, too.
+
+        Of a draft-only model, the adapter alone is saved, unless `config.draft_adapter` names no base.
+        """
+        if self.draft is not None and self.config.draft_adapter["base"] is not None:
+            weights = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = {name: value for name, value in weights.items() if name.startswith("draft.")}
         super().save_pretrained(save_directory, **kwargs)
         if type(self.base).__module__.startswith("transformers_modules."):
             for part in (self.base.config, self.base):
@@ -191,7 +241,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             position_ids: [A, B, T]; left out, those of clean rows are computed from `input_ids`.
             block_ids: Block of each token as the mask reads it [B, T] (`TokenTags.block`); left out, the row is clean
                 and has those of `clean_blocks`.
-            stream_ids: 0 for clean, 1, 2, ... for noisy copies [B, T]; all clean if left out.
+            stream_ids: 0 for clean, 1, 2, ... for noisy copies [B, T]; all clean if left out. A draft adapter acts on
+                noisy tokens, beside a 4-D mask, too.
             document_ids: Document of each token [B, T], -1 for padding; one document if left out.
             media_twins: As of `media_features_of_twins`.
             past_key_values: Cache of clean tokens before these, for `use_cache`; needs a 4-D `attention_mask`.
@@ -219,6 +270,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             raise UserError("a 4-D attention_mask needs explicit position_ids")
         else:
             seen = attention_mask
+        if self.draft is not None:
+            self.draft.indices = noisy_indices(stream_ids)
         inputs: dict[str, Any] = dict(
             input_ids=input_ids,
             attention_mask=layer_masks(self.base, self.windows, seen, position_ids[0], key_positions),

@@ -1,7 +1,8 @@
 """Training: joins data, objective and model in a subclass of transformers' Trainer."""
 
-from .arguments import BlockDiffusionConfig, DataArguments, ModelArguments
+from .arguments import BlockDiffusionConfig
 from .dataset import RowDataset
+from .model_arguments import DataArguments, ModelArguments
 from .packed_dataset import PackedRowDataset, measure_rows
 from .trainer import BlockDiffusionTrainer
 

@@ -1,24 +1,23 @@
-"""Arguments of a training run: three flat dataclasses, one YAML recipe, command-line overrides."""
+"""Settings of a training run beside model and records: transformers' own, and the objective's."""
 
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
 import torch
 from transformers import SchedulerType, TrainingArguments
-from transformers.utils import is_peft_available
+from transformers.integrations import get_available_reporting_integrations
 
-from ..data.record import SUPERVISIONS
-from ..data.sources.records import KINDS
 from ..modeling.errors import UserError
+from ..objective.distillation import DRAFT_NOISES, TARGETS
 from ..objective.loss import NORMALIZERS, WEIGHTINGS
 from ..objective.noise_schedule import NOISE_ORDERS
+from .model_arguments import check_choice
 from .parts import PARTS
 
 OBJECTIVES = ("block_diffusion", "ar")
-QUANTIZATIONS = ("4bit",)
 STAGES = ("ar", "align", "translate")
-DTYPES = ("float32", "bfloat16", "auto")
 LEAST = {
     "learning_rate": 0,
     "vision_learning_rate": 0,
@@ -33,81 +32,45 @@ LEAST = {
     "peak_tflops": 1e-3,
     "sample_steps": 1,
     "sample_count": 1,
+    "ar_weight": 0,
+    "draft_decay": 1e-3,
+    "teacher_top_k": 1,
 }
-ATTENTIONS = ("auto", "sdpa", "flex")
+# Settings of transformers that would do nothing here, or break the objective, and why.
+UNUSED = {
+    "label_smoothing_factor": "the loss is a cross-entropy with the tokens themselves",
+    "use_liger_kernel": "the LM head already sees the predicted tokens alone",
+    "liger_kernel_config": "the LM head already sees the predicted tokens alone",
+    "auto_find_batch_size": "the rows of a step are fixed; take a smaller per_device_train_batch_size",
+    "remove_unused_columns": "rows have no columns",
+    "length_column_name": "rows have no columns",
+    "label_names": "rows carry their labels themselves",
+    "include_for_metrics": "evaluation computes the loss alone",
+    "batch_eval_metrics": "evaluation computes the loss alone",
+    "eval_do_concat_batches": "evaluation computes the loss alone",
+    "eval_use_gather_object": "evaluation computes the loss alone",
+    "eval_accumulation_steps": "evaluation computes the loss alone",
+    "do_predict": "training predicts nothing",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
+}
 
 
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{name} must be one of {known}, got {value!r}")
+def _is_default(settings: Any, setting: Field) -> bool:
+    """Whether nobody has set a setting."""
+    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    return getattr(settings, setting.name) == default
 
 
-@dataclass
-class ModelArguments:
-    """Which model is trained."""
+def _check_trackers(names: list[str]) -> None:
+    """Raises a UserError if a service that a run reports to cannot be used."""
+    for name in set(names) - {"none", "all"}:
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"report_to {name!r} needs its package; `pip install {name}`, or set report_to to none")
+        if name == "wandb" and os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun"):
+            import wandb
 
-    model: str = field(
-        metadata={"help": "checkpoint folder or hub id: made by `diffusionvl translate` for block diffusion, or AR"}
-    )
-    dtype: str = field(default="float32", metadata={"help": f"type of the weights, one of {DTYPES}"})
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code from the model's folder or repository"})
-    attention: str = field(
-        default="auto",
-        metadata={"help": f"of the language model, one of {ATTENTIONS}; auto is flex on a GPU and sdpa on a CPU"},
-    )
-    lora_r: int | None = field(default=None, metadata={"help": "rank of LoRA matrices; without it all is trained"})
-    lora_alpha: int | None = field(default=None, metadata={"help": "their scale is lora_alpha / lora_r; 2 by default"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of them"})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "names of the linear layers that get them, such as q_proj; all by default"}
-    )
-    quantization: str | None = field(default=None, metadata={"help": "4bit: QLoRA, by bitsandbytes on an NVIDIA GPU"})
-
-    def __post_init__(self) -> None:
-        _check("dtype", self.dtype, DTYPES)
-        _check("attention", self.attention, ATTENTIONS)
-        if self.lora_r is not None and self.lora_r < 1:
-            raise UserError(f"lora_r must be at least 1, got {self.lora_r}")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
-        if self.quantization is not None:
-            _check("quantization", self.quantization, QUANTIZATIONS)
-        others = ("lora_alpha", "lora_dropout", "lora_target_modules", "quantization")
-        given = [name for name in others if getattr(self, name)]
-        if self.lora_r is not None and not is_peft_available():
-            raise UserError("lora_r needs PEFT; install it with `pip install 'diffusionvl[train]'`")
-        if self.lora_r is None and given:
-            raise UserError(f"{given[0]} does nothing without lora_r; give lora_r, such as 16")
-
-
-@dataclass
-class DataArguments:
-    """Which records it is trained on, and how they become rows."""
-
-    train_records: list[str] = field(metadata={"help": f"{KINDS}; or several"})
-    eval_records: list[str] | None = field(default=None, metadata={"help": "the same, for the evaluation loss"})
-    image_root: str | None = field(
-        default=None,
-        metadata={"help": "folder that image paths start from and may not leave; the record file's by default"},
-    )
-    max_length: int | None = field(default=None, metadata={"help": "longest clean stream in tokens; longer is cut"})
-    supervision: str = field(default="assistant", metadata={"help": f"which tokens carry loss, of {SUPERVISIONS}"})
-    packing: bool = field(default=False, metadata={"help": "put several records into a row"})
-    pack_tokens: int = field(default=8192, metadata={"help": "packing: tokens of a row, clean and noisy ones"})
-    pack_images: int = field(default=16, metadata={"help": "packing: images of a row"})
-    noisy_views: int = field(default=1, metadata={"help": "noisy copies of the responses behind one clean stream"})
-    max_bad_samples: int = field(
-        default=0, metadata={"help": "records that may be left out because they cannot be used; an error by default"}
-    )
-
-    def __post_init__(self) -> None:
-        _check("supervision", self.supervision, SUPERVISIONS)
-        for name in ("max_length", "pack_tokens", "pack_images", "noisy_views"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
-        if self.max_bad_samples < 0:
-            raise UserError(f"max_bad_samples must be at least 0, got {self.max_bad_samples}")
+            if not wandb.login(prompt=False):
+                raise UserError("report_to 'wandb' needs a login; run `wandb login`, or set WANDB_MODE=offline")
 
 
 @dataclass
@@ -127,6 +90,39 @@ class BlockDiffusionConfig(TrainingArguments):
     complementary: bool = field(
         default=False, metadata={"help": "of two noisy views, the second masks what the first leaves (noisy_views: 2)"}
     )
+    ar_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the next-token loss on the clean stream, beside the diffusion loss; needs "
+            "clean_attention causal"
+        },
+    )
+    draft: bool = field(
+        default=False,
+        metadata={
+            "help": "train drafts, blocks that begin at random, for speculative decoding; needs clean_attention causal"
+        },
+    )
+    draft_noise: str = field(
+        default="full",
+        metadata={"help": f"what a draft begins with, one of {DRAFT_NOISES}: masks alone, or some of the tokens"},
+    )
+    draft_decay: float | None = field(
+        default=None, metadata={"help": "place k of a draft weighs exp(-(k - 1) / draft_decay); 1 by default"}
+    )
+    random_block_size: bool = field(
+        default=False, metadata={"help": "draw the size of a row's drafts, up to the checkpoint's block size"}
+    )
+    targets: str = field(
+        default="data",
+        metadata={
+            "help": f"what drafts learn, one of {TARGETS}: the records' tokens, or what the clean stream predicts"
+        },
+    )
+    teacher_top_k: int | None = field(
+        default=None,
+        metadata={"help": "targets teacher: its most probable tokens, the only ones that count; all by default"},
+    )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}
     )
@@ -135,7 +131,7 @@ class BlockDiffusionConfig(TrainingArguments):
     )
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "learning rate schedule"})
     warmup_steps: float = field(default=0.03, metadata={"help": "warm-up steps, or their share if below 1"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "rows are no columns: keep this off"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "not used: rows have no columns"})
     report_to: str | None = field(default="none", metadata={"help": "wandb, tensorboard, trackio or none"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
     global_batch_size: int | None = field(
@@ -150,7 +146,7 @@ class BlockDiffusionConfig(TrainingArguments):
     )
     sample_steps: int | None = field(default=None, metadata={"help": "steps between two tables of answers; none"})
     sample_count: int = field(default=4, metadata={"help": "answers in such a table"})
-    dry_run: bool = field(default=False, metadata={"help": "tell shapes, steps and memory, and train nothing"})
+    dry_run: bool = field(default=False, metadata={"help": "print shapes, steps and memory, and train nothing"})
     dry_run_processes: int = field(default=1, metadata={"help": "processes that the dry run plans for"})
     dataloader_multiprocessing_context: str | None = field(
         default=None, metadata={"help": "how processes that load data start; fork by default"}
@@ -169,16 +165,19 @@ class BlockDiffusionConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        _check("objective", self.objective, OBJECTIVES)
-        _check("normalizer", self.normalizer, NORMALIZERS)
-        _check("noise_order", self.noise_order, NOISE_ORDERS)
-        _check("weighting", self.weighting, WEIGHTINGS)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("targets", self.targets, TARGETS)
+        check_choice("draft_noise", self.draft_noise, DRAFT_NOISES)
+        self._check_draft()
+        check_choice("normalizer", self.normalizer, NORMALIZERS)
+        check_choice("noise_order", self.noise_order, NOISE_ORDERS)
+        check_choice("weighting", self.weighting, WEIGHTINGS)
         if self.weighting == "mask_ratio" and self.noise_order == "reference":
             raise UserError(
                 "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference"
             )
         for module in self.train_modules or []:
-            _check("train_modules", module, PARTS)
+            check_choice("train_modules", module, PARTS)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false
@@ -189,7 +188,12 @@ class BlockDiffusionConfig(TrainingArguments):
             raise UserError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
         if not self.output_dir:
             raise UserError("output_dir is not set; give the folder for the trained model")
+        for name in UNUSED.keys() & {each.name for each in fields(self) if not _is_default(self, each)}:
+            raise UserError(f"{name}={getattr(self, name)!r} is not used here, since {UNUSED[name]}; take it out")
+        if self.optim_args and not all(len(pair.split("=")) == 2 for pair in self.optim_args.split(",")):
+            raise UserError(f"optim_args must read name=value,name=value, got {self.optim_args!r}")
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
+        _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to)
         if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
             self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
         started = int(os.environ.get("WORLD_SIZE", 1))
@@ -211,9 +215,22 @@ class BlockDiffusionConfig(TrainingArguments):
         if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch
             self.dataloader_pin_memory = False
 
+    def _check_draft(self) -> None:
+        """Raises a UserError for settings of drafts without drafts, or that drafts exclude."""
+        defaults = {"draft_decay": None, "random_block_size": False, "targets": "data", "draft_noise": "full"}
+        for name, default in defaults.items():
+            if not self.draft and getattr(self, name) != default:
+                raise UserError(f"{name}={getattr(self, name)!r} belongs to drafts; add draft: true, or take it out")
+        if self.teacher_top_k is not None and self.targets != "teacher":
+            raise UserError("teacher_top_k needs targets 'teacher'; set it, or take teacher_top_k out")
+        if (self.draft or self.ar_weight) and self.objective == "ar":
+            raise UserError("draft and ar_weight belong to objective 'block_diffusion'; take them out for 'ar'")
+        if self.draft and (self.noise_order == "reference" or self.dataloader_persistent_workers):
+            raise UserError("draft cuts rows anew in each epoch; take dataloader_persistent_workers or noise_order out")
+
     def _check_stage(self, stage: str) -> None:
         """Raises a UserError if the recipe is for another stage."""
-        _check("stage", stage, STAGES)
+        check_choice("stage", stage, STAGES)
         if stage == "align" and self.train_modules != ["projector"]:
             raise UserError(f"stage 'align' trains the projector alone, got train_modules={self.train_modules}")
         if stage != "align" and (stage == "ar") != (self.objective == "ar"):

@@ -1,55 +1,78 @@
-"""How a trainer saves checkpoints that are whole, and loads them by name.
+"""How the trainer saves checkpoints that are whole, and loads them by the names of their weights.
 
-Everything else of training is in `trainer.py`.
+Everything else about the trainer is in `trainer.py`.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.checkpoint import Checkpoint, name_processor
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
-from .run_folder import seal
+from .run_folder import SETTINGS_NAME, delete_old_checkpoints, seal, sync, unfinished
 
 
 class CheckpointTrainer(Trainer):
-    """transformers' Trainer with sealed checkpoints without pickles, in the names of `from_pretrained`."""
+    """transformers' Trainer with sealed checkpoints without pickles, in the names of `from_pretrained`.
+
+    Attributes:
+        settings: What a checkpoint records as the settings of its run; a resumed run is compared with them.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._arguments = self.args.to_json_string()
+        self.settings: dict[str, Any] = self.args.to_dict()
+        self._run_dir = self.args.output_dir
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes a checkpoint: a folder of its own until all of it is there."""
+        return self._run_dir
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """As in transformers, with tied weights once and the arguments as JSON in place of a pickle."""
-        if state_dict is not None:  # ZeRO-2 gives copies, of which save_pretrained cannot tell that they are tied
+        """As in transformers, with tied weights once and the settings as JSON in place of a pickle."""
+        if state_dict is not None:  # ZeRO-2 gives copies, of which save_pretrained cannot see that they are tied
             ties = self.model.all_tied_weights_keys
             state_dict = {name: value for name, value in state_dict.items() if name not in ties}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            pickled = Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
-            pickled.unlink(missing_ok=True)
-            pickled.with_suffix(".json").write_text(self._arguments + "\n", encoding="utf-8")
+            folder = Path(output_dir or self.args.output_dir)
+            Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            Path(folder, SETTINGS_NAME).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
             if isinstance(self.model.config, DiffusionVLConfig):
-                name_processor(output_dir or self.args.output_dir)
+                name_processor(str(folder))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in transformers; the checkpoint is sealed when it is whole, and only then older ones are deleted."""
-        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
-        self.accelerator.wait_for_everyone()
+        """As in transformers; a checkpoint gets its name when it is whole and sealed, and only then old ones go."""
+        out = self.args.output_dir
+        final = Path(out, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
+        best = self.state.best_model_checkpoint
+        with unfinished(out, self.args.should_save) as folder:
+            self.accelerator.wait_for_everyone()
+            self._run_dir = str(folder)
+            super()._save_checkpoint(model, trial)
+            self._run_dir = out
+            self.args.save_total_limit = limit
+            self.state.best_model_checkpoint = best  # transformers looks for it beside the unfinished one
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                written = folder / final.name
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                seal(written)
+                shutil.rmtree(final, ignore_errors=True)  # a damaged one
+                written.replace(final)
+                sync(final.parent)
         if self.args.should_save:
-            seal(folder)
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
+            delete_old_checkpoints(out, limit, best)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         """Loads weights as `from_pretrained` does.

@@ -1,5 +1,6 @@
 """Rows of a data set, made when they are asked for."""
 
+import random
 import sys
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ from transformers.modeling_utils import set_zero3_state
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder, Encoded
 from ..data.record import DataError, Record, Records
-from ..data.streams import IGNORED, Row, build_row
-from ..modeling.block_grid import keep_whole, row_blocks
+from ..data.streams import IGNORED, Row, build_row, draft_blocks
+from ..modeling.block_grid import clean_blocks, keep_whole, row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import (
@@ -28,26 +29,36 @@ from ..modeling.families import (
 )
 
 
-class Item(NamedTuple):
+class Outcome(NamedTuple):
     """What became of a record.
 
     Attributes:
         row: Its row, or None if truncation left nothing to learn from, or if the record cannot be used.
         truncated: Whether it was truncated.
+        error: Why the record cannot be used. It is a value, since an exception would leave a data loading process as
+            the text of a traceback.
     """
 
     row: Row | None
     truncated: bool
-
-    @property
-    def bad(self) -> bool:
-        """Whether the record cannot be used."""
-        return self.row is None and not self.truncated
+    error: DataError | None = None
 
 
-def tell_left_out(error: DataError) -> None:
-    """Says on stderr which record is left out, and why."""
+def report_left_out(error: DataError) -> None:
+    """Prints on stderr which record is left out, and why."""
     print(f"diffusionvl train: left out, as max_bad_samples allows: {error}", file=sys.stderr)
+
+
+class DraftBlocks(NamedTuple):
+    """How draft training cuts responses into noisy blocks, at random in each epoch.
+
+    Attributes:
+        seed: Seed of the run.
+        random_size: Whether a row's block size is drawn from 2 to the checkpoint's D.
+    """
+
+    seed: int
+    random_size: bool = False
 
 
 class RowDataset(Dataset):
@@ -59,8 +70,9 @@ class RowDataset(Dataset):
         config: Config of the model: a `DiffusionVLConfig`, or an AR model's for the AR objective.
         layout: A layout of `build_row`; by default `response_only` for a `DiffusionVLConfig` and `clean` for AR.
         views: Noisy copies of the supervised blocks in a row.
-        max_bad_samples: How many records may be left out because they cannot be used. At 0 such a record is an error;
-            otherwise it is told on stderr and counted, and the trainer stops when there are more.
+        max_bad_samples: Number of records that may be left out because they cannot be used. At 0 such a record stops
+            the trainer; otherwise it is reported on stderr and counted, and the trainer stops when there are more.
+        draft: How draft training cuts responses; by the config's block grid if left out.
 
     Raises:
         UserError: Encoder and model disagree about the token that closes a turn.
@@ -74,6 +86,7 @@ class RowDataset(Dataset):
         layout: str | None = None,
         views: int = 1,
         max_bad_samples: int = 0,
+        draft: DraftBlocks | None = None,
     ) -> None:
         self.records = records
         self.encoder = encoder
@@ -87,16 +100,18 @@ class RowDataset(Dataset):
                 f"model's eos_token_id is {config.eos_token_id}; translate its base again, with this template"
             )
         self.views = views
+        self.draft = draft
+        self.epoch = 0
         self.max_bad_samples = max_bad_samples
-        self.pad_to_multiple_of = 1  # the width of a batch is a multiple of this,
-        self.least_width = 0  # and not smaller
+        self.pad_to_multiple_of = 1  # of the width of a batch
+        self.least_width = 0  # of a batch
         self._meta_base: PreTrainedModel | None = None
         self._filler: Row | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Outcome:
         try:
             record = self.records[index]
             encoded = self.encoder.encode(record)
@@ -104,18 +119,19 @@ class RowDataset(Dataset):
             if positions is not None:
                 self._check_positions(positions, record.name)
         except DataError as error:
-            if not self.max_bad_samples:
-                raise
-            tell_left_out(error)
-            return Item(None, truncated=False)
+            if self.max_bad_samples:
+                report_left_out(error)
+            return Outcome(None, truncated=False, error=error)
         if encoded is None or positions is None:
-            return Item(None, truncated=True)
-        row = self._row(encoded, positions)
+            return Outcome(None, truncated=True)
+        row = self._row(encoded, positions, index)
         row.media, row.index, row.name = encoded.media, index, record.name
-        return Item(row, encoded.truncated)
+        return Outcome(row, encoded.truncated)
 
     def measure(self, index: int) -> tuple[int, int]:
         """Tokens and images of a row, without its pixels; (0, 0) if truncation leaves nothing to learn from.
+
+        Rows of draft training are no longer than that, by up to a block for each response.
 
         Raises:
             DataError: The record cannot be used.
@@ -123,18 +139,25 @@ class RowDataset(Dataset):
         encoded = self.encoder.encode(self.records[index], render=False)
         if encoded is None:
             return 0, 0
-        return len(self._row(encoded, torch.empty(0, len(encoded.input_ids), dtype=torch.long))), encoded.images
+        length = len(encoded.input_ids)
+        if self.draft is not None:  # the longest of the rows that it may become
+            supervised = encoded.labels != IGNORED
+            responses = int(supervised[:1].sum() + (supervised[1:] & ~supervised[:-1]).sum())
+            noisy = int(supervised.sum()) + responses * (self.config.block_size - 1)
+            return length + self.views * noisy, encoded.images
+        return len(self._row(encoded, torch.empty(0, length, dtype=torch.long), index)), encoded.images
 
-    def collate(self, items: list[Item | list[Item]]) -> dict[str, Any]:
+    def collate(self, outcomes: list[Outcome | list[Outcome]]) -> dict[str, Any]:
         """Pads rows into a batch, without the records that became none; these are counted in the batch.
 
-        If none is left, the batch is a row of one token that carries no loss: all processes take the same steps.
+        If none is left, the batch is a row of one token that carries no loss, so that all processes take the same
+        steps. `error` in the batch is the first record that may not be left out; the trainer raises it.
 
         Args:
-            items: For each row of the batch, what became of its record, or of its records if they are packed.
+            outcomes: For each row of the batch, what became of its record, or of its records if they are packed.
         """
-        packs = [item if isinstance(item, list) else [item] for item in items]
-        rows = [[item.row for item in pack if item.row is not None] for pack in packs]
+        packs = [outcome if isinstance(outcome, list) else [outcome] for outcome in outcomes]
+        rows = [[outcome.row for outcome in pack if outcome.row is not None] for pack in packs]
         rows = [pack for pack in rows if pack] or [[self._empty_row()]]
         batch = collate(
             rows,
@@ -144,32 +167,37 @@ class RowDataset(Dataset):
             self.pad_to_multiple_of,
             self.least_width,
         )
-        every = [item for pack in packs for item in pack]
+        every = [outcome for pack in packs for outcome in pack]
+        errors = [outcome.error for outcome in every if outcome.error is not None]
         counts = {
-            "truncated": sum(item.truncated for item in every),
-            "dropped": sum(item.truncated and item.row is None for item in every),
-            "bad_samples": sum(item.bad for item in every),
+            "truncated": sum(outcome.truncated for outcome in every),
+            "dropped": sum(outcome.truncated and outcome.row is None for outcome in every),
+            "bad_samples": len(errors),
         }
+        batch["error"] = errors[0] if errors and not self.max_bad_samples else None
         return batch | {name: torch.tensor(count) for name, count in counts.items()}
 
-    def _row(self, encoded: Encoded, positions: Tensor) -> Row:
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch; draft training cuts rows anew."""
+        self.epoch = epoch
+
+    def _row(self, encoded: Encoded, positions: Tensor, index: int) -> Row:
         """The row of an encoded record."""
         ids = encoded.input_ids
-        return build_row(
-            ids,
-            encoded.labels,
-            self._blocks(ids),
-            positions,
-            self.config.block_size if self.diffusion else 1,
-            self.encoder.end_of_turn_id,
-            self.layout,
-            self.views,
-        )
+        size = self.config.block_size if self.diffusion else 1
+        if self.draft is not None:
+            source = random.Random(f"{self.draft.seed}-{self.epoch}-{index}")
+            size = source.randint(min(2, size), size) if self.draft.random_size else size
+            blocks = draft_blocks(encoded.labels != IGNORED, size, source)
+        else:
+            blocks = row_blocks(self.config, ids) if self.diffusion else self._token_blocks(ids)
+        causal = self.diffusion and self.config.clean_attention == "causal"
+        mask_blocks = clean_blocks(self.config, ids) if causal else None
+        end = self.encoder.end_of_turn_id
+        return build_row(ids, encoded.labels, blocks, positions, size, end, self.layout, self.views, mask_blocks)
 
-    def _blocks(self, input_ids: Tensor) -> Tensor:
-        """Block of each clean token [L]; for AR, of one token each, but for images that are read whole."""
-        if self.diffusion:
-            return row_blocks(self.config, input_ids)
+    def _token_blocks(self, input_ids: Tensor) -> Tensor:
+        """Block of each clean token [L] of an AR model: one each, but for images that are read whole."""
         blocks = torch.arange(len(input_ids))
         if reads_images_whole(self.base_config):
             return keep_whole(blocks, media_types(self.base_config, input_ids) > 0)

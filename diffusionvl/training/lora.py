@@ -18,8 +18,9 @@ from transformers.utils import is_bitsandbytes_available
 from ..checkpoints.checkpoint import Checkpoint
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from .arguments import BlockDiffusionConfig, ModelArguments
+from .arguments import BlockDiffusionConfig
 from .cost.plan import build_meta_model
+from .model_arguments import ModelArguments
 from .parts import Parts
 
 

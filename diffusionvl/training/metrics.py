@@ -7,10 +7,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+
+from ..modeling.block_masks import CLEAN, PADDING
+from ..objective.loss import IGNORED
+from .losses import COUNTS, TokenLosses
 
 BUCKETS = 4  # of t, for the cross-entropy
 COUNTED = ("clean", "noisy", "supervised")  # kinds of tokens
@@ -50,9 +55,27 @@ class TrainingMetrics:
         """A sum of this process alone, as it stands."""
         return float(self._sums[name])
 
-    def add_predictions(self, logits: Tensor, targets: Tensor) -> None:
-        """Adds to the accuracy: logits [M, V] and right tokens [M]."""
-        self.add(correct=(logits.detach().argmax(-1) == targets).sum(), targets=targets.numel())
+    def add_batch(self, batch: dict[str, Any], losses: TokenLosses) -> None:
+        """Adds what a batch holds and what the model predicted of it.
+
+        Args:
+            batch: From `RowDataset.collate`.
+            losses: Its losses.
+        """
+        real, clean = batch["document_ids"] != PADDING, batch["stream_ids"] == CLEAN
+        self.add(
+            **{name: batch[name] for name in COUNTS},
+            clean=(real & clean).sum(),
+            noisy=(real & ~clean).sum(),
+            supervised=(batch["labels"] != IGNORED).sum(),
+            correct=losses.correct.sum(),
+            targets=losses.correct.numel(),
+        )
+        if losses.clean is not None:
+            self.add(clean_surprise=losses.clean.surprise.detach().sum(), clean_targets=losses.clean.surprise.numel())
+        if losses.noise is not None:
+            self.add(t=losses.noise.t.sum())
+            self.add_noise(losses.surprise, losses.noise.t.flatten()[losses.tokens])
 
     def add_noise(self, losses: Tensor, t: Tensor) -> None:
         """Adds to the cross-entropy by noise level: that of each masked token [M], and its block's t [M]."""
@@ -72,7 +95,8 @@ class TrainingMetrics:
             reduce: Sums a tensor over the processes.
             names: Which sums are wanted as they are.
         """
-        scalars = ("correct", "targets", "t", "flops", "processes", *COUNTED, *names)
+        own = ("correct", "targets", "t", "flops", "processes", "clean_surprise", "clean_targets")
+        scalars = (*own, *COUNTED, *names)
         self.add(processes=1.0)  # summed, their number
         by_level = [torch.zeros(BUCKETS) + self._sums[name] for name in ("cross_entropy", "masked")]
         values = torch.tensor([float(self._sums[name]) for name in scalars], dtype=torch.float64)
@@ -87,6 +111,8 @@ class TrainingMetrics:
         logs["tflops_per_device"] = operations / 1e12
         if self.peak is not None:
             logs["mfu"] = operations / self.peak
+        if total["clean_targets"]:
+            logs["clean_cross_entropy"] = total["clean_surprise"] / total["clean_targets"]
         logs["mean_t"] = total["t"] / max(total["supervised"], 1)
         surprise, masked = sums[len(scalars) :].view(2, BUCKETS).tolist()
         for level in range(BUCKETS):
@@ -110,9 +136,12 @@ class EvaluationLoss:
         """Forgets what was added."""
         self._found.clear()
 
-    def add(self, rows: Tensor, sums: Tensor, counts: Tensor) -> None:
-        """Adds documents: their indices, weighted sums of losses, and what those are to be divided by, [K] each."""
-        for row, total, count in zip(rows.tolist(), sums.tolist(), counts.tolist(), strict=True):
+    def add(self, batch: dict[str, Any], losses: TokenLosses, counts: Tensor) -> None:
+        """Adds the K documents of a batch, with what the sum of each document's losses is to be divided by [K]."""
+        sums = torch.zeros(len(counts), device=losses.weighted.device)
+        for part in losses.parts():
+            sums.index_add_(0, batch["document_ids"].flatten()[part.tokens], part.weighted)
+        for row, total, count in zip(batch["rows"].tolist(), sums.tolist(), counts.tolist(), strict=True):
             if count:
                 self._found[row] = (total, count)
 

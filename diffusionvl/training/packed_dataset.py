@@ -1,5 +1,6 @@
 """Rows that hold several documents, and how long documents are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.packing import pack
 from ..data.record import DataError
-from .dataset import Item, RowDataset, tell_left_out
+from .dataset import Outcome, RowDataset, report_left_out
 
 BAD = (-1, 0)  # the size of a record that cannot be used
 
@@ -20,7 +21,7 @@ class PackedRowDataset(Dataset):
 
     Which documents share a row is settled once, before training: a row is then an index like any other, an epoch has
     as many rows as the one before, and sampler, schedule and exact resuming stay the Trainer's own. Only the
-    documents' sizes are needed for that, which `measure_rows` tells without decoding an image.
+    documents' sizes are needed for that, which `measure_rows` finds without decoding an image.
 
     Args:
         rows: The data set.
@@ -29,8 +30,8 @@ class PackedRowDataset(Dataset):
         max_images: Images of a row at most; a document with more stands alone.
 
     Attributes:
-        bad_samples: How many records are left out because they cannot be used.
-        long: How many documents are longer than `max_tokens`.
+        bad_samples: Number of records that are left out because they cannot be used.
+        long: Number of documents that are longer than `max_tokens`.
     """
 
     def __init__(self, rows: RowDataset, sizes: np.ndarray, max_tokens: int, max_images: int) -> None:
@@ -48,39 +49,40 @@ class PackedRowDataset(Dataset):
         """As of the rows."""
         return self.rows.max_bad_samples
 
+    def set_epoch(self, epoch: int) -> None:
+        """As of the rows."""
+        self.rows.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self.begins) - 1
 
-    def __getitem__(self, index: int) -> list[Item]:
+    def __getitem__(self, index: int) -> list[Outcome]:
         return [self.rows[document] for document in self.documents(index)]
 
     def documents(self, index: int) -> list[int]:
         """Which records share a row."""
         return self.members[self.begins[index] : self.begins[index + 1]].tolist()
 
-    def collate(self, items: list[Any]) -> dict[str, Any]:
+    def collate(self, outcomes: list[Any]) -> dict[str, Any]:
         """As of the rows."""
-        return self.rows.collate(items)
+        return self.rows.collate(outcomes)
 
 
-class _Sizes(Dataset):
-    """The sizes of a process's share of the records."""
+class RowSizes(Dataset):
+    """The sizes of a process's share of the records; for one that cannot be used, the reason."""
 
-    def __init__(self, rows: RowDataset, share: range) -> None:
+    def __init__(self, rows: RowDataset, share: Sequence[int]) -> None:
         self.rows = rows
         self.share = share
 
     def __len__(self) -> int:
         return len(self.share)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
+    def __getitem__(self, index: int) -> tuple[int, int] | DataError:
         try:
             return self.rows.measure(self.share[index])
         except DataError as error:
-            if not self.rows.max_bad_samples:
-                raise
-            tell_left_out(error)
-            return BAD
+            return error
 
 
 def measure_rows(rows: RowDataset, workers: int = 0, process: int = 0, processes: int = 1) -> np.ndarray:
@@ -90,15 +92,22 @@ def measure_rows(rows: RowDataset, workers: int = 0, process: int = 0, processes
         rows: The data set.
         workers: Data loading processes.
         process: Number of this process.
-        processes: How many processes call this; they get the same sizes.
+        processes: Number of processes that call this; they get the same sizes.
 
     Raises:
         DataError: A record cannot be used, or more of them than `max_bad_samples` allows.
     """
     share = range(process, len(rows), processes)
-    # Lists of one tuple each: the sizes come back as they are, not as tensors.
-    loader = DataLoader(_Sizes(rows, share), batch_size=64, num_workers=workers, collate_fn=list)
-    own = [size for batch in loader for size in batch]
+    # A batch is a list, in which the sizes come back as they are, not as tensors.
+    loader = DataLoader(RowSizes(rows, share), batch_size=64, num_workers=workers, collate_fn=list)
+    own = []
+    for size in (size for batch in loader for size in batch):
+        if isinstance(size, DataError):
+            if not rows.max_bad_samples:
+                raise size
+            report_left_out(size)
+            size = BAD
+        own.append(size)
     shares = gather_object([own]) if processes > 1 else [own]
     sizes = np.empty((len(rows), 2), dtype=np.int64)
     for number, found in enumerate(shares):

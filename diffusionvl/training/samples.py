@@ -20,7 +20,7 @@ MASK = "░"
 MAX_NEW_TOKENS = 64
 
 
-class Sample(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """One answer.
 
     Attributes:
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
     denoising: list[str]
 
 
-def answer(model: PreTrainedModel, processor: ProcessorMixin, record: Record) -> Sample:
+def answer(model: PreTrainedModel, processor: ProcessorMixin, record: Record) -> AnsweredQuestion:
     """Answers the first question of a record, greedily; the random state is left alone.
 
     Args:
@@ -55,7 +55,7 @@ def answer(model: PreTrainedModel, processor: ProcessorMixin, record: Record) ->
     output = model.generate(**inputs, **greedy, max_new_tokens=MAX_NEW_TOKENS, return_dict_in_generate=True)
     length = inputs["input_ids"].shape[1]
     tokenizer = processor.tokenizer
-    return Sample(
+    return AnsweredQuestion(
         record.name,
         _text(record.messages[first - 1]),
         _text(record.messages[first]),
@@ -135,12 +135,12 @@ class SampleTable(TrainerCallback):
         if state.is_world_process_zero:
             self._report(samples, Path(args.output_dir, "samples"), state.global_step)
 
-    def _report(self, samples: list[Sample], folder: Path, step: int) -> None:
+    def _report(self, samples: list[AnsweredQuestion], folder: Path, step: int) -> None:
         folder.mkdir(exist_ok=True)
         lines = "".join(json.dumps({"step": step, **sample._asdict()}, ensure_ascii=False) + "\n" for sample in samples)
         (folder / f"step-{step:06d}.jsonl").write_text(lines, encoding="utf-8")
         rows = [[step, *sample[:-1], "\n".join(sample.denoising)] for sample in samples]
-        columns: list[str | int] = ["step", *Sample._fields]
+        columns: list[str | int] = ["step", *AnsweredQuestion._fields]
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, WandbCallback):
                 import wandb

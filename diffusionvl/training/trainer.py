@@ -3,6 +3,7 @@
 Legend: B rows, T tokens of a row, M tokens with a loss.
 """
 
+import math
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -15,25 +16,20 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.record import DataError
-from ..modeling.attention import layer_masks
-from ..modeling.block_masks import CLEAN, PADDING, TokenTags
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
-from ..modeling.modeling_diffusionvl import head_on
-from ..objective.corruption import corrupt, level_ids
-from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights
+from ..objective.loss import loss_counts
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
 from .checkpoints import CheckpointTrainer
 from .cost.flops import StepFlops, peak_of
 from .dataset import RowDataset
+from .losses import COUNTS, TokenLosses, autoregressive_loss, block_diffusion_loss
 from .metrics import EvaluationLoss, TrainingMetrics
 from .packed_dataset import EpochLengthGroupedSampler, PackedRowDataset, measure_rows
 from .parameters import freeze_others, parameter_groups
 
-COUNTS = ("truncated", "dropped", "bad_samples")
-ROW_INFO = ("labels", "rows", *COUNTS)  # what a batch holds besides the model's inputs
+NAMED_ROWS = 8  # of those that a message names
 
 
 class BlockDiffusionTrainer(CheckpointTrainer):
@@ -80,6 +76,8 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         if isinstance(train_dataset, PackedRowDataset):
             self._totals["bad_samples"] = train_dataset.bad_samples
         self._evaluation = EvaluationLoss()
+        self._losses_of_step: list[Tensor] = []
+        self._rows_of_step: list[Tensor] = []
         self._progress = BlockDiffusionProgress()
         self.add_callback(LogLastStep())
         if not args.disable_tqdm:
@@ -87,7 +85,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             self.add_callback(self._progress)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers; an error finds the progress bar closed, so that it is told on a line of its own."""
+        """As in transformers; an error finds the progress bar closed, so that it is printed on a line of its own."""
         self.metrics.restart_clock()
         try:
             return super().train(*args, **kwargs)
@@ -124,104 +122,36 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Loss of one batch: the weighted sum over its tokens, divided by the count over the accumulated batch."""
-        info = {name: inputs[name] for name in ROW_INFO}
-        inputs = {name: value for name, value in inputs.items() if name not in ROW_INFO}
-        step = self._diffusion_loss if self.args.objective == "block_diffusion" else self._ar_loss
-        tokens, losses = step(model, inputs, info)
-        documents = inputs["document_ids"]
-        counts = loss_counts(info["labels"], self.args.normalizer, documents)
-        if not model.training:
-            sums = torch.zeros(len(counts), device=losses.device).index_add(0, documents.flatten()[tokens], losses)
-            self._evaluation.add(info["rows"], sums, counts)
+        if inputs["error"] is not None:
+            raise inputs["error"]
+        if self.args.objective == "block_diffusion":
+            step = self.state.global_step if model.training else 0  # one noise for all evaluations, so losses compare
+            losses = block_diffusion_loss(model, inputs, self.args, self.model.config.mask_token_id, step)
+        else:
+            losses = autoregressive_loss(model, self.model, inputs, self.args)
+        counts = loss_counts(inputs["labels"], self.args.normalizer, inputs["document_ids"])
+        if model.training:
+            self._measure(inputs, losses)
+        else:
+            self._evaluation.add(inputs, losses, counts)
         count = counts.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / max(count, 1)  # 0 where truncation has emptied every row
+        total = torch.stack([part.weighted.sum() for part in losses.parts()]).sum()
+        loss = total / max(count, 1)  # 0 where truncation has emptied every row
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged, not summed
-        if model.training:
-            self._tell(inputs, info, len(tokens))
         return (loss, {}) if return_outputs else loss
 
-    def _diffusion_loss(
-        self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Masked tokens, as indices into the flattened batch, and the weighted cross-entropy of each.
-
-        BD3-LM, equation 8; without a label shift.
-        """
-        labels, documents = info["labels"], inputs["document_ids"]
-        supervised = labels != IGNORED
-        noisy = corrupt(
-            inputs["input_ids"],
-            supervised,
-            inputs["block_ids"],
-            self.model.config.mask_token_id,
-            self.args.seed,
-            self.state.global_step if model.training else 0,  # one noise for every evaluation: losses compare
-            info["rows"].tolist(),
-            self.args.noise_order,
-            documents,
-            inputs["stream_ids"],
-            self.args.complementary,
-        )
-        indices = noisy.masked.flatten().nonzero()[:, 0]
-        logits = model(**{**inputs, "input_ids": noisy.x_t}, token_indices=indices, use_cache=False).logits
-        targets = labels.flatten()[indices]
-        weights = token_weights(labels, self.args.normalizer, documents).flatten()[indices]
-        t = noisy.t.flatten()[indices]
-        losses = cross_entropy(logits, targets)
-        if model.training:
-            self.metrics.add_predictions(logits, targets)
-            self.metrics.add_noise(losses, t)
-            self.metrics.add(t=noisy.t.sum())
-        levels = level_ids(inputs["block_ids"], self.args.noise_order)
-        by_noise = noise_weights(noisy, self.args.weighting, supervised, levels, documents, inputs["stream_ids"])
-        return indices, losses * weights * by_noise.flatten()[indices]
-
-    def _tell(self, inputs: dict[str, Any], info: dict[str, Tensor], logits: int) -> None:
+    def _measure(self, batch: dict[str, Any], losses: TokenLosses) -> None:
         """Adds a batch to the metrics of training."""
-        real, clean = inputs["document_ids"] != PADDING, inputs["stream_ids"] == CLEAN
-        self._operations = self._flops(inputs, logits)
-        self.metrics.add(
-            **{name: info[name] for name in COUNTS},
-            clean=(real & clean).sum(),
-            noisy=(real & ~clean).sum(),
-            supervised=(info["labels"] != IGNORED).sum(),
-            flops=self._operations,
-        )
+        self._rows_of_step.append(batch["rows"])
+        self._operations = self._flops(batch, sum(len(part.tokens) for part in losses.parts()))
+        self.metrics.add_batch(batch, losses)
+        self.metrics.add(flops=self._operations)
         self._check_bad_samples()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> Any:
         """Operations of the last batch, which transformers sums in `total_flos`."""
         return self._operations
-
-    def _ar_loss(self, model: nn.Module, inputs: dict[str, Any], info: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Supervised tokens, as indices into the flattened batch, and the weighted cross-entropy of each.
-
-        Each is predicted by the token before it.
-        """
-        labels, documents = info["labels"], inputs["document_ids"]
-        positions = inputs["position_ids"]
-        supervised = (labels != IGNORED).flatten().nonzero()[:, 0]  # never the first token of a row
-        if len(info["rows"]) > len(labels):  # packed: a mask of one's own keeps documents apart
-            tags = TokenTags(inputs["block_ids"], inputs["stream_ids"], documents)
-            mask = layer_masks(self.model, layer_windows(self.model.config), tags, positions[0], positions[0])
-        else:
-            mask = (documents != PADDING).long()
-        with head_on(self.model, supervised - 1):
-            logits = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=mask,
-                position_ids=positions[0] if positions.shape[0] == 1 else positions,
-                use_cache=False,
-                **mask_inputs(self.model.config, inputs["input_ids"]),
-                **fixed_inputs(self.model.config),
-                **{name: value for name, value in inputs.items() if name not in CLEAN_TAGS},
-            ).logits[0]
-        targets = labels.flatten()[supervised]
-        if model.training:
-            self.metrics.add_predictions(logits, targets)
-        weights = token_weights(labels, self.args.normalizer, documents).flatten()[supervised]
-        return supervised, cross_entropy(logits, targets) * weights
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """What the loss of an accumulated batch is divided by, over all processes."""
@@ -238,10 +168,42 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         """Stops when more samples were left out than is allowed: of this process at once, of all at each log."""
         allowed = self.train_dataset.max_bad_samples if self.train_dataset is not None else 0
         if allowed and self._totals["bad_samples"] + self.metrics.sum_of("bad_samples") > allowed:
-            raise DataError(f"more than max_bad_samples={allowed} samples cannot be used; mend the ones told above")
+            raise DataError(f"more than max_bad_samples={allowed} samples cannot be used; mend the ones reported above")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in transformers; the loss is kept until the end of the step, when it is checked."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses_of_step.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
+        """As in transformers, between the backward passes of a step and its update: the place to stop a diverged run.
+
+        Raises:
+            UserError: The loss or the norm of the gradient is not finite, and no loss scale makes up for it.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        loss = torch.stack(self._losses_of_step).sum()
+        scaled = self.accelerator.scaler is not None  # fp16 skips a step whose gradients overflow
+        finite = math.isfinite(loss) and (scaled or norm is None or math.isfinite(norm))
+        rows = [row for rows in self._rows_of_step for row in rows.tolist()] if not finite else []
+        self._losses_of_step, self._rows_of_step = [], []
+        if finite:
+            return norm
+        raise UserError(
+            f"step {self.state.global_step + 1}: the loss is {float(loss):.4g} and the norm of its gradient "
+            f"{float(norm or 0):.4g}; the run stops before this step is taken or saved. Its rows: {self._names(rows)}. "
+            "Lower learning_rate, or look at these records; earlier checkpoints are whole"
+        )
+
+    def _names(self, rows: list[int]) -> str:
+        """Where rows of the training data come from, for messages."""
+        data = self.train_dataset.rows if isinstance(self.train_dataset, PackedRowDataset) else self.train_dataset
+        names = [data.records[row].name for row in rows[:NAMED_ROWS]] if data is not None else []
+        return ", ".join(names) + (f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else "")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As in transformers, which tells a norm by its name and so decays `norm1` and `ln_q`; here by its class."""
+        """As in transformers, which knows a norm by its name and so decays `norm1` and `ln_q`; here by its class."""
         norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
         return [name for name in super().get_decay_parameter_names(model) if name.rpartition(".")[0] not in norms]
 
@@ -269,7 +231,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what the steps since the last log tell, or, at the end, the counts of the whole run."""
+        """Adds the metrics of the steps since the last log, or, at the end, the counts of the whole run."""
         if "loss" in logs:
             logs |= self._metrics()
         elif "train_runtime" in logs:
@@ -294,9 +256,6 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             self._totals[name] += counts[name]
         self._check_bad_samples()
         return logs | {name: count for name, count in counts.items() if count}
-
-
-CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
 
 
 def check_objective(config: PreTrainedConfig, objective: str) -> None:

@@ -1,6 +1,11 @@
 """`python -m diffusionvl.train`: from a recipe to a checkpoint, and what stops it is one line with exit code 2."""
 
+import errno
 import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,9 +13,11 @@ import torch
 import yaml
 from helpers import QUESTION, prompts, write_archive
 
-from diffusionvl import DiffusionVLForConditionalGeneration, load_processor
+from diffusionvl import BlockDiffusionConfig, DiffusionVLForConditionalGeneration, load_processor
 from diffusionvl.checkpoints.loading import load_model
 from diffusionvl.train import main
+from diffusionvl.training import run_folder
+from diffusionvl.training.model_arguments import DataArguments, ModelArguments
 
 
 def record(question, answer, *images):
@@ -136,7 +143,7 @@ def test_a_run_warns_of_nothing(recipe, capfd):
     capfd.readouterr()
     assert main([recipe(dataloader_num_workers=1)]) == 0
     out, err = capfd.readouterr()
-    assert out == ""
+    assert [line.split()[3] for line in out.splitlines()] == ["records", "of", "steps", "minutes;"]  # its plan and end
     assert "loss=" in err
     assert [line for line in err.splitlines() if line.strip() and "%|" not in line] == []  # progress bars only
 
@@ -148,7 +155,7 @@ def test_a_run_warns_of_nothing(recipe, capfd):
         ({"train_records": ["TMP/none.jsonl"]}, "TMP/none.jsonl"),
         ({"output_dir": "TMP/records.jsonl"}, "TMP/records.jsonl"),
         ({"eval_records": ["TMP/none.jsonl"]}, "TMP/none.jsonl"),
-        ({"eval_strategy": "steps"}, "eval_dataset"),
+        ({"eval_strategy": "steps"}, "eval_strategy 'steps' needs eval_records"),
         ({"attention": "flex"}, "attention flex trains on a GPU only"),
         ({"complementary": True}, "complementary needs views in pairs"),
         ({"resume_from_checkpoint": "TMP/none"}, "TMP/none"),
@@ -189,11 +196,11 @@ def test_a_run_over_packed_rows(recipe, tmp_path, capfd):
     path = recipe(packing=True, pack_tokens=70, pack_images=2, max_steps=-1, num_train_epochs=3)
     capfd.readouterr()
     assert main([path]) == 0
-    assert "stand alone" not in capfd.readouterr().err
+    assert "stand alone" not in capfd.readouterr().out
     steps = [line for line in log_of(tmp_path / "out") if "loss" in line]
     assert len(steps) == 3  # two rows of two records each
     assert main([recipe(packing=True, pack_tokens=30, output_dir=str(tmp_path / "more"))]) == 0
-    assert "3 of 4 records are longer than pack_tokens=30 and stand alone" in capfd.readouterr().err
+    assert "3 of 4 records are longer than pack_tokens=30 and stand alone" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -245,7 +252,7 @@ def test_a_finished_run_is_left_alone(recipe, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("damage", ["no state", "half a state", "no weights"])
-def test_a_half_written_checkpoint_is_told_and_the_one_before_is_taken(recipe, tmp_path, capfd, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(recipe, tmp_path, capfd, damage):
     assert run_to(recipe, 2) == 0
     newest = tmp_path / "out/checkpoint-2"
     state = newest / "trainer_state.json"
@@ -258,6 +265,91 @@ def test_a_half_written_checkpoint_is_told_and_the_one_before_is_taken(recipe, t
     expected = load_model(str(tmp_path / "out")).state_dict()
     capfd.readouterr()
     assert run_to(recipe, 2, resume_from_checkpoint="last") == 0
-    assert f"{newest} is only half written" in capfd.readouterr().err
+    assert f"{newest} is damaged" in capfd.readouterr().err
     for name, weight in load_model(str(tmp_path / "out")).state_dict().items():
         assert torch.equal(weight, expected[name])
+
+
+def test_help_takes_no_time_and_names_settings_that_exist(capsys):
+    code = "import sys; from diffusionvl.train import main; main(['--help']); assert 'torch' not in sys.modules"
+    page = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names = set(re.findall(r"--(\w+)", page)) - {"key", "help", "debug", "model_name_or_path"}
+    known = {field.name for kind in (ModelArguments, DataArguments, BlockDiffusionConfig) for field in fields(kind)}
+    assert names <= known
+    assert len(names) > 15
+
+
+def test_debug_shows_the_traceback_or_is_transformers_own(recipe, tmp_path, capfd):
+    assert main([recipe(train_records=[str(tmp_path / "none.jsonl")]), "--debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+    assert main([recipe(), "--debug", "underflow_overflow", "--dry_run"]) == 0
+
+
+def test_a_run_writes_its_losses_and_their_chart(recipe, tmp_path):
+    assert main([recipe()]) == 0
+    assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "out/.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"learning_rate": 1e-5}, "learning_rate is 1e-05, but 5e-05 in"),
+        ({"seed": 7}, "seed is 7, but 42 in"),
+        ({"per_device_train_batch_size": 1}, "rows_of_a_step is 1, but 2 in"),
+        ({"noisy_views": 2}, "noisy_views is 2, but 1 in"),
+    ],
+)
+def test_settings_that_a_checkpoint_fixes_cannot_change(recipe, capfd, settings, part):
+    assert run_to(recipe, 2) == 0
+    assert part in refused(capfd, recipe(max_steps=3, resume_from_checkpoint="last", **settings))
+
+
+def test_other_data_is_refused_and_moved_data_is_not(recipe, tmp_path, capfd):
+    assert run_to(recipe, 2) == 0
+    records = tmp_path / "records.jsonl"
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text(records.read_text())
+    settings = {"resume_from_checkpoint": "last", "save_strategy": "steps", "save_steps": 1}
+    assert main([recipe(max_steps=3, train_records=[str(moved)], **settings)]) == 0
+    moved.write_text(records.read_text().replace("teal", "pink"))
+    assert "data_fingerprint" in refused(capfd, recipe(max_steps=4, train_records=[str(moved)], **settings))
+
+
+def test_a_setting_that_may_change_is_reported_and_recorded(recipe, tmp_path, capfd):
+    assert run_to(recipe, 2) == 0
+    capfd.readouterr()
+    assert run_to(recipe, 3, resume_from_checkpoint="last", max_grad_norm=0.5) == 0
+    assert "max_grad_norm: 1.0 -> 0.5" in capfd.readouterr().out
+    assert json.loads((tmp_path / "out/checkpoint-3/training_args.json").read_text())["max_grad_norm"] == 0.5
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(recipe, tmp_path, capfd, monkeypatch):
+    assert run_to(recipe, 2) == 0
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.Trainer._save_rng_state", full)
+    monkeypatch.setattr(run_folder, "full_disk", lambda folder: "No space left on device")
+    message = refused(capfd, recipe(max_steps=3, resume_from_checkpoint="last", save_strategy="steps", save_steps=1))
+    assert "could not be written (No space left on device); earlier ones are whole" in message
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not used here"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics=['inputs'] is not used here"),
+        ({"optim_args": "zz"}, "optim_args must read name=value"),
+        ({"report_to": "tensorboard", "dry_run": True}, "report_to 'tensorboard' needs its package"),
+        ({"report_to": "wandb", "dry_run": True}, "report_to 'wandb' needs a login"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused_by_name(recipe, capfd, monkeypatch, settings, part):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(SystemExit) as exit_:
+        main([recipe(**settings)])
+    assert exit_.value.code == 2
+    assert part in capfd.readouterr().err

@@ -40,6 +40,7 @@ def test_a_batch_written_out():
         "stream_ids": [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]],
         "document_ids": [[0] * 6, [1, 1, 1, 1, -1, -1]],
         "position_ids": [[[5, 6, 7, 5, 6, 7], [5, 6, 5, 6, 0, 0]]] * 3,
+        "twins": [[0, 1, 2, 0, 1, 2], [6, 7, 6, 7, 6, 6]],
         "media_twins": [[3], [0]],
         "rows": [4, 9],
     }
@@ -131,7 +132,7 @@ def test_media_follow_the_order_of_rows(translated_dir, processor, pictures, ord
     batch = dataset.collate(items)
     assert batch["rows"].tolist() == list(order)
     for name in MEDIA:
-        assert torch.equal(batch[name], torch.cat([row.media[name] for row, _ in items if row.media]))
+        assert torch.equal(batch[name], torch.cat([item.row.media[name] for item in items if item.row.media]))
     tokens = {0: 16 + 8, 1: 8 + 4, 2: 0}
     placeholders = (batch["input_ids"] == processor.image_token_id).sum(-1)
     assert placeholders.tolist() == [tokens[index] for index in order]
@@ -151,7 +152,7 @@ def test_a_batch_pads_to_its_longest_row(translated_dir, processor, pictures):
     dataset = dataset_of(translated_dir, processor, some_records(pictures))
     items = [dataset[index] for index in range(3)]
     batch = dataset.collate(items)
-    lengths = torch.tensor([len(row) for row, _ in items])
+    lengths = torch.tensor([len(item.row) for item in items])
     width = int(lengths.max())
     for name in ("input_ids", "labels", "block_ids", "stream_ids", "document_ids"):
         assert batch[name].shape == (3, width)

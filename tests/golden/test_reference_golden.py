@@ -52,7 +52,7 @@ def build_batch(model, golden, layout):
 def test_the_reference_order_reproduces_t_and_masked(name):
     golden, case = tensors("train", name), TRAIN[name]
     t = reference_t(golden["eps"]).repeat_interleave(case["block_size"], dim=1)
-    assert_same(t, golden["t"], 1e-6)
+    assert_same(t[:, : golden["t"].shape[1]], golden["t"], 1e-6)  # the last block of a row may be cut
     supervised = golden["labels"] != IGNORED
     noisy = mask_tokens(golden["input_ids"], supervised, golden["t"], golden["move_uniform"], MASK_ID)
     assert torch.equal(noisy.masked, golden["masked"])

@@ -54,10 +54,11 @@ def target_of(words):
 def help_of(module, *words):
     """What a command prints for `--help`."""
     out = io.StringIO()
+    page = "--help-all" if module == "diffusionvl.train" else "--help"  # its --help has the most important ones
     with (
         contextlib.redirect_stdout(out),
         contextlib.suppress(SystemExit),
-        mock.patch.object(sys, "argv", [module, *words, "--help"]),
+        mock.patch.object(sys, "argv", [module, *words, page]),
     ):
         importlib.import_module(module).main()
     return out.getvalue()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import collated, load_model, some_records
 
-from diffusionvl.objective.corruption import corrupt, mask_tokens, row_generator
+from diffusionvl.objective.corruption import Supervised, corrupt, mask_tokens, row_generator
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.objective.noise_schedule import T_MIN, weight
 
@@ -29,6 +29,12 @@ def batch_of(*rows):
     return torch.randint(0, 90, blocks.shape), supervised, blocks
 
 
+def noised(x_0, supervised, blocks, rows, seed=0, step=0, order="permuted", complementary=False, **ids):
+    """The corruption of rows of a data set in one step of a run."""
+    generators = [row_generator(seed, step, row) for row in rows]
+    return corrupt(x_0, Supervised.of(supervised, blocks, **ids), MASK, generators, order, complementary)
+
+
 SHORT, LONG, PARTIAL = [(2, 0)], [(4, 0)] * 5, [(0, 4), (0, 4), (2, 2), (4, 0), (3, 0)]
 
 
@@ -36,7 +42,7 @@ def draws(supervised, blocks, steps, order="permuted", rows=None):
     """t of the first supervised token of each block [steps, rows, N], and the masked tokens [steps, rows, T]."""
     rows = list(range(len(blocks))) if rows is None else rows
     x_0 = torch.zeros_like(blocks)
-    noisy = [corrupt(x_0, supervised, blocks, MASK, 0, step, rows, order) for step in range(steps)]
+    noisy = [noised(x_0, supervised, blocks, rows, 0, step, order) for step in range(steps)]
     return torch.stack([one.t for one in noisy]), torch.stack([one.masked for one in noisy])
 
 
@@ -45,7 +51,7 @@ def test_only_supervised_tokens_are_masked(order):
     x_0, supervised, blocks = batch_of(SHORT, LONG, PARTIAL)
     hit = torch.zeros_like(supervised)
     for step in range(200):
-        noisy = corrupt(x_0, supervised, blocks, MASK, 0, step, [3, 1, 4], order)
+        noisy = noised(x_0, supervised, blocks, [3, 1, 4], 0, step, order)
         assert torch.equal(noisy.x_t == MASK, noisy.masked)
         assert torch.equal(noisy.x_t[~noisy.masked], x_0[~noisy.masked])
         assert not noisy.masked[~supervised].any()
@@ -59,7 +65,7 @@ def test_only_supervised_tokens_are_masked(order):
 def test_the_input_is_left_as_it_is():
     x_0, supervised, blocks = batch_of(LONG)
     before = x_0.clone()
-    corrupt(x_0, supervised, blocks, MASK, 0, 0, [0])
+    noised(x_0, supervised, blocks, [0])
     assert torch.equal(x_0, before)
 
 
@@ -148,7 +154,7 @@ def test_the_weights_of_masked_tokens_add_up_to_the_supervised_tokens(order):
 
 def noise(x_0, supervised, blocks, rows, seed=0, step=0, order="permuted"):
     """The noise of each row, by its index: t and masked of its supervised tokens."""
-    noisy = corrupt(x_0, supervised, blocks, MASK, seed, step, rows, order)
+    noisy = noised(x_0, supervised, blocks, rows, seed, step, order)
     return {
         row: (noisy.t[index][supervised[index]].tolist(), noisy.masked[index][supervised[index]].tolist())
         for index, row in enumerate(rows)
@@ -207,16 +213,16 @@ def test_neighbouring_generators_are_independent():
 @pytest.mark.parametrize("order", ORDERS)
 def test_rows_without_supervision_have_no_noise(order):
     x_0, supervised, blocks = batch_of([(0, 6)], LONG)
-    noisy = corrupt(x_0, supervised, blocks, MASK, 0, 0, [0, 1], order)
+    noisy = noised(x_0, supervised, blocks, [0, 1], order=order)
     assert torch.equal(noisy.x_t[0], x_0[0])
     assert (noisy.t[0] == 0).all()
-    nothing = corrupt(x_0[:1], supervised[:1], blocks[:1], MASK, 0, 0, [0], order)
+    nothing = noised(x_0[:1], supervised[:1], blocks[:1], [0], order=order)
     assert not nothing.masked.any()
 
 
 def test_an_unknown_order_is_refused():
     with pytest.raises(ValueError, match=r"noise_order must be one of .*'permuted'.*, got 'random'"):
-        corrupt(*batch_of(SHORT), MASK, 0, 0, [0], "random")
+        noised(*batch_of(SHORT), [0], order="random")
 
 
 def in_one_row(*documents):
@@ -232,7 +238,7 @@ def test_a_documents_noise_is_the_same_in_a_pack(order):
     documents = {5: LONG, 7: PARTIAL, 9: SHORT}
     for chosen in permutations(documents):
         x_0, supervised, blocks, ids = in_one_row(*(documents[index] for index in chosen))
-        noisy = corrupt(x_0, supervised, blocks, MASK, 0, 0, list(chosen), order, ids)
+        noisy = noised(x_0, supervised, blocks, list(chosen), order=order, document=ids)
         for number, index in enumerate(chosen):
             own = supervised & (ids == number)
             expected = noise(*batch_of(documents[index]), [index], order=order)[index]
@@ -243,7 +249,7 @@ def of_views(count, complementary=False, step=0, blocks=LONG):
     """t and masked tokens of each view of one document, [views, T] each."""
     x_0, supervised, block_ids = (tensor.repeat(1, count) for tensor in batch_of(blocks))
     streams = torch.arange(1, count + 1).repeat_interleave(x_0.shape[1] // count)[None]
-    noisy = corrupt(x_0, supervised, block_ids, MASK, 0, step, [3], "permuted", None, streams, complementary)
+    noisy = noised(x_0, supervised, block_ids, [3], 0, step, complementary=complementary, stream=streams)
     return noisy.t.view(count, -1), noisy.masked.view(count, -1)
 
 

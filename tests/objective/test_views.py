@@ -6,7 +6,7 @@ from helpers import assert_same, collated, gradients, load_model, some_records
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.objective.corruption import corrupt
+from diffusionvl.objective.corruption import Supervised, corrupt, row_generator
 from diffusionvl.objective.loss import IGNORED, loss_counts, token_weights
 from diffusionvl.objective.noise_schedule import weight
 
@@ -22,6 +22,15 @@ def loss_of(model, batch, noisy, normalizer):
     weights = token_weights(batch["labels"], normalizer, batch["document_ids"]) * weight(noisy.t)
     total = (losses * weights.flatten()[indices]).sum()
     return total / loss_counts(batch["labels"], normalizer, batch["document_ids"]).sum()
+
+
+def noised(model, batch, complementary=False):
+    """The corruption of a batch of one document in step 7."""
+    supervised = Supervised(
+        batch["labels"] != IGNORED, *(batch[name] for name in ("block_ids", "document_ids", "stream_ids"))
+    )
+    generators = [row_generator(0, 7, 0)]
+    return corrupt(batch["input_ids"], supervised, model.config.mask_token_id, generators, complementary=complementary)
 
 
 def only(view, batch, noisy):
@@ -41,13 +50,7 @@ def test_views_of_one_row_are_rows_of_their_own_averaged(
     model = load_model(translated_dir)
     rows = RowDataset(some_records(pictures), ConversationEncoder(processor), model.config, views=views)
     batch = rows.collate([rows[0]])  # three turns, two pictures
-    supervised = batch["labels"] != IGNORED
-    ids, streams = batch["input_ids"], batch["stream_ids"]
-    documents = batch["document_ids"]
-    mask_id = model.config.mask_token_id
-    noisy = corrupt(
-        ids, supervised, batch["block_ids"], mask_id, 0, 7, [0], "permuted", documents, streams, complementary
-    )
+    noisy = noised(model, batch, complementary)
     loss = loss_of(model, batch, noisy, normalizer)
     loss.backward()
     together = gradients(model)
@@ -66,11 +69,7 @@ def test_the_first_view_is_the_only_one_of_a_row_without_more(translated_dir, pr
     rows = RowDataset(some_records(pictures), ConversationEncoder(processor), model.config, views=2)
     batch = rows.collate([rows[0]])
     one = collated(model, processor, some_records(pictures)[:1])
-    mask_id = model.config.mask_token_id
-    tags = (batch["document_ids"], batch["stream_ids"])
-    supervised = batch["labels"] != IGNORED
-    noisy = corrupt(batch["input_ids"], supervised, batch["block_ids"], mask_id, 0, 7, [0], "permuted", *tags)
-    alone = corrupt(one["input_ids"], one["labels"] != IGNORED, one["block_ids"], mask_id, 0, 7, [0])
+    noisy, alone = noised(model, batch), noised(model, one)
     assert torch.equal(only(1, batch, noisy)[1].x_t, alone.x_t)
 
 

@@ -6,7 +6,7 @@ from math import comb
 import pytest
 import torch
 
-from diffusionvl.objective.corruption import Corrupted, corrupt
+from diffusionvl.objective.corruption import Corrupted, Supervised, corrupt, row_generator
 from diffusionvl.objective.loss import noise_weights
 
 MASK = 99
@@ -27,20 +27,20 @@ def test_the_mask_ratio_weighs_as_the_mean_of_1_over_t_given_the_masks(count):
         expected = (chance / t).mean() / chance.mean()
         masked = torch.arange(count)[None] < masks
         block = torch.zeros(1, count, dtype=torch.long)
-        found = noise_weights(noisy_of(masked), "mask_ratio", torch.ones_like(masked), block)
+        found = noise_weights(noisy_of(masked), "mask_ratio", Supervised.of(torch.ones_like(masked), block))
         torch.testing.assert_close(found, masked * expected.float(), rtol=1e-4, atol=0)
 
 
 def test_the_loss_keeps_its_mean_and_loses_variance():
     """Blocks of 8 and a last one of 3; whatever a token costs beside the ones that are masked with it."""
     block_ids = torch.tensor([[0] * 8 + [1] * 8 + [2] * 3])
-    supervised = torch.ones_like(block_ids, dtype=torch.bool)
+    supervised = Supervised.of(torch.ones_like(block_ids, dtype=torch.bool), block_ids)
     costs = torch.rand(19)
     sums = {"inverse_t": [], "mask_ratio": []}
     for step in range(4000):
-        noisy = corrupt(torch.zeros_like(block_ids), supervised, block_ids, MASK, 0, step, [0])
+        noisy = corrupt(torch.zeros_like(block_ids), supervised, MASK, [row_generator(0, step, 0)])
         for name, found in sums.items():
-            weights = noise_weights(noisy, name, supervised, block_ids)
+            weights = noise_weights(noisy, name, supervised)
             # A cost that grows with the masks around it, as cross-entropy does.
             found.append((weights * noisy.masked * costs * (1 + noisy.masked.float().mean())).sum())
     plain, ratio = (torch.stack(found) for found in sums.values())
@@ -58,7 +58,7 @@ def test_blocks_views_and_documents_are_counted_apart():
     )
     supervised = (streams > 0) & (documents >= 0)
     masked = (torch.rand(supervised.shape) < 0.5) & supervised
-    found = noise_weights(noisy_of(masked), "mask_ratio", supervised, blocks, documents, streams)
+    found = noise_weights(noisy_of(masked), "mask_ratio", Supervised(supervised, blocks, documents, streams))
     for row, column in product(*map(range, masked.shape)):
         same = supervised.clone()
         for ids in (documents, streams, blocks):
@@ -69,8 +69,9 @@ def test_blocks_views_and_documents_are_counted_apart():
 
 def test_inverse_t_and_uniform():
     masked = torch.tensor([[True, False, True]])
-    batch = noisy_of(masked, t=0.25), torch.ones_like(masked), torch.zeros(1, 3, dtype=torch.long)
-    assert noise_weights(batch[0], "inverse_t", *batch[1:]).tolist() == [[4, 0, 4]]
-    assert noise_weights(batch[0], "uniform", *batch[1:]).tolist() == [[1, 0, 1]]
+    noisy = noisy_of(masked, t=0.25)
+    supervised = Supervised.of(torch.ones_like(masked), torch.zeros(1, 3, dtype=torch.long))
+    assert noise_weights(noisy, "inverse_t", supervised).tolist() == [[4, 0, 4]]
+    assert noise_weights(noisy, "uniform", supervised).tolist() == [[1, 0, 1]]
     with pytest.raises(ValueError, match=r"weighting must be one of .*'t'"):
-        noise_weights(batch[0], "t", *batch[1:])
+        noise_weights(noisy, "t", supervised)

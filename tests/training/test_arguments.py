@@ -44,9 +44,9 @@ def test_the_command_line_wins_over_the_recipe(recipe):
 
 def test_no_recipe_is_needed(tmp_path):
     model, data, args = parse_arguments(
-        ["--model", "m", "--train-records", "a", "--output-dir", str(tmp_path), "--objective=ar", "--do_predict"]
+        ["--model", "m", "--train-records", "a", "--output-dir", str(tmp_path), "--objective=ar", "--do_train"]
     )
-    assert (model.model, data.train_records, args.objective, args.do_predict) == ("m", ["a"], "ar", True)
+    assert (model.model, data.train_records, args.objective, args.do_train) == ("m", ["a"], "ar", True)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_no_recipe_is_needed(tmp_path):
         ('save_strategy: "no"', "save_strategy", "no"),
         ("remove_unused_columns: no", "remove_unused_columns", False),
         ("average_tokens_across_devices: false", "average_tokens_across_devices", False),
-        ("do_predict: true", "do_predict", True),
+        ("do_train: true", "do_train", True),
         ("learning_rate: 1e-5", "learning_rate", 1e-5),
         ("max_steps: -1", "max_steps", -1),
         ("run_name: -a name-", "run_name", "-a name-"),
@@ -69,7 +69,7 @@ def test_no_recipe_is_needed(tmp_path):
             {"min_lr": 1e-5, "num_cycles": 2},
         ),
         ("accelerator_config:\n  even_batches: false", "accelerator_config.even_batches", False),
-        ("label_names: [a, b]", "label_names", ["a", "b"]),
+        ("train_modules: [projector, vision_tower]", "train_modules", ["projector", "vision_tower"]),
     ],
 )
 def test_yaml_values_mean_what_they_say(recipe, tmp_path, line, name, value):
@@ -186,8 +186,8 @@ def test_a_mistake_on_the_command_line(recipe, capsys, argv, part):
         ("", "mapping"),
         ("train_records: [a.jsonl]", "--model"),
         ("model: m", "--train_records"),
-        ("model: m\nlearning_rate: 1e-3\nmodel: n", "key 'model' stands there twice"),
-        ("lr_scheduler_kwargs: {min_lr: 1, min_lr: 2}", "key 'min_lr' stands there twice"),
+        ("model: m\nlearning_rate: 1e-3\nmodel: n", "key 'model' is given twice"),
+        ("lr_scheduler_kwargs: {min_lr: 1, min_lr: 2}", "key 'min_lr' is given twice"),
     ],
 )
 def test_a_recipe_that_is_none(recipe, capsys, text, part):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from diffusionvl.commands.recipe import parse_arguments
-from diffusionvl.train import build_trainer
+from diffusionvl.training.run import build_trainer
 
 LONG = "There is no circle and no triangle in it, and nothing else is drawn in the image."
 TURNS = [  # eight records: several turns and pictures, one and none; answers of one token to several blocks

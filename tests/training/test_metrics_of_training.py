@@ -36,7 +36,7 @@ def test_cross_entropy_is_told_by_noise_level(clock):
 def test_rates_are_of_the_time_spent_on_training(clock):
     metrics = TrainingMetrics(torch.device("cpu"), peak=1e12)
     metrics.add(clean=60, noisy=40, supervised=30, flops=torch.tensor(5e11, dtype=torch.float64), t=15.0)
-    metrics.add_predictions(torch.eye(4), torch.tensor([0, 1, 2, 2]))
+    metrics.add(correct=3, targets=4)
     with metrics.paused():
         clock.now = 8.0
     clock.now = 10.0

@@ -32,7 +32,7 @@ def test_a_measure_is_the_length(
     settings = {"block_origin": block_origin, "block_size": block_size, "views": views}
     rows = dataset_of(translated_dir, processor, some_records(pictures), max_length, supervision, **settings)
     for index in range(len(rows)):
-        row, _ = rows[index]
+        row = rows[index].row
         images = 0 if row is None else len(row.media.get("image_grid_thw", []))
         assert rows.measure(index) == (0 if row is None else len(row), images)
 

@@ -10,7 +10,7 @@ from helpers import losses
 
 from diffusionvl.checkpoints.loading import load_model
 from diffusionvl.checkpoints.output_folder import locked
-from diffusionvl.training.run_folder import damage, newest_checkpoint, seal
+from diffusionvl.training.run_folder import damage, delete_old_checkpoints, newest_checkpoint, seal
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_stopped_run_has_saved_and_goes_on(recipe, whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "checkpoint_files.json"])
-@pytest.mark.parametrize("harm", ["cut", "gone"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "other bytes"])
 def test_damage_is_seen(tmp_path, name, harm):
     for file in ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "global_step2/rank_0.pt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -76,6 +76,8 @@ def test_damage_is_seen(tmp_path, name, harm):
     if harm == "cut":
         with open(tmp_path / name, "r+b") as file:
             file.truncate(50)
+    elif harm == "other bytes":
+        (tmp_path / name).write_bytes(bytes(99) + b"x")
     else:
         (tmp_path / name).unlink()
     assert name in damage(tmp_path)
@@ -108,3 +110,22 @@ def test_old_checkpoints_go_only_when_a_new_one_is_whole(recipe, tmp_path):
     assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-2")
     assert processes.run(processes.train, argv) == [0]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
+
+
+def test_folders_of_other_names_are_not_checkpoints(tmp_path):
+    """Neither taken as the newest one, nor counted or deleted when old ones go."""
+    names = ["checkpoint-3", "checkpoint-10", "checkpoint-best2", "checkpoint-old-50", "checkpoint-50-old", "x-99"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"w")
+        seal(tmp_path / name)
+    assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    delete_old_checkpoints(str(tmp_path), 1, None)
+    assert {path.name for path in tmp_path.iterdir()} == set(names) - {"checkpoint-3"}
+
+
+def test_the_best_checkpoint_stays_among_the_kept(tmp_path):
+    for step in range(1, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    delete_old_checkpoints(str(tmp_path), 3, str(tmp_path / "checkpoint-2"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]

@@ -16,7 +16,7 @@ from diffusionvl.checkpoints.loading import load_config
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.record import DataError, Record
 from diffusionvl.train import main
-from diffusionvl.training.samples import MASK, Sample, SampleTable, answer
+from diffusionvl.training.samples import MASK, AnsweredQuestion, SampleTable, answer
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def report(tmp_path):
 
     def report(callback):
         trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[callback]))
-        sample = Sample("a.jsonl:1", "is it?", "a|b", "yes", 0.5, [MASK * 2, "yes"])
+        sample = AnsweredQuestion("a.jsonl:1", "is it?", "a|b", "yes", 0.5, [MASK * 2, "yes"])
         SampleTable(trainer, [], 0)._report([sample], tmp_path / "samples", 7)
 
     return report

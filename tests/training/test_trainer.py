@@ -102,12 +102,9 @@ def test_the_diffusion_loss_is_a_loop_over_tokens(build, records, normalizer, we
         carries = batch["labels"] != IGNORED
         noisy = corruption.corrupt(
             batch["input_ids"],
-            carries,
-            batch["block_ids"],
+            corruption.Supervised.of(carries, batch["block_ids"]),
             trainer.model.config.mask_token_id,
-            42,
-            0,
-            [index],
+            [corruption.row_generator(42, 0, index)],
             noise_order,
         )
         names = ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
@@ -140,7 +137,7 @@ def test_the_ar_loss_is_transformers_own(build, records, normalizer):
     trainer = build(records[:4], "ar", normalizer=normalizer)
     losses, counts = [], []
     for index in range(4):
-        row, _ = trainer.train_dataset[index]
+        row = trainer.train_dataset[index].row
         ids, labels = row.input_ids[None], row.labels[None]
         types = media_types(trainer.model.config, ids)
         with torch.no_grad():
@@ -381,7 +378,7 @@ def test_accuracy_is_the_share_of_right_tokens(build, records):
     trainer = build(records[:4], "ar")
     right = total = 0
     for index in range(4):
-        row, _ = trainer.train_dataset[index]
+        row = trainer.train_dataset[index].row
         types = media_types(trainer.model.config, row.input_ids[None])
         with torch.no_grad():
             logits = trainer.model(input_ids=row.input_ids[None], mm_token_type_ids=types, **row.media).logits[0]
@@ -513,3 +510,34 @@ def test_a_few_rows_are_learned_by_heart(overfitted):
 def test_mean_t_is_a_half(overfitted):
     found = logged(overfitted[0], "mean_t")
     assert sum(found) / len(found) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_that_diverges_stops_before_anything_is_saved(build, records, tmp_path, where):
+    """It names the step and its rows, and leaves the weights as they were."""
+    trainer = build(records, save_strategy="steps", save_steps=1)
+    head = trainer.model.get_output_embeddings()
+
+    def break_it(module, args, output):
+        if trainer.state.global_step == 1:
+            return output * torch.nan if where == "loss" else _NanGradient.apply(output)
+        return output
+
+    head.register_forward_hook(break_it)
+    with pytest.raises(ValueError, match=r"step 2: the loss is .* Its rows: test, test") as error:
+        trainer.train()
+    assert ("loss is nan" in str(error.value)) == (where == "loss")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+class _NanGradient(torch.autograd.Function):
+    """The identity, whose gradient is not a number."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.nan

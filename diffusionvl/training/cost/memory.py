@@ -15,7 +15,7 @@ QUANTIZED_BYTES = 0.52  # half a byte, and the scales of NF4 with double quantis
 OPTIMIZER_STATES = 2  # of AdamW: the mean of the gradient and of its square
 
 
-class Engine(NamedTuple):
+class Sharding(NamedTuple):
     """How weights, gradients and optimizer are kept.
 
     Attributes:
@@ -33,7 +33,7 @@ class Engine(NamedTuple):
     bucket: float = 0
 
 
-class Item(NamedTuple):
+class MemoryLine(NamedTuple):
     """A line of the estimate: what takes the memory, how much on each GPU, and by which formula."""
 
     name: str
@@ -41,18 +41,18 @@ class Item(NamedTuple):
     formula: str
 
 
-def engine_of(args: BlockDiffusionConfig) -> Engine:
-    """The engine that the arguments choose."""
+def sharding_of(args: BlockDiffusionConfig) -> Sharding:
+    """How the arguments share the memory out."""
     if args.fsdp:
-        return Engine("FSDP2", 3, 0, bool(args.fsdp_config.get("cpu_offload", False)))
+        return Sharding("FSDP2", 3, 0, bool(args.fsdp_config.get("cpu_offload", False)))
     if args.deepspeed:
         zero = args.hf_deepspeed_config.config.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         bucket = zero.get("reduce_bucket_size", 5e8)
         name = f"ZeRO-{stage}{' + offload' if offload else ''}"
-        return Engine(name, stage, 4 if args.bf16 else 0, offload, 0 if bucket == "auto" else bucket)
-    return Engine("DDP", 0, 0, False)
+        return Sharding(name, stage, 4 if args.bf16 else 0, offload, 0 if bucket == "auto" else bucket)
+    return Sharding("DDP", 0, 0, False)
 
 
 def estimate(
@@ -62,7 +62,7 @@ def estimate(
     losses: int,
     patches: int,
     quantized: bool = False,
-) -> list[Item]:
+) -> list[MemoryLine]:
     """The memory of a training step.
 
     Args:
@@ -77,39 +77,43 @@ def estimate(
         The lines of the estimate; their sum is the peak. Fragments, NCCL's and CUDA's own buffers come on top, a
         few GiB.
     """
-    engine, processes = engine_of(args), args.dry_run_processes
+    sharding, processes = sharding_of(args), args.dry_run_processes
     half = args.bf16 or args.fp16 or model.dtype != torch.float32
-    width = 2 if half and engine.master else model.dtype.itemsize
+    width = 2 if half and sharding.master else model.dtype.itemsize
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     language, vision = Part.of(model, "language_model"), Part.of(model, "vision_tower")
     packed = language.weights - language.trained_weights if quantized else 0
-    over_weights, over_rest = (processes if engine.zero >= stage else 1 for stage in (3, 2))
-    on_gpu = 0 if engine.offload else 1
-    states = OPTIMIZER_STATES * max(engine.master, width) + engine.master
+    over_weights, over_rest = (processes if sharding.zero >= stage else 1 for stage in (3, 2))
+    on_gpu = 0 if sharding.offload else 1
+    states = OPTIMIZER_STATES * max(sharding.master, width) + sharding.master
     items = [
-        Item("weights", on_gpu * width * (total - packed) / over_weights, f"{width} P{_over(over_weights)}"),
-        Item("weights in 4 bits", QUANTIZED_BYTES * packed, f"{QUANTIZED_BYTES} of each"),
-        Item("gradients", width * trained / over_rest, f"{width} P_t{_over(over_rest)}"),
-        Item("optimizer", on_gpu * states * trained / over_rest, f"{states} P_t{_over(over_rest)}"),
+        MemoryLine("weights", on_gpu * width * (total - packed) / over_weights, f"{width} P{_over(over_weights)}"),
+        MemoryLine("weights in 4 bits", QUANTIZED_BYTES * packed, f"{QUANTIZED_BYTES} of each"),
+        MemoryLine("gradients", width * trained / over_rest, f"{width} P_t{_over(over_rest)}"),
+        MemoryLine("optimizer", on_gpu * states * trained / over_rest, f"{states} P_t{_over(over_rest)}"),
     ]
-    if engine.zero == 3:
-        items.append(Item("gathered weights", 2 * 2 * language.layer_parameters, "2 layers x 2 bytes"))
+    if sharding.zero == 3:
+        items.append(MemoryLine("gathered weights", 2 * 2 * language.layer_parameters, "2 layers x 2 bytes"))
     elif processes > 1:
-        bucket = 2 * engine.bucket if engine.zero else trained
+        bucket = 2 * sharding.bucket if sharding.zero else trained
         items.append(
-            Item("reduction", width * bucket, f"{width} x 2 x {engine.bucket:,.0f}" if engine.zero else f"{width} P_t")
+            MemoryLine(
+                "reduction",
+                width * bucket,
+                f"{width} x 2 x {sharding.bucket:,.0f}" if sharding.zero else f"{width} P_t",
+            )
         )
-    if half and not engine.master and engine.zero < 3 and model.dtype == torch.float32:
+    if half and not sharding.master and sharding.zero < 3 and model.dtype == torch.float32:
         cast = language.layer_parameters if args.gradient_checkpointing else total
-        items.append(Item("16-bit copies", 2 * cast, "2 P; of one layer with gradient_checkpointing"))
+        items.append(MemoryLine("16-bit copies", 2 * cast, "2 P; of one layer with gradient_checkpointing"))
     act = 2 if half else 4
     for name, part, entries in (("language model", language, tokens), ("vision tower", vision, patches)):
         if part.layers and entries and (part.trained or part is language):
             values, formula = _activations(part, args.gradient_checkpointing)
-            items.append(Item(f"activations, {name}", act * values * entries, f"{act} x {entries:,} x {formula}"))
+            items.append(MemoryLine(f"activations, {name}", act * values * entries, f"{act} x {entries:,} x {formula}"))
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    items.append(Item("logits", (8 + act) * losses * vocabulary, f"{8 + act} M V"))
+    items.append(MemoryLine("logits", (8 + act) * losses * vocabulary, f"{8 + act} M V"))
     return items
 
 

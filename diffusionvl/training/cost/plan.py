@@ -10,15 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
+from ...data.record import DataError
 from ...data.streams import IGNORED
 from ...modeling.block_masks import CLEAN, PADDING
 from ...modeling.configuration_diffusionvl import DiffusionVLConfig
 from ...modeling.errors import UserError
 from ...modeling.families import auto_class
 from ..arguments import BlockDiffusionConfig
+from ..dataset import RowDataset
+from ..packed_dataset import PackedRowDataset, RowSizes
 from ..parts import PARTS, Parts
-from .memory import Item, engine_of, estimate
+from .memory import MemoryLine, estimate, sharding_of
 from .model_parts import count_patches
+
+MEASURED = 16  # records that the number of tokens is estimated from
 
 
 def build_meta_model(config: PreTrainedConfig, dtype: str | torch.dtype) -> PreTrainedModel:
@@ -52,6 +57,8 @@ def plan(
     if len(rows) == 0:
         raise UserError("train_records hold no record")
     batch = rows.collate([rows[index % len(rows)] for index in range(size)])
+    if batch["error"] is not None:
+        raise batch["error"]
     sections = (
         _model(model),
         _batch(batch, size),
@@ -92,11 +99,45 @@ def _batch(batch: dict[str, Any], size: int) -> tuple[str, list[str]]:
     return "batch", lines
 
 
+def outline(model: PreTrainedModel, rows: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> str:
+    """What a run is about to do, in a few lines: records, rows, trained parameters, steps and tokens.
+
+    Args:
+        model: Frozen as it is.
+        rows: The training data set.
+        args: Settings of the run.
+
+    Raises:
+        UserError: There are no records.
+    """
+    if len(rows) == 0:
+        raise UserError("train_records hold no record")
+    documents = rows.rows if isinstance(rows, PackedRowDataset) else rows
+    some = [number * len(documents) // MEASURED for number in range(MEASURED)]
+    sizes = (RowSizes(documents, some)[number] for number in range(MEASURED))
+    lengths = [size[0] for size in sizes if not isinstance(size, DataError)]
+    tokens = sum(lengths) / max(len(lengths), 1) * len(documents)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    step, steps = steps_of(len(rows), size * args.world_size * accumulated, args)
+    return (
+        f"{len(documents):,} records in {len(rows):,} rows, about {tokens:,.0f} tokens an epoch, noisy ones included\n"
+        f"{trained:,} of {total:,} parameters are trained in {model.dtype} on {args.world_size} x {args.device.type}\n"
+        f"{steps:,} steps of {size} rows x {args.world_size} processes x {accumulated} accumulated; {step:,} an epoch"
+    )
+
+
+def steps_of(rows: int, rows_of_a_step: int, args: BlockDiffusionConfig) -> tuple[int, int]:
+    """Optimizer steps of an epoch and of the run."""
+    epoch = -(-rows // rows_of_a_step)
+    return epoch, args.max_steps if args.max_steps > 0 else int(-(-epoch * args.num_train_epochs // 1))
+
+
 def _steps(rows: int, args: BlockDiffusionConfig) -> tuple[str, list[str]]:
     gpus, size, accumulated = args.dry_run_processes, args.per_device_train_batch_size, args.gradient_accumulation_steps
     total = size * gpus * accumulated
-    epoch = -(-rows // total)
-    steps = args.max_steps if args.max_steps > 0 else int(-(-epoch * args.num_train_epochs // 1))
+    epoch, steps = steps_of(rows, total, args)
     return "steps", [
         f"global batch {total} = {size} rows x {gpus} processes x {accumulated} accumulated",
         f"{rows:,} rows an epoch = {epoch:,} steps; {steps:,} steps in all",
@@ -111,7 +152,7 @@ def _memory(
     tokens = batch["input_ids"].numel()
     items = estimate(model, args, tokens, losses, patches, quantized)
     lines = [
-        f"{_total(items)} a GPU with {engine_of(args).name}, an estimate for this batch; P parameters, P_t trained, "
+        f"{_total(items)} a GPU with {sharding_of(args).name}, an estimate for this batch; P parameters, P_t trained, "
         "M supervised tokens, V vocabulary"
     ]
     lines += [f"{item.name}: {_size(item.bytes)} = {item.formula}" for item in items if item.bytes]
@@ -124,7 +165,7 @@ def _memory(
     return "memory", lines
 
 
-def _total(items: list[Item]) -> str:
+def _total(items: list[MemoryLine]) -> str:
     return _size(sum(item.bytes for item in items))
 
 

@@ -1,0 +1,198 @@
+"""The training losses, from a batch of rows to one weighted cross-entropy for each token that is predicted.
+
+The block-diffusion loss (BD3-LM, equation 8; DiffusionVL, section 3.2) is
+
+    L = 1 / count * sum over documents k, blocks b of k and masked tokens i of b of
+            1 / N_k  *  1 / t_b  *  -log p(x_0[i] | x_t of block b, x_0 of the blocks before b)
+
+and is computed in five steps:
+
+1. each block that carries loss gets a noise level t (`objective/noise_schedule.py`);
+2. each of its tokens is masked with probability t (`objective/corruption.py`);
+3. one forward over the clean and the noisy stream predicts every masked token in place, without a shift; the LM head
+   sees masked tokens alone (`modeling/block_masks.py` says who attends to whom);
+4. the cross-entropy of each masked token is weighted by 1 / t, or as `weighting` says (`objective/loss.py`);
+5. and by 1 / N_k, or as `normalizer` says. The trainer divides the sum by the count over the whole optimizer step.
+
+With a causal clean stream, the same forward gives the AR model's logits of the clean tokens: `ar_weight` adds its
+loss, and draft training (`draft`) may learn from them instead of from the data.
+
+The autoregressive (AR) loss predicts each supervised token of a clean stream from the token before it.
+
+Legend: A axes of a position, B rows, T tokens of a row, K documents, M tokens that are predicted, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..modeling.attention import layer_masks
+from ..modeling.block_masks import CLEAN, PADDING, TokenTags
+from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
+from ..modeling.modeling_diffusionvl import head_on
+from ..objective.corruption import Corrupted, Supervised, corrupt, mask_tokens, row_generator
+from ..objective.distillation import divergence, draft_weights, places_in_blocks
+from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights
+from .arguments import BlockDiffusionConfig
+
+COUNTS = ("truncated", "dropped", "bad_samples")
+NOT_INPUTS = ("labels", "rows", "twins", "error", *COUNTS)  # what a batch holds besides the model's inputs
+CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
+
+
+class TokenLosses(NamedTuple):
+    """The loss of each token that a batch predicts.
+
+    Attributes:
+        tokens: Indices of the predicted tokens in the flattened batch [M].
+        surprise: Their cross-entropy [M].
+        weighted: The cross-entropy times its weight, whose sum is the batch's part of the loss [M].
+        correct: Whether the most probable token is the right one [M].
+        noise: What the tokens were masked by; None for the AR loss.
+        clean: The losses of the clean stream's supervised tokens, which `ar_weight` adds.
+    """
+
+    tokens: Tensor
+    surprise: Tensor
+    weighted: Tensor
+    correct: Tensor
+    noise: Corrupted | None = None
+    clean: "TokenLosses | None" = None
+
+    def parts(self) -> list["TokenLosses"]:
+        """These losses, and those of the clean stream if there are any; the loss of a batch is the sum of both."""
+        return [self] if self.clean is None else [self, self.clean]
+
+
+def block_diffusion_loss(
+    model: nn.Module, batch: dict[str, Any], args: BlockDiffusionConfig, mask_token_id: int, step: int
+) -> TokenLosses:
+    """The block-diffusion loss of a batch: the cross-entropy of masked tokens, weighted by their noise.
+
+    Args:
+        model: A block-diffusion model, maybe inside a wrapper that trains it.
+        batch: From `RowDataset.collate`, with noisy streams.
+        args: Settings of the run; seed, noise order, weighting and normalizer are read.
+        mask_token_id: The id that replaces a masked token.
+        step: Optimizer step; a document's noise depends on the seed, the step and its index in the data set alone.
+    """
+    labels, documents = batch["labels"], batch["document_ids"]
+    supervised = Supervised(labels != IGNORED, batch["block_ids"], documents, batch["stream_ids"])
+    noisy = _corrupted(batch, supervised, args, mask_token_id, step)  # steps 1 and 2
+    tokens = noisy.masked.flatten().nonzero()[:, 0]
+    clean = clean_targets(batch) if args.ar_weight else tokens[:0]
+    taught = tokens[has_twin(batch).flatten()[tokens]] if args.targets == "teacher" else tokens[:0]
+    wanted = [
+        tokens,
+        clean - 1,
+        batch["twins"].flatten()[taught] - 1,
+    ]  # each by the token before it
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+    inputs |= {"input_ids": noisy.x_t, "token_indices": torch.cat(wanted), "use_cache": False}
+    predictions, clean_predictions, teacher = model(**inputs).logits.split([len(part) for part in wanted])  # step 3
+    weights = noise_weights(noisy, args.weighting, supervised.share_levels(args.noise_order))  # step 4
+    weights = weights * token_weights(labels, args.normalizer, documents)  # step 5
+    if args.draft:
+        weights = weights * draft_weights(places_in_blocks(supervised), args.draft_decay)
+    losses = _token_losses(predictions, tokens, labels, weights)._replace(noise=noisy)
+    if len(taught):
+        losses = _taught(losses, torch.isin(tokens, taught), predictions, teacher, weights, args.teacher_top_k)
+    if len(clean):
+        by_document = args.ar_weight * clean_weights(clean, labels, documents, args.normalizer)
+        losses = losses._replace(clean=_token_losses(clean_predictions, clean, batch["input_ids"], by_document))
+    return losses
+
+
+def _corrupted(
+    batch: dict[str, Any], supervised: Supervised, args: BlockDiffusionConfig, mask_token_id: int, step: int
+) -> Corrupted:
+    """The batch at its noise levels; a draft begins with nothing but masks, at t = 1."""
+    x_0 = batch["input_ids"]
+    if args.draft and args.draft_noise == "full":
+        t = torch.ones_like(x_0, dtype=torch.float32)
+        return mask_tokens(x_0, supervised.mask, t, torch.zeros_like(t), mask_token_id)
+    generators = [row_generator(args.seed, step, row) for row in batch["rows"].tolist()]
+    return corrupt(x_0, supervised, mask_token_id, generators, args.noise_order, args.complementary)
+
+
+def has_twin(batch: dict[str, Any]) -> Tensor:
+    """Whether a supervised noisy token is a copy of a clean token that another one of its document precedes. [B, T]
+
+    The fill after an end of turn is a copy of none; it has a later position than the token that it follows.
+    """
+    twins, positions = batch["twins"], batch["position_ids"][0]
+    documents = batch["document_ids"].flatten()
+    same_place = positions == positions.flatten()[twins]
+    follows = documents[twins] == documents[(twins - 1).clamp(min=0)]
+    return (batch["labels"] != IGNORED) & same_place & follows & (twins > 0)
+
+
+def clean_targets(batch: dict[str, Any]) -> Tensor:
+    """The clean twins of the supervised tokens, each once, as indices into the flattened batch [M]."""
+    first_view = has_twin(batch) & (batch["stream_ids"] == CLEAN + 1)
+    return batch["twins"][first_view]
+
+
+def clean_weights(clean: Tensor, labels: Tensor, documents: Tensor, normalizer: str) -> Tensor:
+    """Weights by which a document's clean tokens count together as much as its noisy ones do. [B, T]
+
+    Args:
+        clean: Of `clean_targets` [M].
+        labels: [B, T].
+        documents: [B, T].
+        normalizer: One of `NORMALIZERS`.
+    """
+    wanted = loss_counts(labels, normalizer, documents)
+    own = documents.flatten()[clean]
+    share = wanted / own.bincount(minlength=len(wanted)).clamp(min=1)
+    return torch.zeros(labels.numel(), device=labels.device).index_copy(0, clean, share[own].float()).view_as(labels)
+
+
+def _taught(
+    losses: TokenLosses, taught: Tensor, predictions: Tensor, teacher: Tensor, weights: Tensor, top_k: int | None
+) -> TokenLosses:
+    """Losses in which the tokens that a teacher knows [M] learn its distribution in place of the data's token."""
+    surprise = losses.surprise.masked_scatter(taught, divergence(predictions[taught], teacher, top_k))
+    correct = losses.correct.masked_scatter(taught, predictions[taught].argmax(-1) == teacher.argmax(-1))
+    return losses._replace(surprise=surprise, correct=correct, weighted=surprise * weights.flatten()[losses.tokens])
+
+
+def autoregressive_loss(
+    model: nn.Module, base: PreTrainedModel, batch: dict[str, Any], args: BlockDiffusionConfig
+) -> TokenLosses:
+    """The autoregressive loss of a batch: the cross-entropy of supervised tokens, each predicted by the one before it.
+
+    Args:
+        model: An AR model, maybe inside a wrapper that trains it.
+        base: The model itself.
+        batch: From `RowDataset.collate`, with clean streams alone; a row's first token carries no loss.
+        args: Settings of the run; the normalizer is read.
+    """
+    labels, documents, positions = batch["labels"], batch["document_ids"], batch["position_ids"]
+    tokens = (labels != IGNORED).flatten().nonzero()[:, 0]
+    if len(batch["rows"]) > len(labels):  # packed: documents must not see one another
+        tags = TokenTags(batch["block_ids"], batch["stream_ids"], documents)
+        mask = layer_masks(base, layer_windows(base.config), tags, positions[0], positions[0])
+    else:
+        mask = (documents != PADDING).long()
+    with head_on(base, tokens - 1):
+        logits = model(
+            input_ids=batch["input_ids"],
+            attention_mask=mask,
+            position_ids=positions[0] if positions.shape[0] == 1 else positions,
+            use_cache=False,
+            **mask_inputs(base.config, batch["input_ids"]),
+            **fixed_inputs(base.config),
+            **{name: value for name, value in batch.items() if name not in (*CLEAN_TAGS, *NOT_INPUTS)},
+        ).logits[0]
+    return _token_losses(logits, tokens, labels, token_weights(labels, args.normalizer, documents))
+
+
+def _token_losses(logits: Tensor, tokens: Tensor, labels: Tensor, weights: Tensor) -> TokenLosses:
+    """The losses of tokens [M] from their logits [M, V], given the right tokens and weights of the batch [B, T]."""
+    targets = labels.flatten()[tokens]
+    surprise = cross_entropy(logits, targets)
+    correct = logits.detach().argmax(-1) == targets
+    return TokenLosses(tokens, surprise, surprise * weights.flatten()[tokens], correct)
