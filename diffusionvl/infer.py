@@ -85,6 +85,7 @@ def check_paths(arguments: argparse.Namespace) -> None:
 def _infer(arguments: argparse.Namespace) -> None:
     """Loads, answers, prints and draws."""
     check_paths(arguments)
+    given = given_settings(arguments)
     import torch
     from transformers.utils import logging
 
@@ -92,6 +93,7 @@ def _infer(arguments: argparse.Namespace) -> None:
     from .data.images import open_image
     from .data.prompts import encode, question
     from .data.record import Video
+    from .modeling.generation_configuration_diffusionvl import resolve_settings
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -102,11 +104,13 @@ def _infer(arguments: argparse.Namespace) -> None:
     videos = [Video(path, frames) for path in arguments.video]
     inputs = encode(processor, [question(arguments.prompt, images, videos, "--prompt")]).to(device)
     prompt_length = inputs["input_ids"].shape[1]
+    settings = resolve_settings(model, None, given, prompt_length)
     streaming = not (arguments.json or arguments.no_stream)
     generator = None if arguments.seed is None else torch.Generator(device).manual_seed(arguments.seed)
     start = time.perf_counter()
     output: Any = model.generate(
         **inputs,
+        **given,
         streamer=_streamer(processor.tokenizer) if streaming else None,
         tokenizer=processor.tokenizer,
         generator=generator,
@@ -123,7 +127,7 @@ def _infer(arguments: argparse.Namespace) -> None:
         "tokens_per_forward": round(float(output.tokens_per_forward[0]), 4),
         "seconds": round(seconds, 4),
         "settings": {
-            **{name: getattr(model.generation_config, name) for name in DECODING},
+            **{name: getattr(settings, name) for name in DECODING},
             "block_size": model.config.block_size,
             "seed": arguments.seed,
             "device": str(device),
@@ -142,10 +146,10 @@ def _infer(arguments: argparse.Namespace) -> None:
 def load(
     arguments: argparse.Namespace, device: "torch.device"
 ) -> "tuple[DiffusionVLForConditionalGeneration, ProcessorMixin]":
-    """Loads model and processor, and sets the model's generation config to the settings that were given.
+    """Loads model and processor.
 
     Raises:
-        UserError: The checkpoint is an AR one, incomplete or broken, or a setting does not fit it.
+        UserError: The checkpoint is an AR one, incomplete or broken.
     """
     from .checkpoints.checkpoint import Checkpoint
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -158,12 +162,8 @@ def load(
             f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
             f"run `diffusionvl translate {name} --out DIR` first and give DIR"
         )
-    given = given_settings(arguments, config.block_size)
     processor = checkpoint.processor
     model: Any = checkpoint.model(arguments.dtype)
-    model.generation_config.update(**given)
-    if model.generation_config.denoising_steps is None:
-        model.generation_config.denoising_steps = config.block_size
     return model.eval().to(device), processor
 
 

@@ -1,6 +1,6 @@
-"""`python -m eval.compare OUT`: what was measured beside what was published.
+"""`python -m eval.compare OUT`: sets what was measured beside what was published.
 
-Prints a table and writes `compare.json` and `compare.png` into OUT.
+It prints a table and writes `compare.json` and `compare.png` into OUT.
 """
 
 import argparse
@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure as Chart
-
 from diffusionvl.commands.command_line import Parser, table
 from diffusionvl.modeling.errors import UserError
-from eval.results import RunRecord, read_runs
-from eval.suites import Expected, Figure, read_expected
+from eval.results import RunRecord, percent, read_runs
+from eval.suites import Expected, PublishedNumber, read_expected
 
 HEADER = ("model", "suite", "task", "metric", "measured", "expected", "difference", "expected of")
 
@@ -26,13 +23,15 @@ class Comparison:
     """One number, and the published one if there is any.
 
     Attributes:
-        model: That was run.
-        suite: Of the run.
-        task: With the way of decoding.
-        metric: As it was published, or as the task calls it.
-        measured: On the published scale, or None where the run has it not, such as BERTScore without its package.
+        model: Name of the model that was run.
+        suite: Suite of the run.
+        task: Task of the run, with the way of decoding.
+        metric: Name of the number where it was published, or else in the task.
+        measured: The number on the published scale, shares else in per cent; None where the run lacks it, such as
+            BERTScore without its package.
+        error: Its standard error on the same scale, or None.
         expected: The published number, or None.
-        against: Whose it is, or nothing.
+        against: The model that it was published for, or nothing.
         source: Where it was published, or nothing.
         limit: Number of first questions that were asked, or None for all of them.
     """
@@ -42,6 +41,7 @@ class Comparison:
     task: str
     metric: str
     measured: float | None
+    error: float | None
     expected: float | None
     against: str
     source: str
@@ -56,77 +56,85 @@ class Comparison:
 def compare(records: Sequence[RunRecord], against: str = "") -> list[Comparison]:
     """Sets every published number beside the measured one.
 
-    Runs without published numbers are told by their main metric alone.
+    Of runs without published numbers, the main metric alone is listed.
 
     Args:
         records: Finished runs.
         against: A published model; if left out, the one that a run or its suite names.
 
     Raises:
-        UserError: No suite of these runs has figures of that model.
+        UserError: Nothing was published for that model in the suites of these runs.
     """
     expected = {suite: read_expected(suite) for suite in dict.fromkeys(record.suite for record in records)}
     models = list(dict.fromkeys(model for one in expected.values() for model in one.models))
     if against and against not in models:
-        raise UserError(f"--against {against!r}: nothing is published of it here; there are {models}")
+        raise UserError(f"--against {against!r}: nothing was published for it here; the models are {models}")
     return [row for record in records for row in _rows(record, expected[record.suite], against)]
 
 
 def _rows(record: RunRecord, expected: Expected, against: str) -> list[Comparison]:
-    """The comparisons of one run."""
+    """Compares one run."""
     name = against or record.against or expected.against.get(record.kind, "")
-    figures = [figure for figure in expected.figures if figure.model == name and _fits(figure, record)]
+    published = [number for number in expected.numbers if number.model == name and _fits(number, record)]
     limit = record.asked["limit"]
     place = (record.model, record.suite, record.name)
-    if not figures:
+    if not published:
         metric = record.main_metric
-        return [Comparison(*place, metric, record.metrics[metric], None, "", "", limit)]
-    rows = []
-    for figure in figures:
-        measured = record.metrics.get(figure.metric)
-        scaled = None if measured is None else measured * figure.scale
-        rows.append(Comparison(*place, figure.label, scaled, figure.value, figure.model, figure.source, limit))
-    return rows
+        scale = percent(record.metrics[metric])
+        return [Comparison(*place, metric, *_scaled(record, metric, scale), None, "", "", limit)]
+    return [
+        Comparison(*place, one.label, *_scaled(record, one.metric, one.scale), one.value, one.model, one.source, limit)
+        for one in published
+    ]
 
 
-def _fits(figure: Figure, record: RunRecord) -> bool:
+def _scaled(record: RunRecord, metric: str, scale: float) -> tuple[float | None, float | None]:
+    """A number and its standard error on a scale; None for what the run lacks."""
+    found = (record.metrics.get(metric), record.errors.get(metric))
+    measured, error = (None if value is None else value * scale for value in found)
+    return measured, error
+
+
+def _fits(number: PublishedNumber, record: RunRecord) -> bool:
     """Whether a published number is about what was run."""
-    same = all(record.settings.get(name) == value for name, value in figure.settings.items())
-    return figure.task == record.task and same
+    same = all(record.settings.get(name) == value for name, value in number.settings.items())
+    return number.task == record.task and same
 
 
 def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """The comparisons as text."""
+    """Writes the comparisons as text."""
     rows = []
     for row in comparisons:
         task = f"{row.task} (first {row.limit})" if row.limit else row.task
-        numbers = [_number(row.measured), _number(row.expected), _number(row.difference, "+")]
+        measured = _number(row.measured) + ("" if row.error is None else f" ± {row.error:.2f}")
+        numbers = [measured, _number(row.expected), _number(row.difference, "+")]
         rows.append([row.model, row.suite, task, row.metric, *numbers, row.against or "-"])
     return rows
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    if value is None:
-        return "-"
-    return f"{value:{sign}.3f}" if abs(value) < 1 else f"{value:{sign}.2f}"
+    return "-" if value is None else f"{value:{sign}.2f}"
 
 
 def draw_comparison(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Writes a chart: each measured number in per cent of the published one.
+    """Writes a chart of each measured number in per cent of the published one.
 
     Args:
-        comparisons: With both numbers; others are left out.
-        path: `.png`.
+        comparisons: Those without both numbers are left out.
+        path: The `.png` file.
     """
+    import matplotlib as mpl  # late: it takes a moment to import
+    from matplotlib.figure import Figure
+
     known = [(row, row.measured, row.expected) for row in comparisons if row.measured is not None and row.expected]
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Chart(figsize=(8, max(1.6, 0.8 + 0.3 * len(known))), layout="constrained")
+        figure = Figure(figsize=(8, max(1.6, 0.8 + 0.3 * len(known))), layout="constrained")
         axes = figure.subplots()
         if known:
             labels = [f"{row.model} · {row.task} · {row.metric}" for row, *_ in known]
             shares = [100 * measured / expected for _, measured, expected in known]
             bars = axes.barh(range(len(known)), shares, color="#2a7fd4")
-            axes.bar_label(bars, [f"{measured:.4g} / {expected:.4g}" for _, measured, expected in known], padding=4)
+            axes.bar_label(bars, [f"{measured:.2f} / {expected:.2f}" for _, measured, expected in known], padding=4)
             axes.set_yticks(range(len(known)), labels)
             axes.invert_yaxis()
             axes.axvline(100, color="#8b8f98", linestyle="--", linewidth=1)

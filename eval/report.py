@@ -1,7 +1,7 @@
-"""`python -m eval.report OUT ... --html FILE`: results as one page that needs no other file.
+"""`python -m eval.report OUT ... --html FILE`: writes results as one page that needs no other file.
 
-Accuracy by task, speed beside quality, samples with the answers of all models, and a film. Charts are written as PNG,
-too, beside the page.
+It shows accuracy by task, speed beside quality, samples with the answers of all models, a film, and how the runs were
+made. Charts are also written as PNG beside the page.
 """
 
 import argparse
@@ -19,21 +19,22 @@ from diffusionvl.commands.command_line import Parser
 from diffusionvl.drawing.film import data_url
 from diffusionvl.drawing.page import render
 from diffusionvl.evaluation import AR
-from diffusionvl.evaluation.showcase import Card, open_card_image, read_cards
-from eval.report_charts import Curve, accuracy_chart, save_png, speed_chart, task_names
-from eval.results import RunRecord, read_runs, read_samples
+from diffusionvl.evaluation.card import Card, open_card_image, read_cards
+from eval.curves import ar_speed, by_task, curves, task_names
+from eval.results import RunRecord, percent, read_runs, read_samples
 
-CARDS = 6  # of one task
+VERSIONS = ("torch", "transformers", "lmms_eval", "diffusionvl")
+CARDS = 6  # that are shown of one task
 
 
 @dataclass(frozen=True)
-class Answered:
+class ShownAnswer:
     """One model's answer on a card.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         text: The answer.
-        score: Its score by the task's main metric, or None where that is no number.
+        score: Its score by the task's main metric, or None where that is not a number.
     """
 
     model: str
@@ -42,41 +43,41 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownQuestion:
     """A question with the answers of several models.
 
     Attributes:
         image: The first picture, or None.
         question: Text of the prompt.
         target: The right answer.
-        answers: One a model.
+        answers: An answer of each model.
     """
 
     image: Image.Image | None
     question: str
     target: str
-    answers: list[Answered]
+    answers: list[ShownAnswer]
 
 
 @dataclass(frozen=True)
-class TaskSamples:
-    """Samples of one task.
+class ShownTask:
+    """Some questions of one task.
 
     Attributes:
-        task: Its name.
+        task: Name of the task.
         samples: Some of its questions.
         film: A film of one answer, or nothing.
-        filmed: Model whose answer that is.
+        filmed: The model whose answer that is.
     """
 
     task: str
-    samples: list[Sample]
+    samples: list[ShownQuestion]
     film: Markup
     filmed: str
 
 
 def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """One run for each model and task: the best of its ways of decoding, by its main metric."""
+    """Picks one run for each model and task: its best way of decoding by the main metric."""
     best: dict[tuple[str, str, str], RunRecord] = {}
     for record in records:
         key = (record.suite, record.task, record.model)
@@ -87,21 +88,13 @@ def plain_runs(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _goodness(record: RunRecord) -> float:
-    """The main metric, turned so that more is better."""
+    """Returns the main metric, turned so that more is better."""
     value = record.metrics[record.main_metric]
     return value if record.higher_is_better.get(record.main_metric, True) else -value
 
 
-def by_task(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
-    """Runs of each suite's task, in their order."""
-    tasks: dict[tuple[str, str], list[RunRecord]] = {}
-    for record in records:
-        tasks.setdefault((record.suite, record.task), []).append(record)
-    return tasks
-
-
 def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
-    """Models, and a row for each number of each task: its name, the number of questions and every model's value."""
+    """Lists the models, and for each score of each task its name, the number of questions and every model's value."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     chosen = plain_runs(records)
     names, asked = task_names(chosen), {}
@@ -109,7 +102,7 @@ def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[s
         asked[place] = " or ".join(dict.fromkeys(f"{run.samples:,}" for run in runs))
     for record in chosen:
         for metric in dict.fromkeys([record.main_metric, *record.higher_is_better]):
-            value = f"{record.metrics[metric]:.4g}"
+            value = record.shown(metric)
             shown = f"{value} ({record.variant})" if record.variant and record.variant != AR else value
             rows.setdefault((record.suite, record.task, metric), {})[record.model] = shown
     models = model_names(chosen)
@@ -121,9 +114,9 @@ def accuracy_table(records: Sequence[RunRecord]) -> tuple[list[str], list[list[s
 
 
 def cost_table(records: Sequence[RunRecord]) -> list[list[str]]:
-    """What the answers of tasks that were run in one way have cost: a row for each task and model.
+    """Lists what the answers cost, for tasks that were run in one way: a row for each task and model.
 
-    A speed is set against the AR model's where both were run with the same batch size on the same hardware.
+    A speed is divided by the AR model's where both were run with the same batch size on the same hardware.
     """
     lines, names = [], task_names(records)
     ordered = sorted(records, key=lambda record: (record.suite, record.task, record.kind != AR, record.model))
@@ -148,62 +141,46 @@ def cost_table(records: Sequence[RunRecord]) -> list[list[str]]:
     return lines
 
 
+def setup_table(records: Sequence[RunRecord]) -> list[list[str]]:
+    """Lists how each run was made: date, hardware, versions, decoding settings and time."""
+    names = task_names(records)
+    return [
+        [
+            f"{names[run.suite, run.task]}{f' ({run.variant})' if run.variant else ''}",
+            run.model,
+            str(run.setup.get("date", "–")),
+            f"{run.setup['hardware']}, {run.setup['processes']} x {run.setup.get('threads', '–')} threads",
+            ", ".join(f"{name} {run.setup[name]}" for name in VERSIONS if name in run.setup),
+            ", ".join(f"{name} {value}" for name, value in run.settings.items()) or "the checkpoint's own",
+            f"{run.setup['seconds']:,.0f} s" if "seconds" in run.setup else "–",
+        ]
+        for run in sorted(records, key=lambda run: (names[run.suite, run.task], run.kind != AR, run.model, run.variant))
+    ]
+
+
 def _place(record: RunRecord) -> tuple[Any, ...]:
-    """What speeds that are compared have in common."""
+    """Returns what runs must have in common for their speeds to be compared."""
     return tuple(record.setup[name] for name in ("batch_size", "processes", "hardware"))
 
 
 def model_names(records: Sequence[RunRecord]) -> list[str]:
-    """AR models first."""
+    """Lists the models, AR ones first."""
     ordered = sorted(records, key=lambda record: (record.kind != AR, record.model))
     return list(dict.fromkeys(record.model for record in ordered))
 
 
-def curves(records: Sequence[RunRecord]) -> dict[str, list[Curve]]:
-    """For each task that was run in several ways: lines of quality over speed.
-
-    Returns:
-        Curves by the name of the task; static and dynamic remasking of a model are lines of their own.
-    """
-    found = {}
-    for (suite, task), runs in by_task(records).items():
-        if not any(run.variant for run in runs):
-            continue
-        lines: dict[tuple[str, str], list[RunRecord]] = {}
-        for run in runs:
-            way = "" if run.kind == AR else run.variant.rpartition("-")[0]
-            lines.setdefault((run.model, way), []).append(run)
-        found[f"{suite}: {task}"] = [_curve(model, way, own) for (model, way), own in sorted(lines.items())]
-    return found
-
-
-def _curve(model: str, way: str, runs: Sequence[RunRecord]) -> Curve:
-    """One line, from many forwards to few."""
-    ordered = sorted(runs, key=lambda run: -run.metrics["forwards_per_token"])
-    metric = ordered[0].main_metric
-    return Curve(
-        name=f"{model}, {way}" if way else model,
-        kind=ordered[0].kind,
-        metric=metric,
-        labels=[run.variant.rpartition("-")[2] or run.variant for run in ordered],
-        speeds=[run.metrics["tokens_per_second"] for run in ordered],
-        forwards=[run.metrics["forwards_per_token"] for run in ordered],
-        quality=[run.metrics[metric] for run in ordered],
-    )
-
-
-def task_samples(records: Sequence[RunRecord]) -> list[TaskSamples]:
-    """Cards of each task, with the answers of every model that answered the same question."""
+def task_samples(records: Sequence[RunRecord]) -> list[ShownTask]:
+    """Collects cards of each task, with the answers of every model that answered the same question."""
     models, names, shown = model_names(records), task_names(records), []
     ordered = sorted(plain_runs(records), key=lambda record: models.index(record.model))
     for place, runs in sorted(by_task(ordered).items()):
         cards = {run.model: {card.number: card for card in read_cards(run.folder / "showcase")} for run in runs}
         numbers = [number for number in cards[runs[-1].model] if all(number in own for own in cards.values())]
         samples = {run.model: {sample["doc_id"]: sample for sample in read_samples(run)} for run in runs}
-        told = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
+        chosen = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
         films = [(Markup(card.film), model) for model, own in cards.items() for card in own.values() if card.film]
-        if told:
-            shown.append(TaskSamples(names[place], told, *(films[0] if films else (Markup(), ""))))
+        if chosen:
+            shown.append(ShownTask(names[place], chosen, *(films[0] if films else (Markup(), ""))))
     return shown
 
 
@@ -212,21 +189,21 @@ def _sample(
     number: int,
     cards: dict[str, dict[int, Card]],
     samples: dict[str, dict[int, dict[str, Any]]],
-) -> Sample:
-    """One card."""
+) -> ShownQuestion:
+    """Joins the cards of one question."""
     last = runs[-1]
     card = cards[last.model][number]
     answers = []
     for run in runs:
         score = samples[run.model][number].get(run.main_metric)
         number_or_none = float(score) if isinstance(score, int | float) else None
-        answers.append(Answered(run.model, cards[run.model][number].answer, number_or_none))
+        answers.append(ShownAnswer(run.model, cards[run.model][number].answer, number_or_none))
     target = readable_target(samples[last.model][number]["target"])
-    return Sample(open_card_image(last.folder / "showcase", card), card.question, target, answers)
+    return ShownQuestion(open_card_image(last.folder / "showcase", card), card.question, target, answers)
 
 
 def readable_target(target: str) -> str:
-    """A target as people read it: the first one of a list of references as JSON."""
+    """Returns a target as people read it: of a list of references as JSON, the first one."""
     try:
         references = json.loads(target)
     except json.JSONDecodeError:
@@ -238,6 +215,8 @@ def readable_target(target: str) -> str:
 
 def write_report(path: Path, records: Sequence[RunRecord]) -> None:
     """Writes the page, and its charts as PNG beside it, into a folder that may be new."""
+    from eval.report_charts import accuracy_chart, save_png, speed_chart  # late: matplotlib takes a moment to import
+
     path.parent.mkdir(parents=True, exist_ok=True)
     models, lines = accuracy_table(records)
     speed = {}
@@ -253,19 +232,16 @@ def write_report(path: Path, records: Sequence[RunRecord]) -> None:
         models=models,
         lines=lines,
         costs=cost_table(records),
+        setups=setup_table(records),
         accuracy=Markup(accuracy.svg),
         best_of_several=any(record.variant for record in plain_runs(records)),
         speed=speed,
         ar_speed=ar_speed,
+        percent=percent,
         tasks=task_samples(records),
         data_url=data_url,
     )
     path.write_text(page, encoding="utf-8")
-
-
-def ar_speed(drawn: Sequence[Curve]) -> float | None:
-    """Tokens a second of the AR model among some curves."""
-    return next((curve.speeds[0] for curve in drawn if curve.kind == AR), None)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The charts of the report: accuracy by task, and quality over speed with the AR model beside it."""
+"""Draws the charts of the report: accuracy by task, and quality over speed with the AR model beside it."""
 
 import io
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusionvl.drawing.charts import chart_style, to_svg
+from diffusionvl.drawing.charts import LabelledLine, chart_style, label_lines, to_svg
 from diffusionvl.evaluation import AR
+from eval.curves import Curve, task_names
 from eval.results import RunRecord
 
 COLORS = ("#2a7fd4", "#e07b00", "#12784a", "#a3479f", "#b3261e", "#5b6abf")
@@ -20,59 +20,30 @@ AR_COLORS = ("#8b8f98", "#5a5e66", "#b9bdc6")
 
 
 def colors_of(kinds: Sequence[str]) -> list[str]:
-    """A colour for each model or line, greys for AR ones."""
+    """Gives each model or line a colour, greys to AR ones."""
     ours, ar = cycle(COLORS), cycle(AR_COLORS)
     return [next(ar if kind == AR else ours) for kind in kinds]
 
 
 @dataclass(frozen=True)
-class Chart:
+class DrawnChart:
     """A drawn chart.
 
     Attributes:
-        svg: To stand in a page.
-        png: A file.
+        svg: The chart as an element of a page.
+        png: Content of a PNG file.
     """
 
     svg: str
     png: bytes
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Ways of decoding of one model, from many forwards a token to few.
-
-    Attributes:
-        name: For the legend.
-        kind: `ar` or `block_diffusion`.
-        metric: What quality is.
-        labels: Of the points.
-        speeds: Tokens a second inside `generate`.
-        forwards: A token.
-        quality: By the task's main metric.
-    """
-
-    name: str
-    kind: str
-    metric: str
-    labels: list[str]
-    speeds: list[float]
-    forwards: list[float]
-    quality: list[float]
-
-
-def task_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
-    """How a suite's task is called: by its own name, or with its suite where there are several."""
-    several = len({run.suite for run in runs}) > 1
-    return {(run.suite, run.task): f"{run.suite}: {run.task}" if several else run.task for run in runs}
-
-
-def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
-    """Bars of each task's main metric, that of its first run, in per cent of the best model where it is no share.
+def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> DrawnChart:
+    """Draws bars of each task's main metric, that of its first run; scores that are not shares in per cent of the best.
 
     Args:
-        models: In the order of the legend.
-        runs: One for each model and task.
+        models: Models in the order of the legend.
+        runs: One run for each model and task.
     """
     names = task_names(runs)
     tasks = [*names]
@@ -107,15 +78,15 @@ def accuracy_chart(models: Sequence[str], runs: Sequence[RunRecord]) -> Chart:
 def _percent(
     values: dict[tuple[str, str, str], float], task: tuple[str, str], model: str, models: Sequence[str]
 ) -> float:
-    """A share as per cent; another score in per cent of the best model's."""
+    """Returns a share in per cent, another score in per cent of the best model's."""
     suite, name = task
     value = values[suite, name, model]
     everyone = [abs(values[suite, name, other]) for other in models if (suite, name, other) in values]
     return 100 * value / (1 if max(everyone) <= 1 else max(everyone))
 
 
-def speed_chart(curves: Sequence[Curve]) -> Chart:
-    """Quality over forwards a token and over tokens a second: a line for each model and remasking.
+def speed_chart(curves: Sequence[Curve]) -> DrawnChart:
+    """Draws quality over forwards a token and over tokens a second, with a line for each model and remasking.
 
     Points are labelled by tokens a step or thresholds. The AR model is a mark with a dashed line at its quality.
     """
@@ -123,9 +94,7 @@ def speed_chart(curves: Sequence[Curve]) -> Chart:
     with mpl.rc_context(chart_style()):
         figure = Figure(figsize=(9.6, 4.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, name in zip(
-            panels, ("forwards per token (fewer is faster)", "tokens a second in generate()"), strict=True
-        ):
+        for axes, name in zip(panels, ("forwards per token (fewer is faster)", "tokens a second"), strict=True):
             axes.set_xlabel(name)
             axes.margins(x=0.1, y=0.2)
         drawn = list(zip(curves, colors_of([curve.kind for curve in curves]), strict=True))
@@ -141,42 +110,20 @@ def speed_chart(curves: Sequence[Curve]) -> Chart:
         if scale == 100:
             panels[0].set_ylim(top=min(panels[0].get_ylim()[1], 106))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        figure.draw_without_rendering()  # settles the limits
-        own = [(curve, color) for curve, color in drawn if curve.kind != AR]
-        _label(panels[0], [(curve, curve.forwards, color) for curve, color in own], scale)
-        _label(panels[1], [(curve, curve.speeds, color) for curve, color in own], scale)
+        for axes, name in zip(panels, ("forwards", "speeds"), strict=True):
+            points = {curve.name: list(zip(getattr(curve, name), curve.quality, strict=True)) for curve in curves}
+            scaled = {name: [(x, scale * quality) for x, quality in own] for name, own in points.items()}
+            lines = [LabelledLine(scaled[c.name], c.labels, color) for c, color in drawn if c.kind != AR]
+            label_lines(figure, axes, lines, [place for c in curves if c.kind == AR for place in scaled[c.name]])
         return _drawn(figure, "Quality over forwards per token and over tokens a second")
 
 
-def _label(axes: Axes, lines: Sequence[tuple[Curve, list[float], str]], scale: int) -> None:
-    """Labels the points of lines, above and below in turn; a label without room is left out."""
-    taken: list[tuple[float, float]] = []
-    for number, (curve, places, color) in enumerate(lines):
-        above = 1 if number % 2 == 0 else -1
-        for x, quality, label in zip(places, curve.quality, curve.labels, strict=True):
-            across, up = axes.transData.transform((x, scale * quality))
-            spot = (across, up + 12 * above)
-            if all(abs(spot[0] - other[0]) > 30 or abs(spot[1] - other[1]) > 12 for other in taken):
-                taken.append(spot)
-                offset = (0, 9 * above)
-                axes.annotate(
-                    label,
-                    (x, scale * quality),
-                    offset,
-                    textcoords="offset points",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=color,
-                )
-
-
-def _drawn(figure: Figure, title: str) -> Chart:
+def _drawn(figure: Figure, title: str) -> DrawnChart:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return Chart(to_svg(figure, title), buffer.getvalue())
+    return DrawnChart(to_svg(figure, title), buffer.getvalue())
 
 
-def save_png(chart: Chart, path: Path) -> None:
+def save_png(chart: DrawnChart, path: Path) -> None:
     """Writes a chart's PNG."""
     path.write_bytes(chart.png)

@@ -6,15 +6,18 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from diffusionvl.evaluation.costs import TaskCost
 from diffusionvl.modeling.errors import UserError
 
 RUN = "run.json"
 COSTS = tuple(TaskCost().metrics())
+# What tables and pages read.
+COSTS_SHOWN = ("tokens_per_second", "forwards_per_token", "seconds_to_first_block", "paper_tokens_per_second")
+ASKED, SETUP = ("model", "limit"), ("hardware", "batch_size", "processes")
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,47 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Task and way of decoding."""
+        """The task with the way of decoding."""
         return f"{self.task}@{self.variant}" if self.variant else self.task
 
     @property
     def main_metric(self) -> str:
         """The metric that stands for the task."""
         return "bertscore" if "bertscore" in self.metrics else next(iter(self.higher_is_better))
+
+    def shown(self, metric: str) -> str:
+        """Writes a score with its standard error, shares in per cent: one scale for all numbers."""
+        scale = percent(self.metrics[metric])
+        error = self.errors.get(metric)
+        return f"{scale * self.metrics[metric]:.2f}" + ("" if error is None else f" ± {scale * error:.2f}")
+
+    def check(self) -> None:
+        """Checks that all is there that tables, charts and pages read.
+
+        Raises:
+            UserError: Something is missing or of another type.
+        """
+        for one in fields(self):
+            kind = get_origin(hints[one.name]) or hints[one.name]
+            if not isinstance(getattr(self, one.name), kind):
+                raise UserError(f"{one.name} is {getattr(self, one.name)!r}")
+        numbers = {**dict.fromkeys(COSTS_SHOWN), **dict.fromkeys(self.higher_is_better)}
+        for name in numbers:
+            if not isinstance(self.metrics.get(name), int | float):
+                raise UserError(f"metrics has no number {name!r}")
+        if not self.higher_is_better:
+            raise UserError("higher_is_better names no metric")
+        for name, place, holds in (("asked", self.asked, ASKED), ("setup", self.setup, SETUP)):
+            if missing := [key for key in holds if key not in place]:
+                raise UserError(f"{name} has no {missing[0]!r}")
+
+
+hints = get_type_hints(RunRecord)
+
+
+def percent(value: float) -> int:
+    """Returns the factor by which a score is shown: 100 for a share, 1 for any other number."""
+    return 100 if 0 <= value <= 1 else 1
 
 
 def write_run(record: RunRecord) -> None:
@@ -80,8 +117,10 @@ def read_run(folder: Path) -> RunRecord | None:
     if not path.is_file():
         return None
     try:
-        return RunRecord(**json.loads(path.read_text(encoding="utf-8")), folder=folder)
-    except (TypeError, json.JSONDecodeError) as error:
+        record = RunRecord(**json.loads(path.read_text(encoding="utf-8")), folder=folder)
+        record.check()
+        return record
+    except (TypeError, json.JSONDecodeError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"{path} is broken ({error}); delete it and run the suite again") from error
 
 
@@ -145,22 +184,29 @@ def collect(raw: Path, folder: Path, task: str) -> tuple[dict[str, Any], int]:
     return results, len(samples)
 
 
-def task_metrics(results: dict[str, Any], task: str, main: str = "") -> tuple[dict[str, float], dict[str, bool]]:
-    """Numbers of one task out of lmms-eval's results, and which are better when higher, the main one first.
+def task_metrics(
+    results: dict[str, Any], task: str, main: str = ""
+) -> tuple[dict[str, float], dict[str, bool], dict[str, float]]:
+    """Reads the numbers of one task from lmms-eval's results.
 
     Args:
         results: What `collect` returned.
         task: Name of the task.
         main: Its main metric; the first one that it names if left out.
 
+    Returns:
+        Scores and costs; whether each score is better when higher, the main one first; standard errors of scores.
+
     Raises:
         UserError: There is no number, not this metric, or no costs.
     """
-    found = {
+    numbers = {
         name.split(",")[0]: float(value)
         for name, value in results["results"][task].items()
-        if "," in name and "stderr" not in name and isinstance(value, int | float)
+        if "," in name and isinstance(value, int | float)
     }
+    found = {name: value for name, value in numbers.items() if "stderr" not in name}
+    errors = {name: numbers[f"{name}_stderr"] for name in found if f"{name}_stderr" in numbers}
     order = {name: bool(higher) for name, higher in results["higher_is_better"][task].items() if name in found}
     if not order:
         raise UserError(f"{task} has no metric that is a number: {results['results'][task]}")
@@ -168,14 +214,14 @@ def task_metrics(results: dict[str, Any], task: str, main: str = "") -> tuple[di
         raise UserError(f"{task} has no metric {main!r}, but {sorted(order)}; mend the suite")
     if main:
         order = {main: order[main], **order}
-    # lmms-eval calls our costs means, for it expects many of them.
+    # lmms-eval calls our costs means, since it expects many of them.
     throughput = {name.removeprefix("avg_"): value for name, value in results.get("throughput", {}).items()}
     if missing := [name for name in COSTS if name not in throughput]:
-        raise UserError(f"lmms-eval's results tell no {missing[0]}")
-    return {**{name: throughput[name] for name in COSTS}, **found}, order
+        raise UserError(f"lmms-eval's results have no {missing[0]}")
+    return {**{name: throughput[name] for name in COSTS}, **found}, order, errors
 
 
 def read_samples(record: RunRecord) -> list[dict[str, Any]]:
-    """Every answer of a run."""
+    """Reads every answer of a run."""
     lines = (record.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

@@ -20,11 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from diffusionvl.checkpoints.checkpoint import Checkpoint
 from diffusionvl.commands.command_line import Parser
-from diffusionvl.evaluation.settings import DIFFUSION_ONLY, SHARED, check_names, resolve
 from diffusionvl.modeling.errors import UserError
 from eval.bertscore import add_bertscore
 from eval.results import RunRecord, collect, read_run, task_metrics, write_run
@@ -35,7 +31,7 @@ REASON = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+)?(?:Error|Exception|Interr
 
 
 def build_parser() -> Parser:
-    """The flags."""
+    """Builds the parser of the command line."""
     parser = Parser(prog="eval/run.sh", description="Run a suite of benchmarks by lmms-eval.")
     parser.add_argument("suite", help=f"one of {', '.join(suite_names())}")
     parser.add_argument("model", help="checkpoint, block diffusion or AR: a folder or a hub id")
@@ -107,7 +103,10 @@ def check_values(arguments: argparse.Namespace, suite: Suite) -> None:
     for task in arguments.tasks or ():
         if task not in known:
             raise UserError(f"--tasks {task}: suite {suite.name} has {', '.join(known)}")
-    arguments.nproc = arguments.nproc or (1 if arguments.device else max(torch.cuda.device_count(), 1))
+    if not arguments.nproc:
+        from torch.cuda import device_count  # late: torch takes seconds to import
+
+        arguments.nproc = 1 if arguments.device else max(device_count(), 1)
     arguments.batch_size = arguments.batch_size or suite.batch_size
     arguments.limit = arguments.limit or suite.limit
     arguments.name = arguments.name or Path(arguments.model).resolve().name
@@ -147,6 +146,7 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
             with other settings.
     """
     from diffusionvl.evaluation.kinds import files_state, kind_of_checkpoint  # late: torch takes seconds to import
+    from diffusionvl.evaluation.settings import check_names, resolve
 
     kind, block_size = kind_of_checkpoint(arguments.model)
     given = parse_pairs(arguments.gen_kwargs, "--gen-kwargs")
@@ -216,7 +216,7 @@ def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) ->
             failures += 1
             print(f"{start}: FAILED: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         else:
-            print(f"{start}: {before}{told(record)}", flush=True)
+            print(f"{start}: {before}{summary(record)}", flush=True)
     if failures:
         print(f"eval/run.sh: error: {failures} of {len(jobs)} runs failed", file=sys.stderr)
         return 1
@@ -224,10 +224,10 @@ def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) ->
     return 0
 
 
-def told(record: RunRecord) -> str:
-    """A run's main result, speed and duration."""
-    main, speed = record.metrics[record.main_metric], record.metrics["tokens_per_second"]
-    return f"{record.main_metric} {main:.4g}, {speed:,.1f} tokens/s, {record.setup['seconds']:.0f} s"
+def summary(record: RunRecord) -> str:
+    """Writes a run's main result, speed and duration."""
+    main, speed = record.shown(record.main_metric), record.metrics["tokens_per_second"]
+    return f"{record.main_metric} {main}, {speed:,.1f} tokens/s, {record.setup['seconds']:.0f} s"
 
 
 def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
@@ -241,6 +241,8 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
     log, raw = job.folder / "log.txt", job.folder / "raw"
     command = lmms_eval_command(arguments, job, raw)
     environment = dict(os.environ)
+    from diffusionvl.checkpoints.checkpoint import Checkpoint
+
     base = Checkpoint(arguments.model).adapter_base
     if suite.data == LOCAL and Path(base.path if base else arguments.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"  # nothing is needed from there, so nothing is asked
@@ -253,11 +255,11 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
         raise UserError(f"{failure_reason(log)} (exit code {done.returncode}; {log})")
     try:
         results, samples = collect(raw, job.folder, job.run.task.name)
-        metrics, higher_is_better = task_metrics(results, job.run.task.name, job.run.task.metric)
+        metrics, higher_is_better, errors = task_metrics(results, job.run.task.name, job.run.task.metric)
     except UserError as error:
         raise UserError(f"{error}: {failure_reason(log)} ({log})") from error
     shutil.rmtree(raw)
-    settings = {name: job.run.gen_kwargs[name] for name in (*SHARED, *DIFFUSION_ONLY) if name in job.run.gen_kwargs}
+    settings = {name: value for name, value in job.run.gen_kwargs.items() if name != "until"}
     record = RunRecord(
         model=arguments.name,
         suite=suite.name,
@@ -272,6 +274,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
         against=arguments.against,
         setup=setup(arguments, time.time() - begin),
         folder=job.folder,
+        errors=errors,
     )
     write_run(record)
     return record
@@ -317,6 +320,8 @@ def failure_reason(log: Path) -> str:
 
 def setup(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """On what a run was made."""
+    import torch
+
     cuda = torch.cuda.is_available() and arguments.device != "cpu"
     return {
         "batch_size": arguments.batch_size,
@@ -326,6 +331,7 @@ def setup(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "lmms_eval": version("lmms_eval"),
+        "diffusionvl": version("diffusionvl"),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
     }

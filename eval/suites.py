@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from diffusionvl.evaluation import AR
-from diffusionvl.evaluation.settings import DIFFUSION_ONLY, check_names
 from diffusionvl.modeling.errors import UserError
 
 EVAL = Path(__file__).parent
@@ -25,9 +24,9 @@ class Task:
     """One benchmark of a suite.
 
     Attributes:
-        name: In lmms-eval.
+        name: Name in lmms-eval.
         gen_kwargs: Settings that only this task has.
-        metric: That stands for it; the first one that it names if left out.
+        metric: The task's main metric; the first one that it names if left out.
         bertscore: Whether its answers are captions that BERTScore judges.
     """
 
@@ -39,19 +38,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is run together.
+    """Tasks that are run together.
 
     Attributes:
-        name: Of its file.
-        title: For people.
+        name: Name of its file.
+        title: Name for people.
         source: Where its settings come from.
         data: `local`: written by `eval/tasks/make_data.py`. `hub`: downloaded by lmms-eval.
-        tasks: In their order.
+        tasks: The tasks in the order in which they are run.
         model_args: Options of the plugin.
         gen_kwargs: Settings of all tasks.
         variants: Name and settings of each way in which every task is run; one way without a name if empty.
-        batch_size: Questions that are answered together, if the user says nothing.
-        limit: First questions of each task, if the user says nothing; all if None.
+        batch_size: Number of questions that are answered together by default.
+        limit: Number of first questions of each task that are asked by default; None for all.
     """
 
     name: str
@@ -67,15 +66,17 @@ class Suite:
 
     @property
     def varied(self) -> set[str]:
-        """Settings that tell the ways apart."""
+        """Settings in which the ways differ."""
         names = {name for settings in self.variants.values() for name in settings}
         return {"denoising_steps" if name == TOKENS_PER_STEP else name for name in names}
 
     def runs(self, kind: str, block_size: int | None) -> "list[Run]":
-        """What is to be run for a model: every task in every way that differs for it.
+        """Lists what is to be run for a model: every task in every way that differs for it.
 
         An AR model has no denoising steps and no thresholds, so ways that differ in these alone are one way.
         """
+        from diffusionvl.evaluation.settings import DIFFUSION_ONLY  # late: torch takes seconds to import
+
         runs: list[Run] = []
         for task in self.tasks:
             for variant, settings in (self.variants or {"": {}}).items():
@@ -96,7 +97,7 @@ class Run:
     """One task in one way.
 
     Attributes:
-        task: Of the suite.
+        task: A task of the suite.
         variant: Name of the way, or nothing.
         gen_kwargs: All decoding settings.
     """
@@ -107,12 +108,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For people and folders."""
+        """Name for people and folders."""
         return f"{self.task.name}@{self.variant}" if self.variant else self.task.name
 
 
 def suite_names(folder: Path = EVAL) -> list[str]:
-    """The suites that there are."""
+    """Lists the names of all suites."""
     return sorted(path.stem for path in (folder / "suites").glob("*.yaml"))
 
 
@@ -122,6 +123,8 @@ def read_suite(name: str, folder: Path = EVAL) -> Suite:
     Raises:
         UserError: There is no such suite, or its file has an unknown key or setting.
     """
+    from diffusionvl.evaluation.settings import check_names  # late: torch takes seconds to import
+
     path = folder / "suites" / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"there is no suite {name!r}; there are {', '.join(suite_names(folder))}")
@@ -139,17 +142,17 @@ def read_suite(name: str, folder: Path = EVAL) -> Suite:
 
 
 @dataclass(frozen=True)
-class Figure:
+class PublishedNumber:
     """A published number.
 
     Attributes:
-        model: Whose it is.
+        model: The model that it was published for.
         label: Its name where it was published.
-        task: In lmms-eval.
-        metric: In our results.
-        value: On the published scale.
+        task: Name of the task in lmms-eval.
+        metric: Name of the metric in our results.
+        value: The number on the published scale.
         scale: Factor from our result to the published scale.
-        settings: That a run must have to be comparable, such as its block size.
+        settings: Settings that a run must have to be comparable, such as its block size.
         source: Where it was published.
     """
 
@@ -168,30 +171,30 @@ class Expected:
     """What was published about a suite.
 
     Attributes:
-        figures: All of them.
-        against: The model that a model of this kind is compared with by default, by kind.
+        numbers: All published numbers.
+        against: For each kind of model, the published model that it is compared with by default.
     """
 
-    figures: tuple[Figure, ...]
+    numbers: tuple[PublishedNumber, ...]
     against: dict[str, str]
 
     @property
     def models(self) -> list[str]:
-        """All models, in the order of the file."""
-        return list(dict.fromkeys(figure.model for figure in self.figures))
+        """All published models, in the order of the file."""
+        return list(dict.fromkeys(number.model for number in self.numbers))
 
 
 def read_expected(name: str, folder: Path = EVAL) -> Expected:
-    """Reads `expected/NAME.json`; nothing is expected where there is no such file."""
+    """Reads `expected/NAME.json`; without such a file, nothing is expected."""
     path = folder / "expected" / f"{name}.json"
     if not path.is_file():
         return Expected((), {})
     content = json.loads(path.read_text(encoding="utf-8"))
-    figures = []
+    numbers = []
     for row in content["rows"]:
         for label, value in row["figures"].items():
             column = content["columns"][label]
             source = row.get("source", content["source"])
             place = (column["task"], column["metric"], value, column["scale"])
-            figures.append(Figure(row["model"], label, *place, row.get("settings", {}), source))
-    return Expected(tuple(figures), content["against"])
+            numbers.append(PublishedNumber(row["model"], label, *place, row.get("settings", {}), source))
+    return Expected(tuple(numbers), content["against"])

@@ -6,6 +6,7 @@ from PIL import Image
 
 from eval.results import RunRecord, write_run
 
+MACHINE = {"hardware": "CPU, 2 cores", "threads": 2, "date": "2026-11-28", "torch": "9.9"}
 SPEED = {"tokens_per_second": 100.0, "forwards_per_token": 1.0, "seconds_to_first_block": 0.1}
 
 
@@ -28,7 +29,7 @@ def finished_run(out, model="block-diffusion", suite="local-speed", task="easy_v
             "higher_is_better": {"exact_match": True},
             "samples": 2,
             "against": "",
-            "setup": {"hardware": "CPU, 2 cores", "seconds": 1.0, "batch_size": 1, "processes": 1},
+            "setup": {**MACHINE, "seconds": 1.0, "batch_size": 1, "processes": 1},
             "folder": folder,
             **changes,
         }

@@ -71,6 +71,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 def _answer(arguments: argparse.Namespace) -> int:
     """Checks, loads, answers and scores."""
     check_arguments(arguments)
+    given = given_settings(arguments)
     from transformers.utils import logging
 
     from ..checkpoints.checkpoint import Checkpoint
@@ -86,8 +87,6 @@ def _answer(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     device = find_device(arguments.device)
     checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
-    block_size = getattr(checkpoint.config, "block_size", None)
-    given = given_settings(arguments, block_size)
     records = read_records(arguments.records, arguments.image_root, answered=False)
     count = min(len(records), arguments.limit or len(records))
     asked = {
@@ -99,18 +98,18 @@ def _answer(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed or 0,
         "dtype": arguments.dtype,
     }
+    model = checkpoint.model(arguments.dtype).eval().to(device)
+    answerer = Answerer(model, checkpoint.processor, seed=arguments.seed or 0)
+    decoding = plain_decoding(model, answerer.kind, given)
     file = AnswerFile(arguments.out, asked, arguments.overwrite)
     left = [index for index in range(count) if index not in file.lines]
     if len(left) < count:
         print(f"{count - len(left):,} of {count:,} records are answered already", file=sys.stderr)
+
+    def question(index: int) -> Question:
+        return Question("records", index, lambda: Prompt(split(records[index])[0], [], ""))
+
     if left:
-        model = checkpoint.model(arguments.dtype).eval().to(device)
-        answerer = Answerer(model, checkpoint.processor, seed=arguments.seed or 0)
-        decoding = plain_decoding(model, answerer.kind, given)
-
-        def question(index: int) -> Question:
-            return Question("records", index, lambda: Prompt(split(records[index])[0], [], ""))
-
         _answer_all(file, answerer, [question(index) for index in left], decoding, records, arguments.batch_size)
     return _report(file, count)
 

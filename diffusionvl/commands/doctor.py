@@ -1,4 +1,4 @@
-"""`diffusionvl doctor`: versions, devices, kernels, and what is missing for what."""
+"""`diffusionvl doctor`: prints versions, devices, kernels, and what is missing for what."""
 
 import importlib.metadata
 import os
@@ -6,15 +6,11 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 
-import torch
 from packaging.requirements import Requirement
-from torch.nn.attention.flex_attention import flex_attention
-from torch.nn.functional import scaled_dot_product_attention
 
-from ..modeling.block_masks import TokenTags, dense_mask, flex_mask
 from .command_line import Parser
 
-# What the extras are for, and packages besides them. `EXTRA: use` and `package: use`.
+# What the extras, and packages besides them, are needed for.
 EXTRAS = {
     "train": "LoRA, DeepSpeed, parquet and Hugging Face datasets, wandb",
     "eval": "benchmarks in lmms-eval, charts",
@@ -59,7 +55,7 @@ Line = tuple[str, str, bool]  # name, finding, whether all is well
 
 
 def versions() -> Iterator[Line]:
-    """Python, this package and what it always needs."""
+    """Python, this package, and the packages that it always needs."""
     yield "python", f"{platform.python_version()}, {platform.platform()}", True
     yield "diffusionvl", importlib.metadata.version("diffusionvl"), True
     for requirement in _requirements(None):
@@ -68,7 +64,9 @@ def versions() -> Iterator[Line]:
 
 
 def devices() -> Iterator[Line]:
-    """What can compute here."""
+    """The devices that can compute here."""
+    import torch  # late: it takes seconds to import
+
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     yield "cpu", f"{cores} cores for {torch.get_num_threads()} threads", True
     if not torch.cuda.is_available():
@@ -84,6 +82,8 @@ def devices() -> Iterator[Line]:
 
 def kernels() -> Iterator[Line]:
     """Whether attention under the block-diffusion mask runs, forward and backward, on each kind of device."""
+    import torch
+
     yield "SDPA on cpu", *_tried(lambda: _attend("cpu", flex=False))
     # PyTorch has no backward of FlexAttention on CPUs: training takes SDPA there.
     yield "FlexAttention on cpu", "forward only (PyTorch); training takes SDPA", True
@@ -93,7 +93,7 @@ def kernels() -> Iterator[Line]:
 
 
 def extras() -> Iterator[Line]:
-    """What is there, and what is missing for what."""
+    """What is installed, and what is missing for what."""
     for extra, use in EXTRAS.items():
         states = {requirement: _installed(requirement) for requirement in _requirements(extra)}
         absent = [f"{requirement.name} {found}" for requirement, (found, fine) in states.items() if not fine]
@@ -111,7 +111,7 @@ def extras() -> Iterator[Line]:
 
 
 def _requirements(extra: str | None) -> list[Requirement]:
-    """What this package requires, always or for one extra."""
+    """Lists what this package requires, always or for one extra."""
     found = [Requirement(line) for line in importlib.metadata.requires("diffusionvl") or []]
     always = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
     if extra is None:
@@ -120,7 +120,7 @@ def _requirements(extra: str | None) -> list[Requirement]:
 
 
 def _installed(requirement: Requirement) -> tuple[str, bool]:
-    """The installed version, and whether it is one that is asked for."""
+    """Returns the installed version, and whether it is one that is asked for."""
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
@@ -131,7 +131,13 @@ def _installed(requirement: Requirement) -> tuple[str, bool]:
 
 
 def _attend(device: str, flex: bool) -> None:
-    """Two blocks of a clean and a noisy stream, forward and backward."""
+    """Attends over two blocks of a clean and a noisy stream, forward and backward."""
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from ..modeling.block_masks import TokenTags, dense_mask, flex_mask
+
     blocks = torch.arange(128, device=device)[None] // 8
     tags = TokenTags(
         blocks.repeat(1, 2), torch.arange(256, device=device)[None] // 128, torch.zeros_like(blocks.repeat(1, 2))
@@ -148,7 +154,7 @@ def _attend(device: str, flex: bool) -> None:
 
 
 def _tried(kernel: Callable[[], None]) -> tuple[str, bool]:
-    """Whether a kernel works, and if not, how it says so."""
+    """Returns whether a kernel works, and if not, what it says."""
     try:
         kernel()
     except (RuntimeError, NotImplementedError, ImportError) as error:

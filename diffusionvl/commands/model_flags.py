@@ -5,29 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.errors import UserError
+from ..modeling.settings import SETTINGS
 
-# Decoding settings by name: type, placeholder and help of the flag.
-DECODING: dict[str, tuple[type, str, str]] = {
-    "max_new_tokens": (int, "N", "longest answer, in tokens"),
-    "denoising_steps": (int, "S", "steps a block, 1 to its size"),
-    "remasking": (str, "NAME", "policy, such as low_confidence_dynamic"),
-    "confidence_threshold": (float, "P", "dynamic remasking keeps tokens that are surer than this"),
-    "entropy_bound": (float, "H", "nats that entropy-bounded remasking spends in a step"),
-    "temperature": (float, "T", "0 takes the most probable token"),
-    "top_k": (int, "K", "draw among the K most probable tokens; 0 for all"),
-    "top_p": (float, "P", "draw among the fewest tokens that reach P"),
-    "stop_strings": (str, "TEXT", "end the answer at this text; repeat for more"),
-    "max_time": (float, "S", "seconds after which the answer ends"),
-}
+# Settings that are not flags: they are about ids or tensors, or a command has one answer to each prompt.
+NOT_FLAGS = {"max_length", "num_return_sequences", "num_beams", "eos_token_id", "pad_token_id", "bos_token_id"}
+DECODING = [name for name, row in SETTINGS.items() if row.group != "output" and name not in NOT_FLAGS]
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for decoding and for the machine."""
     decoding = parser.add_argument_group("decoding (the checkpoint's own settings where left out)")
-    for name, (kind, placeholder, text) in DECODING.items():
-        several: dict[str, Any] = {"action": "append"} if name == "stop_strings" else {}
-        flag = "--stop" if name == "stop_strings" else f"--{name.replace('_', '-')}"
-        decoding.add_argument(flag, dest=name, type=kind, metavar=placeholder, help=text, **several)
+    for name in DECODING:
+        row, flags = SETTINGS[name], [f"--{name.replace('_', '-')}"]
+        kind: dict[str, Any] = {"type": row.range.kind, "metavar": row.range.kind.__name__.upper()}
+        if row.range.kind is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        if name == "stop_strings":
+            flags, kind = ["--stop", *flags], {"action": "append", "metavar": "TEXT"}
+        text = row.meaning[0].lower() + row.meaning[1:].removesuffix(".").replace("%", "%%")
+        decoding.add_argument(*flags, dest=name, help=f"{text}; {row.range.allowed.partition(', or None')[0]}", **kind)
     decoding.add_argument("--seed", type=int, metavar="N", help="seed of the draws where the temperature is not 0")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
@@ -45,25 +41,19 @@ def check_model_path(model: str) -> None:
         raise UserError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
 
 
-def given_settings(arguments: argparse.Namespace, block_size: int | None) -> dict[str, Any]:
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the decoding settings that were given.
 
     Args:
         arguments: The parsed flags.
-        block_size: The block size of the checkpoint; None for an AR one.
 
     Raises:
-        UserError: One is out of its range; the message names it, its value and the range.
+        UserError: One is outside its range; the message names it, its value and the range.
     """
-    from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
-
     given = {name: getattr(arguments, name) for name in DECODING if getattr(arguments, name) is not None}
-    DiffusionVLGenerationConfig(**given)
-    steps = given.get("denoising_steps", 1)
-    if block_size is not None and steps > block_size:
-        raise UserError(
-            f"--denoising-steps {steps} is more than the block size of {arguments.model!r}; give 1 to {block_size}"
-        )
+    for name, value in given.items():
+        if not SETTINGS[name].range.fits(value):
+            raise UserError(f"--{name.replace('_', '-')} must be {SETTINGS[name].range.allowed}, got {value!r}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed {arguments.seed}: give 0 to {2**63 - 1}")
     return given

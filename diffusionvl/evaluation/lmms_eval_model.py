@@ -20,13 +20,14 @@ from ..data.prompts import encode
 from ..modeling.errors import UserError
 from . import AR
 from .answerer import Answer, Answerer, Question, finish, numbered
+from .card import write_card
 from .costs import TaskCost, gather_processes
 from .decoding import answer_batch
 from .kinds import kind_of_checkpoint
 from .likelihood import likelihood_bound, log_likelihood
 from .questions import FORMS, Message, build_prompt, messages_of
 from .settings import Decoding, check_names, resolve
-from .showcase import make_film, spread, write_card
+from .showcase import make_film, spread
 
 OPTIONS = (
     *("pretrained", "decode", "dtype", "prompt", "postprocess", "system_prompt", "seed", "fps", "max_frames"),

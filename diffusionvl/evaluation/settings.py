@@ -1,4 +1,4 @@
-"""Decoding settings as lmms-eval's tasks and users give them, turned into those of `generate`."""
+"""Turns decoding settings, as lmms-eval's tasks and users give them, into those of `generate`."""
 
 import json
 from collections.abc import Mapping
@@ -6,60 +6,52 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..modeling.errors import UserError
-from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
+from ..modeling.settings import SETTINGS
 from . import AR, BLOCK_DIFFUSION
 
-SHARED = ("max_new_tokens", "temperature", "top_k", "top_p")
-DIFFUSION_ONLY = (
-    "denoising_steps",
-    "remasking",
-    "confidence_threshold",
-    "entropy_bound",
-    "tempered_confidence",
-    "sub_block_size",
-    "fused_commit",
-)
-# lmms-eval's own, which have another meaning here than being handed on to `generate`.
-TRANSLATED = ("until", "do_sample", "num_beams", "repetition_penalty", "image_aspect_ratio", "block_size")
+DRAWS = ("temperature", "top_k", "top_p")
+SHARED = ("max_new_tokens", "min_new_tokens", "do_sample", *DRAWS, "num_beams", "repetition_penalty")
+DIFFUSION_ONLY = tuple(name for name, setting in SETTINGS.items() if setting.group == "denoising")
+TRANSLATED = ("until", "image_aspect_ratio", "block_size")  # these are not handed on to `generate`
 KNOWN = (*SHARED, *DIFFUSION_ONLY, *TRANSLATED)
-# What the reference implementation calls the same things.
+# Names of the same settings in the reference implementation.
 REFERENCE_NAMES = {
     "gen_length": "max_new_tokens",
     "steps": "denoising_steps",
     "remasking_strategy": "remasking",
     "bd3lm_block_size": "block_size",
 }
-MAX_NEW_TOKENS = DiffusionVLGenerationConfig().max_new_tokens  # where nobody says, for AR models, too
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the answers of a batch are decoded.
+    """How the answers to some questions are decoded.
 
     Attributes:
-        generate: Arguments of the model's `generate`.
-        until: Texts that end an answer; it is cut in front of the first one.
-        notes: What was asked for and is not done, a sentence each.
+        generate: Arguments of the model's `generate`; `do_sample` is among them.
+        until: Texts that end an answer, which is cut before the first one.
+        notes: A sentence for each setting that is not obeyed.
     """
 
     generate: dict[str, Any]
-    until: tuple[str, ...]
+    until: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn, not taken by their probability alone."""
-        return bool(self.generate["do_sample"]) if "do_sample" in self.generate else self.generate["temperature"] > 0
+        """Whether tokens are drawn, rather than taken by their probability alone."""
+        return bool(self.generate["do_sample"])
 
 
 def resolve(
     kind: str, block_size: int | None, task: Mapping[str, Any], given: Mapping[str, Any], where: str = "the task"
 ) -> Decoding:
-    """Joins what a task asks for with what the user gave to the model.
+    """Joins the settings of a task with those that the user gave to the model.
 
     Args:
         kind: `ar` or `block_diffusion`.
-        block_size: The checkpoint's; None for AR.
+        block_size: Block size of the checkpoint; None for AR.
         task: A request's generation kwargs: the task's own, with `--gen_kwargs` over them.
         given: Settings in `--model_args`, which win.
         where: Name of the task, for messages.
@@ -79,50 +71,51 @@ def resolve(
     if "image_aspect_ratio" in settings:
         ratio = settings["image_aspect_ratio"]
         notes.append(f"image_aspect_ratio={ratio!r} is for LLaVA's own code; the checkpoint's processor decides here")
-    temperature, note = _temperature(settings)
-    decoding = {
-        "max_new_tokens": settings.get("max_new_tokens", MAX_NEW_TOKENS),
-        "temperature": temperature,
-        "top_k": settings.get("top_k", 0) if temperature else 0,
-        "top_p": settings.get("top_p", 1.0) if temperature else 1.0,
-        **{name: settings[name] for name in DIFFUSION_ONLY if name in settings},
-    }
+    draws = settings.get("do_sample", bool(settings.get("temperature")))
+    if draws and settings.get("temperature") == 0:
+        raise UserError("do_sample=True contradicts temperature=0; give one of them")
+    if not draws and settings.get("temperature"):
+        notes.append(f"temperature={settings['temperature']!r} is not used with do_sample=False")
+    decoding = {name: value for name, value in settings.items() if name not in (*DRAWS, *TRANSLATED)}
+    decoding = {"max_new_tokens": SETTINGS["max_new_tokens"].default, **decoding, "do_sample": draws}
+    if draws:  # all are given, since transformers has a top_k of 50
+        decoding |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | {n: settings[n] for n in DRAWS if n in settings}
     DiffusionVLGenerationConfig(**decoding)  # checks the ranges
-    if kind == AR:
-        decoding = _autoregressive(decoding, settings)
-    return Decoding(decoding, _until(settings.get("until", ())), (*notes, *note))
+    if kind == AR and not draws:
+        decoding |= dict.fromkeys(DRAWS)  # or transformers warns that those of the checkpoint have no effect
+    return Decoding(decoding, _until(settings.get("until", ())), tuple(notes))
 
 
 def plain_decoding(model: Any, kind: str, given: Mapping[str, Any]) -> Decoding:
-    """Takes settings by our own names; those that are not given are the checkpoint's.
+    """Takes settings by their names in `generate`; those that are not given are the checkpoint's.
 
     Args:
-        model: The model; its generation config is read.
+        model: The model.
         kind: `ar` or `block_diffusion`.
         given: Settings of `generate`.
 
     Raises:
-        UserError: A setting means something that an AR model cannot do.
+        UserError: A setting does not fit the model.
     """
     settings = {name: value for name, value in given.items() if name != "stop_strings"}
     until = tuple(given.get("stop_strings") or ())
     if kind == BLOCK_DIFFUSION:
-        return Decoding({"temperature": model.generation_config.temperature, **settings}, until)
+        samples = resolve_settings(model, None, settings, prompt_width=0).temperature > 0
+        return Decoding({**settings, "do_sample": samples}, until)
     time = {name: settings.pop(name) for name in ("max_time",) if name in settings}
-    decoding = resolve(kind, None, {}, settings)
-    return Decoding({**decoding.generate, **time}, until)
+    return Decoding({**resolve(kind, None, {}, settings).generate, **time}, until)
 
 
 def check_names(settings: Mapping[str, Any], source: str, others: tuple[str, ...] = ()) -> None:
     """Refuses settings that nobody knows.
 
     Args:
-        settings: By name.
+        settings: Settings by name.
         source: Where they were given.
         others: More names that may be given there, for the message.
 
     Raises:
-        UserError: Naming them, and what the reference's name is called here.
+        UserError: There are unknown names; the message says how a name of the reference is called here.
     """
     unknown = sorted(set(settings) - set(KNOWN))
     if unknown:
@@ -133,18 +126,10 @@ def check_names(settings: Mapping[str, Any], source: str, others: tuple[str, ...
 
 def _check_kind(settings: Mapping[str, Any], kind: str, block_size: int | None) -> None:
     """Refuses what a model of this kind cannot do."""
-    if settings.get("num_beams", 1) != 1:
-        raise UserError(f"num_beams={settings['num_beams']!r}: block diffusion has no beams, nor AR beside it; give 1")
     if kind == AR:
-        extra = [name for name in (*DIFFUSION_ONLY, "block_size") if name in settings]
-        if extra:
+        if extra := [name for name in (*DIFFUSION_ONLY, "block_size") if name in settings]:
             raise UserError(f"an autoregressive checkpoint has no {', '.join(extra)}; leave them out")
         return
-    if settings.get("repetition_penalty", 1) != 1:
-        raise UserError(
-            f"repetition_penalty={settings['repetition_penalty']!r}: block decoding has none, for a block's tokens are "
-            "drawn together; leave it out"
-        )
     if settings.get("block_size", block_size) != block_size:
         raise UserError(
             f"block_size={settings['block_size']!r}: this checkpoint was trained with blocks of {block_size}, which it "
@@ -156,7 +141,7 @@ def _check_kind(settings: Mapping[str, Any], kind: str, block_size: int | None) 
 
 
 def _until(given: Any) -> tuple[str, ...]:
-    """Texts that end an answer. On a command line, several are a JSON list: until=["a","b"].
+    """Reads texts that end an answer. On a command line, several are a JSON list: until=["a","b"].
 
     Raises:
         UserError: There is something else among them.
@@ -167,25 +152,3 @@ def _until(given: Any) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"until must be a text or a list of texts, got {given!r}")
     return tuple(text for text in texts if text)
-
-
-def _temperature(settings: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:
-    """The temperature, 0 without sampling as in transformers, and what there is to say about it."""
-    temperature = settings.get("temperature")
-    if settings.get("do_sample") is True:
-        if temperature == 0:
-            raise UserError("do_sample=True contradicts temperature=0; give one of them")
-        return (1.0 if temperature is None else temperature), ()
-    if settings.get("do_sample") is False and temperature:
-        return 0, (f"temperature={temperature!r} is not used beside do_sample=False",)
-    return temperature or 0, ()
-
-
-def _autoregressive(decoding: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in the words of transformers' `generate`."""
-    penalty = {name: settings[name] for name in ("repetition_penalty",) if name in settings}
-    if decoding["temperature"]:
-        return {**decoding, **penalty, "do_sample": True}
-    # None, or transformers warns that they have no effect.
-    greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    return {"max_new_tokens": decoding["max_new_tokens"], **greedy, **penalty}

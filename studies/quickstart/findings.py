@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from diffusionvl.commands.command_line import table
-from diffusionvl.drawing.charts import chart_style, label_line, to_svg
+from diffusionvl.drawing.charts import LabelledLine, chart_style, label_lines, to_svg
 from diffusionvl.drawing.film import data_url
 from diffusionvl.drawing.page import render
 from diffusionvl.modeling.errors import UserError
@@ -186,5 +186,5 @@ def sweep_chart(rows: Sequence[DecodingRow], sweep: Sequence[tuple[float, Result
         axes.set_xlim(left=0)
         axes.margins(y=0.18)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        label_line(figure, axes, places, [f"{threshold:g}" for threshold, _ in sweep], others)
+        label_lines(figure, axes, [LabelledLine(places, [f"{threshold:g}" for threshold, _ in sweep])], others)
         return to_svg(figure, "Exact match on long questions against forwards per token")

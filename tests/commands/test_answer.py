@@ -122,8 +122,9 @@ def test_answers_to_something_else_are_not_replaced(answer, translated_dir, tmp_
     [
         (("--batch-size", "0"), "--batch-size 0: give 1 or more"),
         (("--limit", "-1"), "--limit -1"),
-        (("--denoising-steps", "99"), "--denoising-steps 99"),
-        (("--temperature", "nan"), "temperature must be"),
+        (("--denoising-steps", "99"), "denoising_steps=99 exceeds the block size"),
+        (("--denoising-steps", "0"), "--denoising-steps must be"),
+        (("--temperature", "nan"), "--temperature must be"),
         (("--device", "frog"), "'frog'"),
         (("--image-root", "/none"), "/none"),
     ],

@@ -6,18 +6,30 @@ import pytest
 from finished_runs import finished_run
 from PIL import Image
 
-from eval import compare, speed
+from eval import compare, report, speed
 from eval.results import read_runs
 
 
 def test_measured_beside_expected(tmp_path, capsys):
-    finished_run(tmp_path, "mine", "tables-1-2", "chartqa", metrics={"relaxed_overall": 0.8}, higher_is_better={})
+    finished_run(
+        tmp_path, "mine", "tables-1-2", "chartqa", metrics={"relaxed_overall": 0.8}, errors={"relaxed_overall": 0.01}
+    )
     assert compare.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[2].split()[2:] == ["chartqa", "ChartQA", "80.00", "84.20", "-4.20", "DiffusionVL-7B"]
+    assert printed.splitlines()[2].split()[2:] == [
+        "chartqa",
+        "ChartQA",
+        "80.00",
+        "±",
+        "1.00",
+        "84.20",
+        "-4.20",
+        "DiffusionVL-7B",
+    ]
     assert "expected: arXiv 2512.15713v3, tables 1 and 2" in printed
     (row,) = json.loads((tmp_path / "compare.json").read_text())
-    assert (row["measured"], row["expected"], row["against"]) == (80.0, 84.2, "DiffusionVL-7B")
+    assert (row["measured"], row["error"], row["expected"]) == (80.0, 1.0, 84.2)
+    assert row["against"] == "DiffusionVL-7B"
     assert row["difference"] == pytest.approx(-4.2)
     with Image.open(tmp_path / "compare.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
@@ -34,7 +46,9 @@ def test_whose_figures(tmp_path):
     assert found["small", "MME-c"] == ("DiffusionVL-3B", 594)
     assert found["large", "MME-p"] == ("DiffusionVL-7B", 1519)
     assert {row.against for row in compare.compare(records, "LLaDA-V-8B")} == {"LLaDA-V-8B"}
-    with pytest.raises(ValueError, match=r"--against 'me': nothing is published of it here; there are \['DiffusionVL"):
+    with pytest.raises(
+        ValueError, match=r"--against 'me': nothing was published for it here; the models are \['DiffusionVL"
+    ):
         compare.compare(records, "me")
 
 
@@ -78,9 +92,44 @@ def test_nothing_to_compare(tmp_path, capsys):
     assert compare.main([str(tmp_path / "no")]) == 2
     assert compare.main([str(tmp_path)]) == 2
     assert "holds no finished run; give a folder that eval/run.sh wrote" in capsys.readouterr().err
-    (finished_run(tmp_path).folder / "run.json").write_text("{")
-    assert compare.main([str(tmp_path)]) == 2
-    assert "run.json is broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: "{", "run.json is broken"),
+        (lambda run: "[]", "run.json is broken"),
+        (lambda run: '"x"', "run.json is broken"),
+        (lambda run: '{"model": "m"}', "missing"),
+        (lambda run: {**run, "metrics": {}}, "metrics has no number 'tokens_per_second'"),
+        (lambda run: {**run, "metrics": {**run["metrics"], "exact_match": "high"}}, "no number 'exact_match'"),
+        (lambda run: {**run, "metrics": 3}, "metrics is 3"),
+        (lambda run: {**run, "higher_is_better": {}}, "higher_is_better names no metric"),
+        (lambda run: {**run, "setup": {}}, "setup has no 'hardware'"),
+        (lambda run: {**run, "asked": {"model": "m"}}, "asked has no 'limit'"),
+        (lambda run: {**run, "frog": 1}, "frog"),
+        (lambda run: {**run, "samples": None}, "samples is None"),
+    ],
+)
+@pytest.mark.parametrize("command", [compare, report])
+def test_a_thin_or_broken_run_is_one_line(change, said, command, tmp_path, capsys):
+    path = finished_run(tmp_path).folder / "run.json"
+    changed = change(json.loads(path.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    assert command.main([str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "run.json is broken" in err
+    assert said in err
+
+
+def test_numbers_have_one_scale(tmp_path):
+    """A share without a published number is in per cent, too; a score that is not a share stays as it is."""
+    finished_run(tmp_path, "mine", metrics={"exact_match": 0.0}, errors={"exact_match": 0.0})
+    metrics = {"score": 1500.25}
+    finished_run(tmp_path, "mine", task="other", metrics=metrics, higher_is_better={"score": True})
+    rows = compare.table_rows(compare.compare(read_runs([tmp_path])))
+    assert [row[4:7] for row in rows] == [["0.00 ± 0.00", "-", "-"], ["1500.25", "-", "-"]]
 
 
 @pytest.fixture

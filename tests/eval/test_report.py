@@ -53,7 +53,8 @@ def runs(tmp_path):
     ):
         finished_run(tmp_path, variant=variant, metrics={"exact_match": quality, "tokens_per_second": speed})
     for model, quality in (("ar", 0.9), ("block-diffusion", 0.875)):
-        finished_run(tmp_path, model, "local", "easy_vqa_short", metrics={"exact_match": quality})
+        errors = {"exact_match": 0.0125} if model != "ar" else {}
+        finished_run(tmp_path, model, "local", "easy_vqa_short", metrics={"exact_match": quality}, errors=errors)
     return tmp_path
 
 
@@ -62,10 +63,22 @@ def test_page_shows_everything_and_needs_nothing(runs, capsys):
     text = (runs / "report.html").read_text()
     page = Page(text)
     shown = " ".join(page.text)
-    for number in ("0.9", "0.875", "0.75", "0.65", "4.80x", "1.20x", "Which colour, 1?", "✓ right", "✗ wrong"):
+    for number in (
+        "90.00",
+        "87.50 ± 1.25",
+        "75.00",
+        "65.00",
+        "4.80x",
+        "1.20x",
+        "Which colour, 1?",
+        "✓ right",
+        "✗ wrong",
+    ):
         assert number in shown
     assert "local: easy_vqa_short block-diffusion 1.000 100.0 1.00x 0.100" in re.sub(r"\s+", " ", shown)
     assert "How block-diffusion came to an answer" in shown
+    for fact in ("2026-11-28", "CPU, 2 cores, 1 x 2 threads", "torch 9.9", "max_new_tokens 96, block_size 8"):
+        assert fact in shown
     assert "<b>block-diffusion</b>" in shown  # an answer is text, not markup
     assert text.count("class='film'") == 2
     outside = [value for tag, name, value in page.attributes if name in ("src", "href", "xlink:href") and value]
@@ -110,8 +123,8 @@ def test_best_way_stands_for_a_task_that_was_run_in_several(runs):
     models, lines = report.accuracy_table(read_runs([runs]))
     assert models == ["ar", "block-diffusion"]
     assert lines == [
-        ["local: easy_vqa_short · exact_match", "2", "0.9", "0.875"],
-        ["local-speed: easy_vqa_long · exact_match", "2", "0.75", "0.7 (static-1.0)"],
+        ["local: easy_vqa_short · exact_match", "2", "90.00", "87.50 ± 1.25"],
+        ["local-speed: easy_vqa_long · exact_match", "2", "75.00", "70.00 (static-1.0)"],
     ]
 
 

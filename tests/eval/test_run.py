@@ -55,12 +55,13 @@ def test_runs_are_written_and_not_run_again(lmms_eval, translated_dir, tmp_path,
     record = read_run(folder)
     assert (record.kind, record.samples, record.settings) == ("block_diffusion", 3, {"block_size": 8, "temperature": 0})
     assert record.metrics == {**dict.fromkeys(COSTS, 12.5), "exact_match": 0.25}
+    assert record.errors == {"exact_match": 0.1}
     assert [sample["doc_id"] for sample in read_samples(record)] == [0, 1, 2]
     assert {path.name for path in folder.iterdir()} == {"run.json", "samples.jsonl", "results.json", "log.txt"}
     (tmp_path / "mine" / "local" / "easy_vqa_long" / "run.json").unlink()
     assert run.main(argv) == 0
     assert lmms_eval.ran == [*names, "easy_vqa_long"]
-    assert "easy_vqa_short: finished before, exact_match 0.25, 12.5 tokens/s" in capsys.readouterr().out
+    assert "easy_vqa_short: finished before, exact_match 25.00 ± 10.00, 12.5 tokens/s" in capsys.readouterr().out
 
 
 def test_variants_of_an_ar_model_are_one_run(lmms_eval, base_dir, tmp_path):
@@ -79,7 +80,7 @@ def test_variants_of_an_ar_model_are_one_run(lmms_eval, base_dir, tmp_path):
         (FAILS.format(0), "lmms-eval wrote no results: ValueError: there is no moon"),
         (STAND_IN.replace("(0, 2, 1)", "(0, 2)"), "easy_vqa_short has 2 answers to 2 questions, and there are 3"),
         (STAND_IN.replace("(0, 2, 1)", "(0, 2, 2)"), "easy_vqa_short has 3 answers to 2 questions, and there are 3"),
-        (STAND_IN.replace("avg_", "median_"), "lmms-eval's results tell no requests"),
+        (STAND_IN.replace("avg_", "median_"), "lmms-eval's results have no requests"),
         (STAND_IN.replace("0.25", "'none'"), "easy_vqa_short has no metric that is a number"),
     ],
 )

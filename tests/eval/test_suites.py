@@ -24,20 +24,20 @@ def test_suites_are_settings_that_the_plugin_takes(name):
 @pytest.mark.parametrize("path", sorted((EVAL / "expected").glob("*.json")), ids=lambda path: path.stem)
 def test_expected_figures_belong_to_a_suite(path):
     suite, expected = read_suite(path.stem), read_expected(path.stem)
-    assert {figure.task for figure in expected.figures} <= {task.name for task in suite.tasks}
-    assert all(figure.source and figure.value > 0 for figure in expected.figures)
+    assert {figure.task for figure in expected.numbers} <= {task.name for task in suite.tasks}
+    assert all(figure.source and figure.value > 0 for figure in expected.numbers)
     assert set(expected.against.values()) <= set(expected.models)
 
 
 def test_figures_of_the_paper():
-    figures = {(f.model, f.label): f for f in read_expected("tables-1-2").figures}
+    figures = {(f.model, f.label): f for f in read_expected("tables-1-2").numbers}
     assert figures["DiffusionVL-7B", "ChartQA"].value == 84.2
     assert figures["Qwen2.5-VL-3B", "MME-p"].value == 1533
     assert ("LaViDa-L-8B", "MMStar") not in figures
     assert figures["released DiffusionVL-7B, run by a user", "MMMU"].source.startswith("LyxDLiI")
-    thresholds = {figure.settings["confidence_threshold"]: figure.value for figure in read_expected("table-7").figures}
+    thresholds = {figure.settings["confidence_threshold"]: figure.value for figure in read_expected("table-7").numbers}
     assert thresholds == {1.0: 30.2, 0.8: 30.1, 0.6: 29.7, 0.4: 27.4, 0.2: 18.6}
-    assert read_expected("detailcaps").figures == ()
+    assert read_expected("detailcaps").numbers == ()
 
 
 def test_tokens_a_step_become_steps_of_the_checkpoints_block():

@@ -20,10 +20,10 @@ from diffusionvl.checkpoints.loading import load_model as load_checkpoint
 from diffusionvl.data.prompts import write
 from diffusionvl.evaluation import lmms_eval_model
 from diffusionvl.evaluation.answerer import reference_answer
+from diffusionvl.evaluation.card import open_card_image, read_cards
 from diffusionvl.evaluation.costs import TaskCost, gather_processes
 from diffusionvl.evaluation.lmms_eval_model import DiffusionVLChat, DiffusionVLSimple
 from diffusionvl.evaluation.plugin import manifests
-from diffusionvl.evaluation.showcase import open_card_image, read_cards
 
 DOCS = [
     {"text": "what shape is in the image?", "images": [0]},

@@ -3,10 +3,11 @@
 import pytest
 
 from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
-from diffusionvl.evaluation.settings import KNOWN, MAX_NEW_TOKENS, resolve
+from diffusionvl.evaluation.settings import KNOWN, resolve
 from diffusionvl.modeling.settings import SETTINGS
 
-GREEDY = {"temperature": 0, "top_k": 0, "top_p": 1.0}
+MAX_NEW_TOKENS = SETTINGS["max_new_tokens"].default
+GREEDY = {"do_sample": False}
 
 
 def decode(task, given=None, kind=BLOCK_DIFFUSION):
@@ -19,15 +20,15 @@ def decode(task, given=None, kind=BLOCK_DIFFUSION):
         ({}, {"max_new_tokens": MAX_NEW_TOKENS, **GREEDY}),
         (
             {"max_new_tokens": 16, "temperature": 0, "top_p": 0, "num_beams": 1, "do_sample": False},
-            {"max_new_tokens": 16, **GREEDY},
+            {"max_new_tokens": 16, "num_beams": 1, **GREEDY},
         ),
         (
             {"max_new_tokens": 16, "do_sample": True},
-            {"max_new_tokens": 16, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+            {"max_new_tokens": 16, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
         ),
         (
             {"max_new_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 5},
-            {"max_new_tokens": 4, "temperature": 0.5, "top_k": 5, "top_p": 0.9},
+            {"max_new_tokens": 4, "do_sample": True, "temperature": 0.5, "top_k": 5, "top_p": 0.9},
         ),
         (
             {"denoising_steps": 4, "remasking": "low_confidence_dynamic", "confidence_threshold": 0.6, "block_size": 8},
@@ -44,7 +45,7 @@ def decode(task, given=None, kind=BLOCK_DIFFUSION):
 def test_block_diffusion(task, expected):
     decoding = decode(task)
     assert decoding.generate == expected
-    assert decoding.samples == (expected["temperature"] > 0)
+    assert decoding.samples == expected["do_sample"]
     assert decoding.notes == ()
 
 
@@ -85,7 +86,7 @@ def test_ar_is_greedy_unless_asked_to_draw():
 
 def test_what_is_not_done_is_told():
     decoding = decode({"do_sample": False, "temperature": 0.7, "image_aspect_ratio": "pad", "max_new_tokens": 8})
-    assert decoding.generate["temperature"] == 0
+    assert decoding.generate["do_sample"] is False
     assert [note.split()[0] for note in decoding.notes] == ["image_aspect_ratio='pad'", "temperature=0.7"]
     same = decode({"max_new_tokens": 8, "temperature": None}, {"max_new_tokens": 8, "temperature": 0.5})
     assert same.notes == ()
