@@ -53,7 +53,7 @@ def label_lines(
             own = (taken == printed[index]).all(1)
             if (np.abs(taken[~own] - printed[index] - offset) > apart).any(1).all():
                 style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": line.color}
-                axes.annotate(label, line.places[index], offset, textcoords="offset points", **style)
+                axes.annotate(label, line.places[index], tuple(offset), textcoords="offset points", **style)
                 taken = np.concatenate([taken, [printed[index] + offset]])
 
 

@@ -71,7 +71,9 @@ def test_settings_come_from_the_task_or_from_the_model(name, value):
 
 
 def test_every_setting_of_generate_can_be_given():
-    about_tokens = {name for name, setting in SETTINGS.items() if setting.group in ("denoising", "sampling")}
+    about_tokens = {
+        name for name, setting in SETTINGS.items() if setting.group in ("decoding", "denoising", "sampling")
+    }
     assert about_tokens - {"num_return_sequences"} <= {*KNOWN}
 
 
