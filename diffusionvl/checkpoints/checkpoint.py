@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import ADAPTER_CONFIG_NAME, PROCESSOR_NAME, cached_file, is_torchvision_available
+from transformers.utils import ADAPTER_CONFIG_NAME, PROCESSOR_NAME, cached_file, is_torchvision_available, logging
 
-from ..data.chat_template import with_opening
+from ..data.chat_template import check_template, with_opening
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import auto_class, caps_scores
@@ -197,6 +197,21 @@ class Checkpoint:
         if diffusion:
             vars(model.config).pop("auto_map", None)  # of an export; what is saved from here goes without its code
         return model
+
+    def check(self) -> None:
+        """Checks that weights, processor and chat template load, without the memory that the weights take.
+
+        Raises:
+            UserError: One does not; the message says why.
+        """
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # nothing is loaded that would take time
+        try:
+            self.model(device_map="meta")
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        check_template(self.processor)
 
 
 def save_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, out: str, finetuned: bool = False) -> None:

@@ -30,7 +30,7 @@ def export(folder: str, out: str) -> None:
         out: New folder; it must exist and be empty.
 
     Raises:
-        UserError: `folder` holds no block-diffusion checkpoint, or lacks files.
+        UserError: `folder` holds no block-diffusion checkpoint, or its weights, processor or chat template do not load.
     """
     checkpoint = Checkpoint(folder)
     if checkpoint.adapter_base is not None:
@@ -46,6 +46,7 @@ def export(folder: str, out: str) -> None:
             "checkpoint whose base is in transformers"
         )
     names = weight_files(Path(folder))
+    checkpoint.check()
     checkpoint.processor.save_pretrained(out)
     name_processor(out)
     for name in [*names, *(name for name in (GENERATION_CONFIG_NAME, CARD) if Path(folder, name).exists())]:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .command_line import Parser
+from .command_line import Parser, add_overwrite
 
 
 def build_parser() -> Parser:
@@ -14,6 +14,7 @@ def build_parser() -> Parser:
     parser.add_argument("--lm", required=True, help="causal language model: a folder or a hub id")
     parser.add_argument("--vision", required=True, help="SigLIP, SigLIP 2 or CLIP: a folder or a hub id")
     parser.add_argument("--out", required=True, help="new folder for the assembled checkpoint")
+    add_overwrite(parser)
     parser.add_argument(
         "--image-grid",
         choices=["anyres", "single"],
@@ -36,7 +37,8 @@ def _assemble(arguments: argparse.Namespace) -> None:
     from ..checkpoints.checkpoint import save_checkpoint
     from ..checkpoints.output_folder import output_folder
 
-    with output_folder(arguments.out) as folder:
+    inputs = [each for each in (arguments.lm, arguments.vision, arguments.projector) if each is not None]
+    with output_folder(arguments.out, "assemble", inputs, arguments.overwrite) as folder:
         settings = (arguments.image_grid, arguments.projector, arguments.dtype, arguments.seed)
         model, processor = assemble(arguments.lm, arguments.vision, *settings)
         save_checkpoint(model, processor, folder)

@@ -41,6 +41,13 @@ class Parser(argparse.ArgumentParser):
         return report_errors(command, lambda: body(arguments), debug)
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of commands that write a checkpoint."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an output folder that another program or command has written"
+    )
+
+
 def report_errors(command: str, body: Callable[[], int | None], debug: bool = False) -> int:
     """Runs a command. What a user can mend becomes one line and exit code 2; a bug keeps its traceback.
 

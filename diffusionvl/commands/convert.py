@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ..modeling.errors import UserError
-from .command_line import Parser
+from .command_line import Parser, add_overwrite
 
 
 def build_parser() -> Parser:
@@ -19,6 +19,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("folder", help="folder of the checkpoint")
     parser.add_argument("out", help="new folder for the converted checkpoint")
+    add_overwrite(parser)
     parser.add_argument("--to-reference", action="store_true", help="hustvl: write ours in the reference's layout")
     parser.add_argument("--mask-token-id", type=int, help="hustvl: the mask token's id; the reference's own (151671)")
     return parser
@@ -37,7 +38,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     mask = {} if arguments.mask_token_id is None else {"mask_token_id": arguments.mask_token_id}
     if arguments.layout == "llada" and (mask or arguments.to_reference):
         raise UserError("--to-reference and --mask-token-id are settings of hustvl; leave them out for llada")
-    with output_folder(arguments.out) as out:
+    with output_folder(arguments.out, "convert", [arguments.folder], arguments.overwrite) as out:
         if arguments.to_reference:
             hustvl.convert_to_reference(arguments.folder, out, **mask)
         elif arguments.layout == "hustvl":

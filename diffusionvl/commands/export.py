@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .command_line import Parser
+from .command_line import Parser, add_overwrite
 
 
 def build_parser() -> Parser:
@@ -13,6 +13,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("folder", help="folder of the checkpoint")
     parser.add_argument("out", help="new folder, which loads where this package is not installed")
+    add_overwrite(parser)
     return parser
 
 
@@ -25,7 +26,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from ..checkpoints.export import export
     from ..checkpoints.output_folder import output_folder
 
-    with output_folder(arguments.out) as folder:
+    with output_folder(arguments.out, "export", [arguments.folder], arguments.overwrite) as folder:
         export(arguments.folder, folder)
     print(f"wrote {arguments.out}")
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ..modeling.errors import UserError
-from .command_line import Parser
+from .command_line import Parser, add_overwrite
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,21 +15,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="type of the weights; the base's own"
     )
+    add_overwrite(parser)
     return parser.run(_merge, argv)
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    base = merge(arguments.adapter, arguments.out, arguments.dtype)
+    base = merge(arguments.adapter, arguments.out, arguments.dtype, arguments.overwrite)
     print(f"merged {arguments.adapter} into {base}\nwrote {arguments.out}")
 
 
-def merge(adapter: str, out: str, dtype: str = "auto") -> str:
+def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) -> str:
     """Merges an adapter into its base, and saves model, processor and model card.
 
     Args:
         adapter: Folder of the adapter.
         out: New folder.
         dtype: Type of the weights; the base's own by default.
+        overwrite: Whether to replace a folder that holds something else.
 
     Returns:
         The base.
@@ -43,8 +45,10 @@ def merge(adapter: str, out: str, dtype: str = "auto") -> str:
     checkpoint = Checkpoint(adapter)
     if checkpoint.adapter_base is None:
         raise UserError(f"{adapter}: holds no adapter; give a folder that training with lora_r has written")
-    with output_folder(out) as folder:
+    inputs = [adapter, checkpoint.adapter_base.path]
+    with output_folder(out, "merge", inputs, overwrite) as folder:
         save_checkpoint(checkpoint.model(dtype), checkpoint.processor, folder, finetuned=True)
+        Checkpoint(folder).check()
     return checkpoint.adapter_base.path
 
 

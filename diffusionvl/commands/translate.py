@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..modeling.errors import UserError
-from .command_line import Parser
+from .command_line import Parser, add_overwrite
 
 
 def build_parser() -> Parser:
@@ -13,6 +13,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="diffusionvl translate", description="Turn an AR checkpoint into a block-diffusion one.")
     parser.add_argument("base", help="AR checkpoint: a folder or a hub id")
     parser.add_argument("--out", required=True, help="folder for the block-diffusion checkpoint")
+    add_overwrite(parser)
     parser.add_argument("--block-size", type=int, default=8, help="tokens that are denoised together (8)")
     parser.add_argument("--position-mode", choices=["native", "sequential"], default="native")
     parser.add_argument("--block-origin", choices=["response", "absolute"], default="response")
@@ -41,25 +42,14 @@ def _translate(arguments: argparse.Namespace) -> None:
     from ..checkpoints.output_folder import output_folder
     from ..translation.translate import translate
 
-    _check_untaken(Path(arguments.out), Path(arguments.base))
-    with output_folder(arguments.out, new=False) as folder:
+    out, overwrite = vars(arguments).pop("out"), vars(arguments).pop("overwrite")
+    with output_folder(out, "translate", [arguments.base], overwrite) as folder:
         if arguments.chat_template is not None:
             arguments.chat_template = _read_template(arguments.chat_template)
-        model, processor = translate(**{name: value for name, value in vars(arguments).items() if name != "out"})
+        model, processor = translate(**vars(arguments))
         save_checkpoint(model, processor, folder)
     token = processor.tokenizer.mask_token
-    print(f"mask token {token!r} has id {model.config.mask_token_id}\nwrote {arguments.out}")
-
-
-def _check_untaken(out: Path, base: Path) -> None:
-    """Refuses a folder that holds another model than a translation, which can be made again."""
-    if out.resolve() == base.resolve():
-        raise UserError(f"--out {str(out)!r} is the AR checkpoint itself; give another folder")
-    if Path(out, "trainer_state.json").exists():
-        raise UserError(f"--out {str(out)!r} holds a finetuned model; give another folder")
-    config = out / "config.json"
-    if config.exists() and b'"diffusionvl"' not in config.read_bytes():
-        raise UserError(f"--out {str(out)!r} holds another model; give another folder")
+    print(f"mask token {token!r} has id {model.config.mask_token_id}\nwrote {out}")
 
 
 def _read_template(path: str) -> str:

@@ -93,25 +93,32 @@ def test_the_model_card_says_how_to_load_it(checkpoints, tmp_path, capsys):
 
 def test_what_can_not_be_exported(base_dir, checkpoints, tmp_path, capsys):
     broken, empty, adapter = tmp_path / "broken", tmp_path / "empty", tmp_path / "adapter"
+    cut, silent = tmp_path / "cut", tmp_path / "silent"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base_dir}))
     shutil.copytree(checkpoints / "image", broken)
     min(broken.glob("*.safetensors")).unlink()
     shutil.copytree(checkpoints / "text", empty)
     (empty / "model.safetensors").unlink()
+    shutil.copytree(checkpoints / "text", cut)
+    os.truncate(cut / "model.safetensors", (cut / "model.safetensors").stat().st_size - 8)
+    shutil.copytree(checkpoints / "text", silent)
+    (silent / "chat_template.jinja").write_text("hello")
     for folder, reason in (
         (base_dir, "a 'qwen2_5_vl' model needs no code; run `diffusionvl translate`"),
         (tmp_path, "holds no checkpoint"),
         (adapter, "holds an adapter; run `diffusionvl merge`"),
         (broken, "lacks ['model-00001-of-"),
         (empty, "holds no .safetensors file"),
+        (cut, "its weights are broken"),
+        (silent, "the chat template writes 'hello'"),
     ):
         code, out, err = run(capsys, "export", str(folder), str(tmp_path / "out"))
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert reason in err
     code, _, err = run(capsys, "export", str(checkpoints / "text"), str(checkpoints / "image"))
     assert code == 2
-    assert "is there already" in err
+    assert "which `diffusionvl export` did not write; give a new folder" in err
 
 
 def test_what_is_saved_from_an_export_names_no_code(checkpoints, tmp_path, capsys):

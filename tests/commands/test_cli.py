@@ -150,11 +150,14 @@ def test_the_base_is_not_written_over(base_dir, capsys):
 
 
 def test_a_translation_can_be_made_again_in_its_folder(base_dir, tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("mine")
-    for size in (2, 4):
-        assert run(capsys, "translate", base_dir, "--out", str(tmp_path), "--block-size", str(size))[0] == 0
-    assert AutoConfig.from_pretrained(tmp_path).block_size == 4
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    argv = ("translate", base_dir, "--out", str(tmp_path / "out"), "--block-size")
+    assert [run(capsys, *argv, str(size))[0] for size in (2, 4)] == [0, 0]
+    assert AutoConfig.from_pretrained(tmp_path / "out").block_size == 4
+    (tmp_path / "out/notes.txt").write_text("mine")
+    assert run(capsys, *argv, "8")[0] == 2
+    assert run(capsys, *argv, "8", "--overwrite")[0] == 0
+    assert AutoConfig.from_pretrained(tmp_path / "out").block_size == 8
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
 def test_help_of_infer_imports_nothing_heavy():
@@ -177,21 +180,6 @@ def test_the_module_is_the_command(monkeypatch, capsys):
         runpy.run_module("diffusionvl.cli", run_name="__main__")
     assert exit_.value.code == 0
     assert "COMMAND" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("trainer_state.json", "{}", "holds a finetuned model"),
-        ("config.json", '{"model_type": "llama"}', "holds another model"),
-    ],
-)
-def test_another_model_is_not_overwritten(base_dir, tmp_path, capsys, name, content, reason):
-    (tmp_path / name).write_text(content)
-    code, _, err = run(capsys, "translate", base_dir, "--out", str(tmp_path))
-    assert code == 2
-    assert reason in err
-    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_template_that_is_no_text(base_dir, tmp_path, capsys):

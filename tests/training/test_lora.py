@@ -174,4 +174,4 @@ def test_what_is_no_adapter_is_not_merged(translated_dir, trained, tmp_path, cap
     assert command(["merge", translated_dir, "--out", str(tmp_path / "merged")]) == 2
     assert "holds no adapter" in capsys.readouterr().err
     assert command(["merge", str(trained), "--out", str(trained)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "is or holds" in capsys.readouterr().err
