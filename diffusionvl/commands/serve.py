@@ -23,6 +23,9 @@ def build_parser() -> Parser:
     limits.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="answers decoded together (16)")
     limits.add_argument("--max-length", type=int, default=4096, metavar="N", help="tokens, prompt and answer (4096)")
     limits.add_argument("--max-waiting", type=int, default=256, metavar="N", help="answers that may wait (256)")
+    limits.add_argument(
+        "--prefix-cache-tokens", type=int, default=8192, metavar="N", help="kept for prompts that begin alike (8192)"
+    )
     limits.add_argument("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="of a request (32 MiB)")
     limits.add_argument("--max-images", type=int, default=16, metavar="N", help="pictures of a request (16)")
     limits.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="of a picture (32 million)")
@@ -61,6 +64,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         api_key=api_key,
         web_hosts=tuple(host.strip().lower() for host in arguments.allow_web_images.split(",") if host.strip()),
         **{name: getattr(arguments, name) for name in vars(arguments) if name.startswith("max_")},
+        prefix_cache_tokens=arguments.prefix_cache_tokens,
         page=arguments.ui,
         log_prompts=arguments.log_prompts,
     )

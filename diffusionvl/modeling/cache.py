@@ -131,8 +131,19 @@ class SlotCache:
 
     def at(self, packed: Packed) -> "Forward":
         """Makes room for a forward, and returns the cache that the model writes its keys and values to."""
-        slots, length = max(packed.rows) + 1, packed.capacity
-        if slots > self.slots:  # by doubling, so that copies stay few
+        self._reserve(max(packed.rows) + 1, packed.capacity)
+        return Forward(self, packed)
+
+    def put(self, slot: int, layers: dict[int, tuple[Tensor, Tensor]], length: int) -> None:
+        """Writes the first columns of a slot: keys and values [H, C, d] of each layer, C at least `length`."""
+        self._reserve(slot + 1, length)
+        for index, given in layers.items():
+            for held, own in zip((self.by_index[index].keys, self.by_index[index].values), given, strict=True):
+                held[slot, :, :length] = own[:, :length]
+
+    def _reserve(self, slots: int, length: int) -> None:
+        """Makes room, by doubling, so that copies stay few."""
+        if slots > self.slots:
             slots = max(slots, min(2 * self.slots, self.max_slots))
         if length > self.capacity:
             length = max(length, min(2 * self.capacity, self.max_length))
@@ -140,7 +151,6 @@ class SlotCache:
         for layer in self.layers:
             layer.reserve(slots, length)
         self.slots, self.capacity = slots, length  # after the layers, which may run out of memory
-        return Forward(self, packed)
 
     def free(self, slot: int, last: int, length: int) -> None:
         """Frees a slot: the last row moves into it, so that rows stay contiguous.

@@ -17,6 +17,7 @@ from .arrivals import Arrival, group, join_media
 from .batch import DecodingBatch
 from .errors import UserError
 from .inputs import Call, read_call
+from .prefix import PrefixCache
 from .request import Chunk, Request
 from .sampling import Generators
 
@@ -44,6 +45,8 @@ class Engine:
             otherwise each commit (and the prefill) is a forward of its own.
         static_shapes: After a prompt's first step, run all `max_batch_size` slots over all columns, so that there are
             only two shapes: for a decoder that is compiled. The cache is allocated at once.
+        prefix_cache_tokens: Largest number of tokens of rows that have ended whose keys and values are kept, so that
+            later prompts that begin in the same way do not read them again (`prefix.py`).
         clock: Returns the time in seconds, for `max_time`.
     """
 
@@ -57,6 +60,7 @@ class Engine:
         tokenizer: Any = None,
         fused_commit: bool = True,
         static_shapes: bool = False,
+        prefix_cache_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if model.training and model.is_gradient_checkpointing:
@@ -69,6 +73,7 @@ class Engine:
         self.max_batch_size, self.max_length = max_batch_size, max_length
         self.max_waiting, self.prefill_tokens = max_waiting, prefill_tokens
         self._batch = DecodingBatch(model, max_batch_size, max_length, tokenizer, fused_commit, static_shapes)
+        self._prefixes = PrefixCache(self._batch, prefix_cache_tokens)
         self._waiting: deque[Arrival] = deque()
         self._reading: list[Arrival] = []  # they have rows, but their prompts are not in the cache yet
         self._lock, self._owner = threading.RLock(), threading.get_ident()
@@ -294,6 +299,7 @@ class Engine:
         for row in reversed(range(len(self._batch.requests))):
             request = self._batch.requests[row]
             if request.finished and id(request) not in needed:
+                self._prefixes.keep(row)
                 self._batch.remove(row)
 
     def _admit(self) -> None:
@@ -308,6 +314,7 @@ class Engine:
                 return
             self._reading.append(arrival)
             self._batch.requests += arrival.requests
+            self._prefixes.begin(arrival)
             self._waiting.popleft()
 
     def _run(self, arrivals: list[Arrival], read: bool, keep: bool = True) -> None:

@@ -66,6 +66,8 @@ class Request:
         error: What was raised, with `error`.
         forwards: Number of forwards that it took part in, reading the prompt included.
         history: The denoising steps, [1, D] each, with `output_history`; columns count from the prompt's first token.
+        reused: Number of prompt tokens whose keys and values are those of an earlier row.
+        media_key: A digest of its images and videos; None where they are in one piece with another row's.
     """
 
     settings: DiffusionVLGenerationConfig
@@ -80,6 +82,8 @@ class Request:
     error: Exception | None = None
     forwards: int = 0
     history: list[DenoisingStep] = field(default_factory=list)
+    reused: int = 0
+    media_key: bytes | None = None
 
     def __post_init__(self) -> None:
         self.sampling = Sampling(*(getattr(self.settings, name) for name in Sampling._fields))

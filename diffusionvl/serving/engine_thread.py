@@ -28,6 +28,7 @@ class Event(NamedTuple):
         tokens: Tokens that follow those of earlier events.
         finish_reason: Why the answer has ended; None while it goes on.
         forwards: Forwards that the answer has taken part in so far.
+        reused: Number of prompt tokens that were not read again.
         draft: The last denoising step of the block in progress, if drafts are wanted.
         error: What went wrong, with the finish reason `error`.
     """
@@ -36,6 +37,7 @@ class Event(NamedTuple):
     tokens: list[int]
     finish_reason: FinishReason | None = None
     forwards: int = 0
+    reused: int = 0
     draft: DenoisingStep | None = None
     error: Exception | None = None
 
@@ -200,7 +202,7 @@ class EngineThread:
         if request.finished:
             del self._live[request]
             self._metrics.ended(request)
-        event = Event(job.index, tokens, request.finish_reason, request.forwards, draft, request.error)
+        event = Event(job.index, tokens, request.finish_reason, request.forwards, request.reused, draft, request.error)
         self._outbox.append((job, event))
 
     def _fail_all(self, error: Exception) -> None:

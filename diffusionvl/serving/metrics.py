@@ -29,6 +29,9 @@ class Metrics:
             named("answers_ended"), "Answers that have ended, by reason", ["reason"], registry=self.registry
         )
         self.prompt_tokens = Counter(named("prompt_tokens"), "Tokens of prompts", registry=self.registry)
+        self.reused_tokens = Counter(
+            named("reused_prompt_tokens"), "Tokens of prompts that were not read again", registry=self.registry
+        )
         self.answer_tokens = Counter(named("answer_tokens"), "Tokens of answers", registry=self.registry)
         self.forwards = Counter(
             named("forwards"), "Forwards, counted once for each answer in them", registry=self.registry
@@ -54,6 +57,7 @@ class Metrics:
         """Counts an answer that has ended."""
         self.answers.labels(reason=request.finish_reason).inc()
         self.prompt_tokens.inc(request.prompt_length)
+        self.reused_tokens.inc(request.reused)
         self.answer_tokens.inc(len(request.tokens))
         self.forwards.inc(request.forwards)
         if request.forwards and request.tokens:

@@ -25,6 +25,7 @@ class Choice:
         tokens: The tokens so far.
         finish_reason: In OpenAI's words, once it has ended.
         forwards: Number of forwards that it has taken.
+        reused: Number of prompt tokens that were not read again for it.
     """
 
     growing: GrowingText
@@ -32,13 +33,14 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     forwards: int = 0
+    reused: int = 0
 
     def take(self, event: Event) -> str:
         """Takes an event, and returns the text that it adds."""
         text = self.growing.add(event.tokens, event.finish_reason is not None)
         self.text += text
         self.tokens += event.tokens
-        self.forwards = event.forwards
+        self.forwards, self.reused = event.forwards, event.reused
         if event.finish_reason is not None:
             self.finish_reason = FINISH_REASONS[event.finish_reason]
         return text
@@ -70,6 +72,7 @@ class Writer:
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": answers,
             "total_tokens": self._prompt_tokens + answers,
+            "prompt_tokens_details": {"cached_tokens": sum(choice.reused for choice in self.choices)},
             "forwards": sum(choice.forwards for choice in self.choices),
         }
 

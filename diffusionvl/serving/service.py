@@ -82,7 +82,12 @@ class Service:
         def build_engine() -> Engine:
             # `admit` counts what waits; the engine itself never has to refuse.
             return Engine(
-                model, settings.max_batch_size, settings.max_length, self._capacity + 1, tokenizer=engine_tokenizer
+                model,
+                settings.max_batch_size,
+                settings.max_length,
+                self._capacity + 1,
+                tokenizer=engine_tokenizer,
+                prefix_cache_tokens=settings.prefix_cache_tokens,
             )
 
         self.thread = EngineThread(build_engine, self.metrics)

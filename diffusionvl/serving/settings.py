@@ -16,6 +16,8 @@ class ServingSettings:
         max_batch_size: Largest number of answers that are decoded together.
         max_length: Largest number of tokens of a prompt and its answer.
         max_waiting: Largest number of answers that wait for a row; further requests get 429.
+        prefix_cache_tokens: Largest number of tokens of ended answers and their prompts whose keys and values are kept
+            for prompts that begin in the same way; 0 keeps none.
         max_body_bytes: Largest size of a request's body.
         max_images: Largest number of pictures in a request.
         max_pixels: Largest number of pixels of a picture.
@@ -30,6 +32,7 @@ class ServingSettings:
     max_batch_size: int = 16
     max_length: int = 4096
     max_waiting: int = 256
+    prefix_cache_tokens: int = 8192
     max_body_bytes: int = 32 * 2**20
     max_images: int = 16
     max_pixels: int = 32_000_000
@@ -39,10 +42,12 @@ class ServingSettings:
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        least = {"max_waiting": 0, "max_images": 0}
-        for name in ("max_batch_size", "max_length", "max_waiting", "max_body_bytes", "max_images", "max_pixels"):
-            value = getattr(self, name)
-            if value < least.get(name, 1):
-                raise UserError(f"{name} must be at least {least.get(name, 1)}, got {value}")
+        for least, names in (
+            (0, ("max_waiting", "max_images", "prefix_cache_tokens")),
+            (1, ("max_batch_size", "max_length", "max_body_bytes", "max_pixels", "workers")),
+        ):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.api_key == "":
             raise UserError("api_key is empty, which would keep nobody out; give a key or None")

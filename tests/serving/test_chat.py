@@ -2,7 +2,7 @@
 
 import pytest
 from helpers import QUESTION
-from serving_helpers import NAME, chat, chunks, generated, shown
+from serving_helpers import NAME, chat, chunks, generated, serving, shown
 
 SETTINGS = {"max_tokens": 17, "return_token_ids": True}
 
@@ -133,6 +133,29 @@ def test_a_completion_continues_texts_and_ids(server, model, processor):
     assert [choice["text"] for choice in answer["choices"]][2:] == [text, text]
     with server.client.stream("POST", "/v1/completions", json={"prompt": prompt, "max_tokens": 9, "stream": True}) as r:
         assert "".join(event["choices"][0]["text"] for event in chunks(r)) == text
+
+
+def test_the_next_turn_does_not_read_the_first_one_again(model, processor, pictures):
+    """Nor its picture; so do other questions about the same picture."""
+    first = {"role": "user", "content": shown(QUESTION, pictures[0])}
+    answers = {}
+    for kept in (0, 1000):
+        with serving(model, processor, prefix_cache_tokens=kept) as server:
+
+            def ask(*messages):
+                body = {"messages": messages, "max_tokens": 9, "return_token_ids": True}
+                answer = server.client.post("/v1/chat/completions", json=body).json()
+                return answer["choices"][0], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+            said, none = ask(first)
+            turn = {"role": "assistant", "content": said["message"]["content"]}
+            next_turn, reused = ask(first, turn, {"role": "user", "content": "are you sure?"})
+            other, shared = ask({"role": "user", "content": shown("which shape is it?", pictures[0])})
+            assert none == 0
+            assert (reused > 30, shared > 16) == (kept > 0, kept > 0)
+            assert server.metric("reused_prompt_tokens_total") == reused + shared
+            answers[kept] = [choice["token_ids"] for choice in (said, next_turn, other)]
+    assert answers[0] == answers[1000]
 
 
 def test_models_health_and_metrics(server):
