@@ -182,6 +182,8 @@ class Engine:
             going = [(request, len(request.tokens)) for request in self._batch.requests if not request.finished]
             if running:
                 self._run([Arrival([request], {}) for request in running], read=False)
+            for arrival in self._reading:
+                self._prefixes.begin(arrival)
             for arrivals, keep in group(self._reading, self._batch.placeholders_in_windows):
                 self._run(arrivals, read=True, keep=keep)
             self._sweep()
@@ -314,7 +316,6 @@ class Engine:
                 return
             self._reading.append(arrival)
             self._batch.requests += arrival.requests
-            self._prefixes.begin(arrival)
             self._waiting.popleft()
 
     def _run(self, arrivals: list[Arrival], read: bool, keep: bool = True) -> None:

@@ -59,7 +59,7 @@ class PrefixCache:
         return sum(row.length for row in self._rows)
 
     def begin(self, arrival: Arrival) -> None:
-        """Copies what is kept into the slots of requests that have just got their rows, before they are read.
+        """Copies what is kept into the slots of requests that are about to be read, after all other rows have run.
 
         The images and videos of a prompt are then no longer needed, or else none of them is among what is copied: a
         model takes those of a row in one piece.

@@ -148,8 +148,7 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
         "owned_by": "diffusionvl",
         "max_length": settings.max_length,
         "block_size": model.config.block_size,
-        # Settings of a request, for those who compare.
-        "one_token_a_forward": {"denoising_steps": model.config.block_size, "remasking": "low_confidence_static"},
+        "one_token_a_forward": _one_token_a_forward(model.config),  # for those who compare
     }
 
     def answer(body: AnswerBody) -> Response:
@@ -205,6 +204,13 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
             return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_MAY})
 
     return app
+
+
+def _one_token_a_forward(config: Any) -> dict[str, Any]:
+    """Settings of a request that is answered as slowly as by an AR model."""
+    if config.clean_attention == "causal":
+        return {"decoding": "autoregressive"}
+    return {"denoising_steps": config.block_size, "remasking": "low_confidence_static"}
 
 
 def _report_errors(app: FastAPI) -> None:

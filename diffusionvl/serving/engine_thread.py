@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.engine import Engine
-from ..modeling.request import DenoisingStep, FinishReason, Request
+from ..modeling.request import FinishReason, Request
 from .errors import ApiError
 from .metrics import Metrics
 
@@ -29,7 +29,7 @@ class Event(NamedTuple):
         finish_reason: Why the answer has ended; None while it goes on.
         forwards: Forwards that the answer has taken part in so far.
         reused: Number of prompt tokens that were not read again.
-        draft: The last denoising step of the block in progress, if drafts are wanted.
+        draft: Tokens that may still change, None where masked, with the confidence in each; if drafts are wanted.
         error: What went wrong, with the finish reason `error`.
     """
 
@@ -38,7 +38,7 @@ class Event(NamedTuple):
     finish_reason: FinishReason | None = None
     forwards: int = 0
     reused: int = 0
-    draft: DenoisingStep | None = None
+    draft: list[tuple[int | None, float]] | None = None
     error: Exception | None = None
 
 
@@ -191,7 +191,7 @@ class EngineThread:
     def _publish(self, job: Job, request: Request) -> None:
         """Sends what a step has written for a job."""
         tokens = request.tokens[job.sent :]
-        draft = request.history[-1] if request.history and not (tokens or request.finished) else None
+        draft = None if request.finished or not request.history else self._draft(request)
         request.history.clear()
         if not tokens and not request.finished and draft is None:
             return
@@ -204,6 +204,14 @@ class EngineThread:
             self._metrics.ended(request)
         event = Event(job.index, tokens, request.finish_reason, request.forwards, request.reused, draft, request.error)
         self._outbox.append((job, event))
+
+    def _draft(self, request: Request) -> list[tuple[int | None, float]]:
+        """What the last step has left open."""
+        step, mask = request.history[-1], self._engine.model.config.mask_token_id
+        first = request.prompt_length + len(request.tokens)
+        places = zip(step.columns[0].tolist(), step.tokens[0].tolist(), step.confidence[0].tolist(), strict=True)
+        found = [(None if token == mask else token, sure) for column, token, sure in places if column >= first]
+        return found[: len(request.draft)]
 
     def _fail_all(self, error: Exception) -> None:
         for request, job in self._live.items():

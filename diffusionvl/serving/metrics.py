@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ..modeling.draft_canvas import DraftCanvas
 from ..modeling.request import Request
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -39,6 +40,12 @@ class Metrics:
         self.tokens_per_forward = Histogram(
             named("tokens_per_forward"), "Tokens of an answer by its forwards", buckets=TOKENS, registry=self.registry
         )
+        self.accepted = Histogram(
+            named("acceptance_length"),
+            "Tokens that a step has written, where masks draft and the clean stream verifies",
+            buckets=TOKENS,
+            registry=self.registry,
+        )
         self.first_block = Histogram(
             named("time_to_first_block_seconds"),
             "From the engine's taking a prompt to its answer's first block",
@@ -62,6 +69,10 @@ class Metrics:
         self.forwards.inc(request.forwards)
         if request.forwards and request.tokens:
             self.tokens_per_forward.observe(len(request.tokens) / request.forwards)
+
+        if isinstance(request.canvas, DraftCanvas):
+            for length in request.canvas.lengths:
+                self.accepted.observe(length)
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""

@@ -114,7 +114,9 @@ class AnswerBody(_Body):
         stop: Texts that end an answer and do not belong to it.
         stream: Whether to send the answer while it is written.
         stream_options: Options of the stream.
+        repetition_penalty: As in transformers.
         decoding: Way to decode, as in `generate`.
+        draft_size: Number of masks that draft in speculative decoding.
         remasking: Policy that says which drafts a denoising step keeps.
         confidence_threshold: Probability above which dynamic remasking keeps a token.
         entropy_bound: Nats of entropy that entropy-bounded remasking spends in a step.
@@ -139,7 +141,10 @@ class AnswerBody(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+
     decoding: str | None = None
+    draft_size: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
     remasking: str | None = None
     confidence_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     entropy_bound: Annotated[float, Field(ge=0)] | None = None
@@ -153,7 +158,6 @@ class AnswerBody(_Body):
     harmless = {
         "frequency_penalty": [0],
         "presence_penalty": [0],
-        "repetition_penalty": [1],
         "logit_bias": [{}],
     }
 
@@ -189,7 +193,8 @@ class AnswerBody(_Body):
     def engine_settings(self) -> dict[str, Any]:
         """Settings that were given, as `Engine.add_request` takes them."""
         names = ("temperature", "top_p", "remasking", "confidence_threshold", "entropy_bound", "denoising_steps")
-        settings = {name: getattr(self, name) for name in (*names, "sub_block_size", "decoding")}
+        more = ("sub_block_size", "decoding", "draft_size", "repetition_penalty")
+        settings = {name: getattr(self, name) for name in (*names, *more)}
         settings |= {"max_new_tokens": self.longest, "stop_strings": self.stops or None}
         if self.top_k is not None:
             settings["top_k"] = max(self.top_k, 0)

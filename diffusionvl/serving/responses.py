@@ -6,12 +6,18 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..modeling.request import DenoisingStep, FinishReason
+from ..modeling.request import FinishReason
 from .engine_thread import Event
 from .protocol import AnswerBody, ChatBody
 from .text import GrowingText
 
-FINISH_REASONS: dict[FinishReason, str] = {"eos": "stop", "stop_string": "stop", "length": "length", "time": "length"}
+FINISH_REASONS: dict[FinishReason, str] = {
+    "eos": "stop",
+    "stop_string": "stop",
+    "length": "length",
+    "time": "length",
+    "criterion": "stop",
+}
 DONE = b"data: [DONE]\n\n"
 
 
@@ -26,6 +32,7 @@ class Choice:
         finish_reason: In OpenAI's words, once it has ended.
         forwards: Number of forwards that it has taken.
         reused: Number of prompt tokens that were not read again for it.
+        drafted: Its tokens that may still change, None where masked.
     """
 
     growing: GrowingText
@@ -34,6 +41,17 @@ class Choice:
     finish_reason: str | None = None
     forwards: int = 0
     reused: int = 0
+    drafted: list[int | None] = field(default_factory=list)
+
+    def struck(self, event: Event) -> list[int]:
+        """The drafts that an event has thrown away, from the first wrong one on."""
+        drafted, self.drafted = self.drafted, [token for token, _ in event.draft or []]
+        if not event.tokens or event.finish_reason is not None:
+            return []
+        right = 0
+        while right < min(len(drafted), len(event.tokens)) and drafted[right] in (None, event.tokens[right]):
+            right += 1
+        return [token for token in drafted[right:] if token is not None]
 
     def take(self, event: Event) -> str:
         """Takes an event, and returns the text that it adds."""
@@ -102,14 +120,17 @@ class Writer:
 
     def part(self, event: Event) -> bytes:
         """The chunks of an event: text, and at an answer's end a chunk with the reason."""
-        choice = self.choices[event.choice]
+        choice, chunks = self.choices[event.choice], b""
+        struck = choice.struck(event)
         text = choice.take(event)
-        ids = {"token_ids": event.tokens} if self.body.return_token_ids else {}
-        chunks = b""
-        if event.draft is not None:
-            chunks += self._chunk(event.choice, text="", draft=self._draft(event.draft))
-        if text or (ids and event.tokens):
-            chunks += self._chunk(event.choice, text=text, **ids)
+        ours: dict[str, Any] = {"token_ids": event.tokens} if self.body.return_token_ids and event.tokens else {}
+        if struck:
+            ours["struck"] = [self._text(token) for token in struck]
+        if text or ours:
+            chunks += self._chunk(event.choice, text=text, **ours)
+        if event.draft:
+            draft = [{"text": self._text(token), "confidence": round(sure, 4)} for token, sure in event.draft]
+            chunks += self._chunk(event.choice, text="", draft=draft)
         if choice.finish_reason is not None:
             chunks += self._chunk(event.choice, delta={}, finish_reason=choice.finish_reason)
         return chunks
@@ -134,13 +155,9 @@ class Writer:
         usage = {"usage": None} if self.body.include_usage else {}
         return self._sse({**self._head, "object": self._kind, "choices": [choice], **usage})
 
-    def _draft(self, step: DenoisingStep) -> list[dict[str, Any]]:
-        """The block in progress, place by place; a place that is still masked has no text."""
-        places = zip(step.tokens[0].tolist(), step.masked[0].tolist(), step.confidence[0].tolist(), strict=True)
-        return [
-            {"text": None if masked else self._tokenizer.decode([token]), "confidence": round(confidence, 4)}
-            for token, masked, confidence in places
-        ]
+    def _text(self, token: int | None) -> str | None:
+        """A draft's text, which has none where it is masked."""
+        return None if token is None else self._tokenizer.decode([token])
 
     @staticmethod
     def _sse(content: dict[str, Any]) -> bytes:

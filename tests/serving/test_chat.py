@@ -1,7 +1,7 @@
 """Answers over HTTP: those of `generate`, in OpenAI's shapes, whole and as streams."""
 
 import pytest
-from helpers import QUESTION
+from helpers import QUESTION, lively
 from serving_helpers import NAME, chat, chunks, generated, serving, shown
 
 SETTINGS = {"max_tokens": 17, "return_token_ids": True}
@@ -116,6 +116,25 @@ def test_drafts_show_a_block_after_every_step(server, model, processor):
         assert [sum(places) for places in masked] == [3, 2, 1]
     assert all(0 <= place["confidence"] <= 1 for draft in drafts for place in draft)
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == text
+
+
+def test_speculative_answers_are_those_of_the_clean_stream_with_wrong_drafts_struck(translated_dir, processor):
+    model = lively(translated_dir, clean_attention="causal")
+    settings = {"max_tokens": 24, "return_token_ids": True}
+    tokens, _ = generated(model, processor, "hi", max_new_tokens=24, decoding="autoregressive")
+    with serving(model, processor) as server:
+        assert server.chat(decoding="autoregressive", **settings).json()["choices"][0]["token_ids"] == tokens
+        body = chat(decoding="speculative", draft_size=4, drafts=True, stream=True, **settings)
+        with server.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            events = [event["choices"][0] for event in chunks(response)]
+        assert server.metric("acceptance_length_sum") == 2 * len(tokens)
+        (card,) = server.client.get("/v1/models").json()["data"]
+        assert card["one_token_a_forward"] == {"decoding": "autoregressive"}
+    assert [token for event in events for token in event.get("token_ids", [])] == tokens
+    drafts = [event["draft"] for event in events if "draft" in event]
+    assert drafts
+    assert all(place["text"] is not None for draft in drafts for place in draft)
+    assert any("struck" in event for event in events)  # random weights draft badly
 
 
 def test_a_completion_continues_texts_and_ids(server, model, processor):
