@@ -51,7 +51,9 @@ class Arrival:
                 steps = settings.denoising_steps, settings.sub_block_size
                 canvas = BlockCanvas(prompt, config.mask_token_id, config.block_size, *steps)
             else:
-                canvas = DraftCanvas(prompt, config.mask_token_id, settings.draft_size, longest)
+                auto = settings.draft_size == "auto"
+                size, pace = (config.block_size, model.draft_pace) if auto else (settings.draft_size, None)
+                canvas = DraftCanvas(prompt, config.mask_token_id, size, longest, pace)
             hooks = call.logits_processor, call.stopping_criteria
             requests.append(Request(settings, canvas, longest, generator, deadline, *hooks))
         return cls(requests, call.media)

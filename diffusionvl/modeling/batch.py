@@ -4,6 +4,7 @@ Legend: n rows of a forward, R rows, D block size, W places of a row that need a
 """
 
 import inspect
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -116,9 +117,13 @@ class DecodingBatch:
             if keep and not self.fused_commit and all(isinstance(row.canvas, BlockCanvas) for row in requests):
                 self._commit(requests, media)
                 media = None if media is None else {}
+            begin, self.model.draft_pace.rows = time.perf_counter(), len(requests)
             wanted = [[] if request.finished else request.canvas.wanted for request in requests]
             logits = self._forward(requests, [request.canvas.span for request in requests], wanted, media)
             found = self._draw(requests, wanted, logits)
+            if media is None:  # a prompt costs more than its tokens
+                spans = [request.canvas.span for request in requests]
+                self.model.draft_pace.note_cost(len(spans) * max(map(len, spans)), time.perf_counter() - begin)
         except BaseException:
             for own, state in states:
                 own.set_state(state)

@@ -4,6 +4,7 @@ Legend: C columns, P prompt tokens, K draft size.
 """
 
 from .canvas import Canvas, Prompt, Shown
+from .draft_pace import DraftPace
 
 
 class DraftCanvas(Canvas):
@@ -20,7 +21,8 @@ class DraftCanvas(Canvas):
     Args:
         prompt: The prompt; its tokens are pending and certain.
         mask_token_id: The id of a masked token.
-        draft_size: K, the number of masks.
+        draft_size: K, the largest number of masks.
+        pace: Chooses the number of masks of each step; always K if left out.
         longest: Number of tokens of the longest answer; nothing is drafted after it.
 
     Attributes:
@@ -28,9 +30,12 @@ class DraftCanvas(Canvas):
         lengths: Number of tokens that each step has written.
     """
 
-    def __init__(self, prompt: Prompt, mask_token_id: int, draft_size: int, longest: int) -> None:
+    def __init__(
+        self, prompt: Prompt, mask_token_id: int, draft_size: int, longest: int, pace: DraftPace | None = None
+    ) -> None:
         super().__init__(prompt, mask_token_id)
         self.draft_size, self.most = draft_size, len(prompt.ids) + longest
+        self.pace, self.luck = pace, None if pace is None else pace.luck()
         self.sure = len(prompt.ids)
         self.lengths: list[int] = []
         self._draft([])
@@ -74,6 +79,9 @@ class DraftCanvas(Canvas):
         while right < len(drafts) and drafts[right] == chosen[right]:
             right += 1
         new = chosen[: right + 1]
+        if self.pace is not None and self.luck is not None:
+            self.pace.note_drafts(len(drafts), right)
+            self.luck.note(len(drafts), right)
         if self.kept == self.sure:
             self.kept += right
         del self.ids[self.sure :]
@@ -95,7 +103,10 @@ class DraftCanvas(Canvas):
         """Appends drafts, and the masks that draft the tokens after them."""
         self.ids += drafts
         self.window = len(self.ids)
-        masks = min(self.draft_size, self.most - 1 - self.window)  # the last token is chosen, not drafted
+        size = self.draft_size
+        if self.pace is not None and self.luck is not None:
+            size = self.pace.choose(size, self.luck)
+        masks = min(size, self.most - 1 - self.window)  # the last token is chosen, not drafted
         masks = masks if masks > 1 else 0  # the first mask drafts nothing
         self.ids += [self.mask_token_id] * masks
         self.end, self.step = len(self.ids), int(bool(drafts))

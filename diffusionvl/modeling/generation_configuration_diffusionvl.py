@@ -146,12 +146,10 @@ def _resolve_decoding(settings: DiffusionVLGenerationConfig, config: Any) -> Non
             f"clean_attention={config.clean_attention!r}; use decoding='denoise', or translate and train with "
             "clean_attention='causal'"
         )
-    if settings.draft_size is not None and settings.draft_size > config.block_size:
+    if settings.draft_size != "auto" and settings.draft_size > config.block_size:
         raise UserError(f"draft_size={settings.draft_size} exceeds the block size; give 1 to {config.block_size}")
     if settings.decoding == "autoregressive":
         settings.draft_size = 0
-    elif settings.draft_size is None:
-        settings.draft_size = config.block_size
 
 
 def _resolve_length(settings: DiffusionVLGenerationConfig, given: dict[str, Any], prompt_width: int) -> None:

@@ -21,6 +21,7 @@ from .block_grid import clean_blocks, row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
 from .draft_adapter import DraftAdapter, noisy_indices, weights_fingerprint
+from .draft_pace import DraftPace
 from .errors import UserError
 from .families import (
     auto_class,
@@ -135,6 +136,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
                 "reads whole; use block_origin='response'"
             )
         self.generation_config = DiffusionVLGenerationConfig.from_model_config(config)
+        self.draft_pace = DraftPace()  # what its forwards cost and its drafts are worth, as decoding finds out
         self.draft: DraftAdapter | None = None
         if config.draft_adapter is not None:
             settings = config.draft_adapter

@@ -16,12 +16,12 @@ class Range(NamedTuple):
     """The values that a setting may have.
 
     Attributes:
-        kind: Type of one value, as a command line reads it.
+        kind: What makes one value of a word of a command line; for most a type.
         allowed: The range in words.
         fits: Whether a value lies in it.
     """
 
-    kind: type
+    kind: Callable[[str], Any]
     allowed: str
     fits: Callable[[Any], bool]
 
@@ -81,6 +81,11 @@ _POLICY = Range(str, f"one of {POLICIES}, or another of `REMASKING`", _is_policy
 _POSITIVE = _number("a finite number above 0", lambda value: value > 0)
 _AT_LEAST_0 = _number("a finite number of at least 0", lambda value: value >= 0)
 _ONE_BEAM = Range(int, "1, since a block of tokens is written at once and has no beams", lambda value: value == 1)
+_DRAFTS = Range(
+    lambda text: text if text == "auto" else int(text),
+    "'auto' or an integer of at least 1",
+    lambda value: value == "auto" or _whole(1).fits(value),
+)
 _BLOCK = " for the block size"
 
 SETTINGS = {
@@ -96,7 +101,7 @@ SETTINGS = {
         "Denoise blocks, or write token by token by the clean stream, alone or verifying what masks draft.",
     ),
     "draft_size": Setting(
-        None, _or_none(_whole(1), _BLOCK), "decoding", "Number of masks that draft in speculative decoding, up to D."
+        "auto", _DRAFTS, "decoding", "Number of masks that draft in speculative decoding, up to D, or what pays."
     ),
     "denoising_steps": Setting(
         None, _or_none(_whole(1), _BLOCK), "denoising", "Steps that a block of D tokens is denoised in, 1 to D."

@@ -118,7 +118,7 @@ def test_what_rules_the_choice_rules_it_in_both_ways_to_decode(model, processor,
         expected, _ = decode(model, batch, "autoregressive", **own)
         with monkeypatch.context() as patch:
             drafts_are_often_right(patch, known_answers(batch, [[*answer, *[0] * 20] for answer in expected]))
-            assert decode(model, batch, "speculative", **own)[0] == expected
+            assert decode(model, batch, "speculative", draft_size=4, **own)[0] == expected
         changed |= expected != decode(model, batch, "autoregressive", **{**own, **neutral})[0]
     assert changed
 
@@ -144,12 +144,12 @@ def test_drafts_are_streamed_and_shown(model, processor, monkeypatch):
     inputs = prompts(processor, (LONG,))
     expected, plain = decode(model, inputs, "autoregressive", output_history=True)
     drafts_are_often_right(monkeypatch, known_answers(inputs, expected))
-    _, output = decode(model, inputs, "speculative", output_history=True)
+    _, output = decode(model, inputs, "speculative", draft_size=4, output_history=True)
     for result in (plain, output):
         written = [step.tokens[0, ~step.masked[0]].tolist() for step in result.history]
         assert [token for tokens in written for token in tokens] == expected[0]
     engine = Engine(model)
-    request = engine.add_request(**inputs, **NEW, decoding="speculative")
+    request = engine.add_request(**inputs, **NEW, decoding="speculative", draft_size=4)
     chunks = [*engine.stream(request, drafts=True)]
     assert [token for chunk in chunks if not chunk.draft for token in chunk.tokens] == expected[0]
     assert any(chunk.draft and chunk.tokens for chunk in chunks)

@@ -1,0 +1,99 @@
+"""How many masks a row drafts with: as many as pay, given what forwards cost and how often its drafts are right."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+
+FORGET = 0.97  # what an observation weighs after one more
+LEARN, PROBE = 8, 2  # masks while costs are unknown, and of a row that tries whether drafting pays again
+PATIENCE = 32  # steps without drafts before a row tries again; doubled by each try in vain
+
+
+@dataclass
+class Luck:
+    """How often the drafts of a row are right.
+
+    Attributes:
+        right: Drafts that were right, older ones counting less.
+        tried: Drafts that were right, or the first wrong one after them.
+        idle: Steps since this row last drafted.
+        patience: Steps without drafts before it tries again.
+    """
+
+    right: float
+    tried: float
+    idle: int = 0
+    patience: int = PATIENCE
+
+    @property
+    def chance(self) -> float:
+        """Estimated probability that a draft is right if those before it are."""
+        return min(self.right / self.tried, 0.99)
+
+    def note(self, drafted: int, right: int) -> None:
+        """Counts what a step found out about `drafted` drafts, of which the first `right` were right."""
+        if not drafted:
+            self.idle += 1
+            return
+        self.idle, self.patience = 0, PATIENCE if right else min(2 * self.patience, 256)
+        self.right = self.right * FORGET + right
+        self.tried = self.tried * FORGET + right + (right < drafted)
+
+
+class DraftPace:
+    """What the forwards of a model have cost, and how often its drafts were right, over all rows.
+
+    Attributes:
+        rows: Number of rows that the next step runs.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 1
+        self._costs: dict[int, tuple[float, int]] = {}  # by number of tokens: least seconds, times seen
+        self._all = Luck(1.0, 1.5)
+
+    def luck(self) -> Luck:
+        """What is expected of a new row: what other rows had."""
+        return Luck(2 * self._all.chance, 2.0)
+
+    def note_cost(self, tokens: int, seconds: float) -> None:
+        """Counts one forward. Its cost is the least that has been seen, which noise cannot lower, slowly forgotten."""
+        least, seen = self._costs.get(tokens, (seconds, 0))
+        self._costs[tokens] = min(seconds, 1.01 * least), min(seen + 1, 20)
+
+    def note_drafts(self, drafted: int, right: int) -> None:
+        """Counts the drafts of one row."""
+        self._all.note(drafted, right)
+
+    def choose(self, most: int, luck: Luck) -> int:
+        """Number of masks, 0 to `most`, that writes the most tokens a second if all rows do alike."""
+        line = self._line()
+        if line is None:  # find out what forwards cost, with and without drafts
+            _, plain = self._costs.get(self.rows, (0.0, 0))
+            return 0 if plain < 3 else min(LEARN, most)
+        sizes = [0, *(2**power for power in range(1, most.bit_length()) if 2**power < most), most]
+        best = max(sizes, key=lambda masks: self._rate(masks, luck.chance, *line))
+        if best == 0 and luck.idle >= luck.patience:
+            return min(PROBE, most)
+        return best
+
+    def _rate(self, masks: int, chance: float, fixed: float, each: float) -> float:
+        """Tokens a second of a row that drafts with so many masks.
+
+        A step that verifies n drafts is followed by another one if all are right, otherwise by one that only drafts.
+        """
+        drafts = max(masks - 1, 0)
+        verified = chance * (1 - chance**drafts) / (1 - chance)
+        verify = 1 / (2 - chance**drafts) if drafts else 0.0  # share of the steps that verify
+        tokens = 1 + masks + verify * drafts
+        return (1 + verify * verified) / (fixed + each * self.rows * tokens)
+
+    def _line(self) -> tuple[float, float] | None:
+        """Seconds of a forward as a line, fixed + each * tokens; None before two sizes have been seen twice."""
+        often = sorted(self._costs.items(), key=lambda item: -item[1][1])[:10]
+        points = [(tokens, seconds) for tokens, (seconds, seen) in often if seen > 1]
+        if len(points) < 2:
+            return None
+        slopes = [(y - b) / (x - a) for (x, y), (a, b) in combinations(points, 2)]
+        slope = max(median(slopes), 0.0)  # the median of all slopes: an outlier or two do not turn the line
+        return max(median(seconds - slope * tokens for tokens, seconds in points), 1e-9), slope
