@@ -79,11 +79,12 @@ class DecodingBatch:
         # A row in its last window may be padded, for the sake of others that have two blocks to run.
         self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size, static_shapes)
         self._device = model.get_input_embeddings().weight.device
-        layers = model.base.config.get_text_config(decoder=True).num_hidden_layers
-        self._attention = unmaskable(model.base.get_decoder(), layers)
+        text = model.base.config.get_text_config(decoder=True)
+        self._attention = unmaskable(model.base.get_decoder(), text.num_hidden_layers)
         self._sliding = any(window is not None for window in model.windows.values())
         self._placeholders = set(placeholder_ids(model.base.config))
-        self._forbidden = torch.tensor([model.config.mask_token_id, *self._placeholders], device=self._device)
+        ids, known = [model.config.mask_token_id, *self._placeholders], text.vocab_size
+        self._forbidden = torch.tensor([one for one in ids if one < known], dtype=torch.long, device=self._device)
 
     def add(self, request: Request) -> None:
         """Appends a row, of which nothing is in the cache."""
