@@ -299,6 +299,7 @@ def test_speculative_decoding_writes_what_the_stock_model_writes(family, monkeyp
             assert torch.equal(model.generate(**media, decoding=decoding, **settings)[0], stock)
         with monkeypatch.context() as patch:
             patch.setattr(DraftCanvas, "_draft", draft)
-            output = model.generate(**media, decoding="speculative", draft_size=4, return_dict_in_generate=True, **settings)
+            drafted = {"decoding": "speculative", "draft_size": 4, "return_dict_in_generate": True}
+            output = model.generate(**media, **drafted, **settings)
         assert torch.equal(output.sequences[0], stock)
         assert int(output.forwards[0]) < 9
