@@ -27,7 +27,7 @@ METADATA = (
     *("id", "idx", "uid", "uuid", "sample_id", "question_id", "dataset", "dataset_name", "source", "data_source"),
     *("split", "task", "category", "language", "license", "metadata", "model", "width", "height"),
 )
-SHARED = ("image", "images", "video", "videos", "system", "tools")  # keys of every dialect
+SHARED = frozenset(("image", "images", "video", "videos", "system", "tools", *METADATA))  # keys of every dialect
 
 
 class Dialect(NamedTuple):
@@ -44,6 +44,11 @@ class Dialect(NamedTuple):
     takes: tuple[str, ...]
     turns: Callable[[dict[str, Any], str], list[Any]]
     in_front: bool
+
+    @property
+    def knows(self) -> frozenset[str]:
+        """All keys that a record in it may have."""
+        return SHARED.union(self.needs, self.takes)
 
 
 def _list_of_turns(key: str) -> Dialect:

@@ -76,8 +76,10 @@ def split_marks(text: str, name: str) -> Content:
     Raises:
         DataError: It holds half a character, or a mark that another program reads.
     """
-    if SURROGATE.search(text):
+    if not text.isascii() and SURROGATE.search(text):
         raise DataError(f"{name}: a lone surrogate, half a character, in {brief(text)}; mend the text")
+    if "<" not in text and "[" not in text:
+        return [text] if text else []
     found: Content = []
     end = 0
     for mark in MARK.finditer(text):

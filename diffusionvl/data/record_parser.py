@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from .dialects import LOSS_KEYS, METADATA, ROLES, SHARED, Turn, as_list, dialect_of, either, parse_json
+from .dialects import LOSS_KEYS, ROLES, Turn, as_list, dialect_of, either, parse_json
 from .parts import KINDS, Content, Place, fill, places_of, read_content
 from .record import DataError, Record, SizedPicture, UnknownKeys
 from .references import ImageRoot, brief, read_picture, read_video
@@ -49,8 +49,7 @@ class RecordParser:
         raw = self._renamed(raw, place)
         name = f"{place} (id {brief(raw['id'])})" if "id" in raw else place
         dialect = dialect_of(raw, name)
-        known = {*dialect.needs, *dialect.takes, *SHARED, *METADATA}
-        unknown = [f"{key!r} of a record" for key in raw if key not in known]
+        unknown = [f"{key!r} of a record" for key in raw if key not in dialect.knows]
         turns = [self._turn(turn, name) for turn in dialect.turns(raw, name)]
         if (system := raw.get("system", "")) != "":
             if any(turn["role"] == "system" for turn in turns[:1]):
@@ -79,6 +78,8 @@ class RecordParser:
 
     def _renamed(self, raw: dict[str, Any], name: str) -> dict[str, Any]:
         """A record or turn without what is absent, its keys by the names that are known here."""
+        if not self.columns and not self.ignore:
+            return {key: value for key, value in raw.items() if value is not None}
         names = {theirs: ours for ours, theirs in self.columns.items()}
         kept = {key: value for key, value in raw.items() if value is not None and key not in self.ignore}
         renamed = {names.get(key, key): value for key, value in kept.items()}
@@ -169,13 +170,15 @@ def _message(turn: Turn, name: str, unknown: list[str]) -> dict[str, Any]:
 def _carries_loss(turn: Turn, name: str) -> bool:
     """Whether a turn's own mark says that its response is learnt; without one, it is."""
     marks = {key: turn[key] for key in LOSS_KEYS if key in turn}
+    if not marks:
+        return True
     for key, value in marks.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise DataError(f"{name}: {key!r} of a turn must be true or false, 1 or 0, got {brief(value)}")
     if len({bool(value) for value in marks.values()}) > 1:
         raise DataError(f"{name}: a turn has both {marks}; keep one of them")
     wanted = all(marks.values())
-    if marks and wanted and turn["role"] != "assistant":
+    if wanted and turn["role"] != "assistant":
         raise DataError(f"{name}: a {turn['role']} turn asks for loss ({marks}); only assistant turns carry it")
     return wanted
 

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -620,3 +622,14 @@ def test_a_picture_on_the_web_waits_until_it_is_allowed(tmp_path):
 def test_a_record_without_an_answer_is_read_where_none_is_needed(tmp_path):
     parser = RecordParser(ImageRoot(tmp_path), answered=False)
     assert turns_of(parser.parse({"messages": [USER]}, "x")) == [("user", "q")]
+
+
+def test_every_example_of_the_page_is_read(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    examples = re.findall(r"`(\{.*?\})`[ ,;|]", page.read_text(encoding="utf-8").partition("Beside the turns")[0])
+    assert len(examples) == 9
+    for example in examples:
+        record = parse(tmp_path, **json.loads(example))
+        said = "".join(text for _, text in turns_of(record))
+        assert "What is it?" in said
+        assert said.endswith("A cat.")
