@@ -164,12 +164,17 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             base_settings["attn_implementation"] = "eager"
         base = auto_class(config.base_config).from_pretrained(path, **base_settings)
         model = cls(config, base.base if isinstance(base, cls) else base)
-        weights = load_file(cached_file(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME))
+        model.load_draft(pretrained_model_name_or_path)
         assert model.draft is not None
-        model.draft.load_state_dict({name.removeprefix("draft."): value for name, value in weights.items()})
-        model.draft.to(base.dtype).to(base.device)
+        model.draft.to(base.device, base.dtype)
         info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
         return (model.eval(), info) if kwargs.get("output_loading_info") else model.eval()
+
+    def load_draft(self, path: str) -> None:
+        """Loads the weights of the draft adapter from a draft-only checkpoint, a folder or a hub id."""
+        assert self.draft is not None
+        weights = load_file(cached_file(path, SAFE_WEIGHTS_NAME))
+        self.draft.load_state_dict({name.removeprefix("draft."): value for name, value in weights.items()})
 
     @property
     def all_tied_weights_keys(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.checkpoint import Checkpoint, name_processor
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .run_folder import SETTINGS_NAME, delete_old_checkpoints, seal, sync, unfinished
 
 
@@ -87,6 +88,9 @@ class CheckpointTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         model = self.model if model is None else model
+        if isinstance(model, DiffusionVLForConditionalGeneration) and model.draft is not None:
+            model.load_draft(resume_from_checkpoint)
+            return
         model.load_state_dict(checkpoint.model(model.dtype).state_dict())
 
     def _load_best_model(self) -> None:

@@ -59,7 +59,7 @@ class ModelArguments:
             check_choice("quantization", self.quantization, QUANTIZATIONS)
         others = ("lora_alpha", "lora_dropout", "lora_target_modules", "quantization")
         given = [name for name in others if getattr(self, name)]
-        if self.lora_r is not None and not is_peft_available():
+        if self.lora_r is not None and self.lora_on == "all" and not is_peft_available():
             raise UserError("lora_r needs PEFT; install it with `pip install 'diffusionvl[train]'`")
         if self.lora_r is None and given:
             raise UserError(f"{given[0]} does nothing without lora_r; give lora_r, such as 16")

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from transformers import PreTrainedConfig, ProcessorMixin, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -19,10 +19,12 @@ from ..data.sources.records import read_records
 from ..modeling.attention import TILE, attend_over_tiles
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
+from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .arguments import BlockDiffusionConfig
 from .callbacks import SaveAndStopOnSigterm
 from .cost.plan import build_meta_model, outline, plan
-from .dataset import RowDataset
+from .dataset import DraftBlocks, RowDataset
+from .draft import add_draft, train_draft_alone
 from .loss_chart import draw_losses
 from .model_arguments import DataArguments, ModelArguments
 from .packed_dataset import PackedRowDataset, measure_rows
@@ -97,7 +99,8 @@ def build_rows(
     """Reads records; they become rows when they are asked for."""
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
     records = read_records(files, data.image_root, args.seed, check=not max_bad_samples, allow_web=data.allow_web)
-    return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=max_bad_samples)
+    draft = DraftBlocks(args.seed, args.random_block_size) if args.draft else None
+    return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=max_bad_samples, draft=draft)
 
 
 def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) -> RowDataset | PackedRowDataset:
@@ -124,15 +127,9 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
         raise UserError(f"eval_strategy {args.eval_strategy.value!r} needs eval_records; give them, or set it to no")
     set_seed(args.seed)
     checkpoint = Checkpoint(model_args.model, model_args.trust_remote_code)
-    check_objective(checkpoint.config, args.objective)
+    check_objective(checkpoint.config, args)
     processor = checkpoint.processor
-    if model_args.lora_r is None:
-        model = checkpoint.model(model_args.dtype)
-    else:
-        from .lora import add_adapter, quantization_settings  # needs PEFT
-
-        model = checkpoint.model(model_args.dtype, **quantization_settings(model_args, checkpoint.config))
-        model = add_adapter(model, model_args, args)
+    model = build_model(model_args, args, checkpoint)
     rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
     if on_gpu and model_args.attention != "sdpa":
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
@@ -146,12 +143,33 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     return trainer
 
 
+def build_model(model_args: ModelArguments, args: BlockDiffusionConfig, checkpoint: Checkpoint) -> PreTrainedModel:
+    """Loads the model, with its adapter if it gets one."""
+    settings = {}
+    if model_args.quantization is not None:
+        from .lora import quantization_settings  # needs PEFT, as below
+
+        settings = quantization_settings(model_args, checkpoint.config)
+    model = checkpoint.model(model_args.dtype, **settings)
+    if model_args.lora_on == "noisy":
+        model = add_draft(model, model_args.model, model_args.lora_r, model_args.lora_alpha)
+    elif model_args.lora_r is not None:
+        from .lora import add_adapter
+
+        model = add_adapter(model, model_args, args)
+    if isinstance(model, DiffusionVLForConditionalGeneration) and model.draft is not None:
+        train_draft_alone(model)
+    return model
+
+
 def describe(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> str:
     """The plan of a run, as text. Config and processor of the model are read, not its weights."""
     checkpoint = Checkpoint(model_args.model, model_args.trust_remote_code)
     model = build_meta_model(checkpoint.config, model_args.dtype)
-    check_objective(model.config, args.objective)
-    if model_args.lora_r is not None:
+    check_objective(model.config, args)
+    if model_args.lora_on == "noisy":
+        train_draft_alone(add_draft(model, model_args.model, model_args.lora_r, model_args.lora_alpha))
+    elif model_args.lora_r is not None:
         from .lora import add_adapter
 
         model = add_adapter(model, model_args, args)

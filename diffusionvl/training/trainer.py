@@ -54,7 +54,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         train_dataset: RowDataset | PackedRowDataset | None = None,
         **kwargs: Any,
     ) -> None:
-        check_objective(model.config, args.objective)
+        check_objective(model.config, args)
         if train_dataset is not None:
             check_rows(train_dataset, args)
         if args.train_modules is not None:
@@ -96,8 +96,10 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         """As in transformers, which takes one step too many from a checkpoint of the last step."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        if self.train_dataset is not None:
+            self.train_dataset.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As in transformers; lengths are measured without decoding images."""
@@ -258,13 +260,34 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         return logs | {name: count for name, count in counts.items() if count}
 
 
-def check_objective(config: PreTrainedConfig, objective: str) -> None:
-    """Raises a UserError if the objective does not fit the model."""
-    if isinstance(config, DiffusionVLConfig) != (objective == "block_diffusion"):
-        raise UserError(
-            f"objective={objective!r} does not fit a {config.model_type!r} model; "
-            "block diffusion needs a checkpoint made by `diffusionvl translate`, AR an AR model"
-        )
+def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> None:
+    """Refuses an objective that the model does not fit.
+
+    Raises:
+        UserError: It does not.
+    """
+    if not isinstance(config, DiffusionVLConfig):
+        if args.objective == "block_diffusion":
+            raise UserError(
+                f"objective='block_diffusion' does not fit a {config.model_type!r} model; it needs a checkpoint made "
+                "by `diffusionvl translate`"
+            )
+        return
+    if args.objective == "ar":
+        raise UserError("objective='ar' does not fit a block-diffusion model; it needs the AR model")
+    causal = config.clean_attention == "causal"
+    for name in ("draft", "ar_weight"):
+        if getattr(args, name) and not causal:
+            raise UserError(
+                f"{name} needs a checkpoint whose clean stream is causal; translate its base with "
+                "`--clean-attention causal`"
+            )
+    if causal and args.noise_order == "reference":
+        raise UserError("noise_order reference needs clean_attention 'block'; the reference knows no other")
+    if config.draft_adapter is not None:
+        for name in ("train_modules", "vision_learning_rate", "ar_weight"):
+            if getattr(args, name):
+                raise UserError(f"{name} would train the base, which a draft-only adapter leaves as it is; take it out")
 
 
 def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> None:

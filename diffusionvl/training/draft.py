@@ -1,0 +1,46 @@
+"""Training of a draft-only adapter: which weights it has, and that nothing else is trained."""
+
+from pathlib import Path
+
+from ..modeling.draft_adapter import DraftAdapter, weights_fingerprint
+from ..modeling.errors import UserError
+from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
+
+
+def add_draft(
+    model: DiffusionVLForConditionalGeneration, base: str, rank: int | None, alpha: float | None = None
+) -> DiffusionVLForConditionalGeneration:
+    """Gives a model with a causal clean stream a draft-only adapter, which changes nothing yet.
+
+    Args:
+        model: The model; what it saves from here is the adapter alone.
+        base: Where the model's own weights are: a translated or an AR checkpoint, a folder or a hub id.
+        rank: Rank of the adapter's matrices.
+        alpha: Their product is scaled by alpha / rank; twice the rank by default.
+
+    Raises:
+        UserError: The clean stream is not causal, or the model has no layers for an adapter.
+    """
+    if model.config.clean_attention != "causal":
+        raise UserError(
+            f"{base}: a draft-only adapter needs clean_attention 'causal', got {model.config.clean_attention!r}; "
+            "translate the AR model with it"
+        )
+    assert rank is not None
+    assert model.config.mask_token_id is not None
+    alpha = 2 * rank if alpha is None else alpha
+    model.draft = DraftAdapter(model.base, model.config.mask_token_id, rank, alpha)
+    model.config.draft_adapter = {
+        "rank": rank,
+        "alpha": alpha,
+        "base": str(Path(base).resolve()) if Path(base).is_dir() else base,
+        "fingerprint": weights_fingerprint(base),
+    }
+    return model
+
+
+def train_draft_alone(model: DiffusionVLForConditionalGeneration) -> None:
+    """Freezes everything but the adapter, whose weights are fp32 whatever the base's are."""
+    assert model.draft is not None
+    model.requires_grad_(False)
+    model.draft.float().requires_grad_(True)
