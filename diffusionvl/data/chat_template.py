@@ -15,8 +15,8 @@ class EndOfTurn(NamedTuple):
 
     Attributes:
         token_id: Its id.
-        written: Whether the template itself writes it behind every response. Behind the last one of a conversation
-            it is added where the template writes none; the others could not be told apart.
+        written: Whether the template itself writes it after every response. After the last one of a conversation it
+            is added where the template writes none; the other responses could then not be told apart.
     """
 
     token_id: int
@@ -24,10 +24,10 @@ class EndOfTurn(NamedTuple):
 
 
 def with_opening(template: str, tokenizer: Any) -> str:
-    """A chat template that writes the beginning of sequence, where a tokenizer puts one in front and it writes none.
+    """Makes a chat template write the beginning-of-sequence token, if the tokenizer adds one and the template does not.
 
-    LLaVA 1.5's leaves it to the tokenizer. Here a template writes all special tokens, since a conversation is tokenised
-    in pieces; and transformers takes a prompt that opens with the token as it is.
+    LLaVA 1.5's template leaves it to the tokenizer. Here the template writes all special tokens, since a conversation
+    is tokenised in pieces; transformers adds nothing to a prompt that begins with the token.
     """
     opening = tokenizer.bos_token
     if opening is None or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
@@ -39,7 +39,7 @@ def check_template(processor: Any) -> None:
     """Checks that the chat template writes what a user says.
 
     Raises:
-        UserError: It loses it, or writes the list of a content's parts as a list.
+        UserError: It loses the text, or writes the list of parts itself.
     """
     (message,) = _chat(QUESTIONS[0])
     text = _render(processor, [message])
@@ -48,16 +48,16 @@ def check_template(processor: Any) -> None:
 
 
 def response_header(processor: Any) -> str:
-    """What the chat template writes in front of a response when it is asked for one: `<|im_start|>assistant\\n`."""
+    """What the chat template writes before a response when it is asked for one, such as `<|im_start|>assistant\\n`."""
     messages = _chat(QUESTIONS[0])
     return _render(processor, messages, add_generation_prompt=True)[len(_render(processor, messages)) :]
 
 
 def response_header_ids(processor: Any) -> list[int]:
-    """The ids in front of every response, as they stand in a prompt; empty if none are.
+    """The ids before every response, as they stand in a prompt; empty if there are none.
 
-    A template such as Mistral's writes no header when it is asked for a response: the end of the user's turn,
-    `[/INST]`, stands for it, unless responses end in the same way.
+    Some templates, such as Mistral's, write no header when they are asked for a response. The end of the user's turn,
+    `[/INST]`, then takes its place, unless responses end in the same way.
     """
     tokenizer = processor.tokenizer
     prompts = [_render(processor, _chat(question), add_generation_prompt=True) for question in QUESTIONS]
@@ -73,10 +73,10 @@ def response_header_ids(processor: Any) -> list[int]:
 
 
 def end_of_turn(processor: Any) -> EndOfTurn:
-    """The token that closes a response: the first special one that the template writes behind it.
+    """The token that closes a response: the first special token that the template writes after it.
 
-    It need not be the tokenizer's end of sequence: Gemma closes turns with `<end_of_turn>`, its end is `<eos>`. Where a
-    template writes none, as LLaVA 1.5's, the end of sequence has to do.
+    It need not be the tokenizer's end of sequence: Gemma closes turns with `<end_of_turn>`, and sequences with `<eos>`.
+    If a template writes none, as LLaVA 1.5's does, the end of sequence is used.
 
     Raises:
         UserError: The template writes none, and the tokenizer has no end of sequence.
@@ -86,7 +86,7 @@ def end_of_turn(processor: Any) -> EndOfTurn:
     if not last:
         if tokenizer.eos_token_id is None:
             raise UserError(
-                "the chat template writes no special token behind a response, and the tokenizer has no end-of-sequence "
+                "the chat template writes no special token after a response, and the tokenizer has no end-of-sequence "
                 "token to put there; set its eos_token"
             )
         return EndOfTurn(tokenizer.eos_token_id, written=False)
@@ -101,13 +101,13 @@ def _special_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Ids and texts of the tokens that are no text, whether the tokenizer has a name for them or not."""
+    """Ids and texts of the tokenizer's special tokens, whether it has a name for them or not."""
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _chat(*texts: str) -> list[dict[str, Any]]:
-    """Messages of a user and an assistant in turn."""
+    """Alternating messages of a user and an assistant."""
     roles = ("user", "assistant")
     return [{"role": roles[index % 2], "content": [{"type": "text", "text": text}]} for index, text in enumerate(texts)]
 

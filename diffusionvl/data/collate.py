@@ -31,9 +31,8 @@ def collate(
         packs: The documents of each of B rows; one each without packing.
         pad_id: Padding id.
         placeholder_ids: Ids that stand for image and video features.
-        filler: A smallest image, which stands in the padding of a batch without any: its features reach no token that
-            is not padding, but every process of a run then uses the vision tower's parameters in every step, and none
-            waits for their gradients in vain.
+        filler: A smallest image for the padding of a batch that has none. Its features reach padding alone, but every
+            process of a run then uses the vision tower in every step, so that none waits in vain for its gradients.
         pad_to_multiple_of: T is a multiple of this.
         least_width: T is not smaller.
 
@@ -74,7 +73,7 @@ def collate(
 
 
 def join(rows: list[Row]) -> Row:
-    """Rows, one behind the other, as one."""
+    """Joins rows, one after another, into one."""
     begins = torch.tensor([0, *(len(row) for row in rows[:-1])]).cumsum(0).tolist()
     return Row(
         input_ids=torch.cat([row.input_ids for row in rows]),

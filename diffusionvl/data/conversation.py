@@ -19,10 +19,9 @@ from .media import concatenate
 from .prompts import check_texts, control_tokens, named, placeholders, prepare, refused, sizing_of, write
 from .record import CONVERSATION, SUPERVISIONS, DataError, Record, texts
 from .streams import IGNORED
-from .videos import GRID
+from .videos import VIDEO_GRID
 
 SMALLEST = (28, 28)  # pixels: Qwen-VL takes none with a smaller side
-TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # the others are of media
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Piece:
         input_ids: Tokens [n].
         labels: The token itself where it carries loss, else -100 [n].
         media: Image and video inputs of this stretch.
-        images: How many images it holds; each step in time of a video counts as one.
+        images: Number of images that it holds; each step in time of a video counts as one.
         is_response: Whether it is a response, end of turn included.
     """
 
@@ -52,7 +51,7 @@ class Encoded:
         input_ids: Tokens [L].
         labels: The token itself where it carries loss, else -100 [L].
         media: Image and video inputs, concatenated over the conversation.
-        images: How many images there are; each step in time of a video counts as one.
+        images: Number of images; each step in time of a video counts as one.
         truncated: Whether something was cut off.
     """
 
@@ -64,12 +63,12 @@ class Encoded:
 
 
 class ConversationEncoder:
-    """Encodes records.
+    """Turns records into tokens, labels and media, with the processor's own chat template.
 
     Args:
         processor: A Hugging Face processor with a chat template.
-        supervision: `assistant`: responses and their end of turn carry loss. `structural` (the reference): also the
-            headers in front of responses and, in every turn, the tokens that build the template.
+        supervision: `assistant`: responses and their end of turn carry loss. `structural` (as the reference): so do the
+            headers of responses and, in every turn, the tokens that the template itself writes.
         max_length: Longest clean stream, in tokens; none if left out.
 
     Raises:
@@ -96,15 +95,15 @@ class ConversationEncoder:
     def encode(self, record: Record, render: bool = True) -> Encoded | None:
         """Encodes one record, or returns None if truncation leaves nothing to learn from.
 
-        Without `render`, images are not decoded: their size alone tells which tokens they take, so that a data set is
-        measured in minutes. There are no media then. Videos are read in any case.
+        Without `render`, images are not decoded: their tokens follow from their sizes, so that a data set is measured
+        in minutes. There are no media then. Videos are always read.
 
-        Truncation drops the first prompt that does not fit with all behind it, and cuts a response that does not fit:
-        an image's tokens are never cut apart.
+        Truncation drops the first prompt that does not fit and all after it, and cuts a response that does not fit. It
+        never cuts inside an image.
 
         Raises:
-            DataError: An image or a video is missing or broken, a text holds a token that is not text, or the chat
-                template cannot render the conversation or rewrites earlier turns.
+            DataError: An image or a video is missing or broken, a text holds a control token, or the chat template
+                cannot write the conversation, leaves a part of it out or rewrites earlier turns.
         """
         self._check(record)
         pieces = self._pieces(record, render)
@@ -145,12 +144,12 @@ class ConversationEncoder:
                 )
 
     def _pieces(self, record: Record, render: bool) -> list[Piece]:
-        """Prompt and response pieces in turn, up to the last response."""
+        """Prompts and responses as alternating pieces, up to the last response."""
         pieces: list[Piece] = []
         responses = [index for index, message in enumerate(record.messages) if message["role"] == "assistant"]
         whole = self._write(record, responses[-1] + 1)
         done = 0  # characters of the whole
-        first = 0  # the first message that the next prompt piece speaks of
+        first = 0  # the first message of the next prompt piece
         for index in responses:
             prompt = self._write(record, index, add_generation_prompt=True)
             response = self._response(whole[len(prompt) :], index == responses[-1])
@@ -158,7 +157,7 @@ class ConversationEncoder:
             if not whole.startswith(prompt) or response is None or answer.strip() not in response:
                 raise DataError(
                     f"{record.name}: the chat template rewrites earlier turns, or puts no {self.end_of_turn!r} "
-                    "behind a response, so responses cannot be told apart; use a template that only appends",
+                    "after a response, so responses cannot be told apart; use a template that only appends",
                     CONVERSATION,
                 )
             shown = Record(record.messages[first:index], record.name)
@@ -176,9 +175,9 @@ class ConversationEncoder:
         return write(self.processor, replace(record, messages=record.messages[:end]), add_generation_prompt)
 
     def _response(self, text: str, last: bool) -> str | None:
-        """A response up to and with its end of turn, off the text from its first character on; None if it has none.
+        """The response that a text begins with, its end of turn included; None if it has none.
 
-        Behind the last one, the end of turn is added where the template writes none.
+        After the last response, the end of turn is added if the template writes none.
         """
         if self.end_of_turn in text and (last or self.closes_turns):
             return text[: text.index(self.end_of_turn)] + self.end_of_turn
@@ -188,12 +187,12 @@ class ConversationEncoder:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
 
     def _prompt_piece(self, text: str, shown: Record, render: bool) -> Piece:
-        """Tokenises what stands before a response, its images and videos included."""
+        """Tokenises what comes before a response, its images and videos included."""
         media: dict[str, Any] = {}
         images = len(shown.images)
         if shown.videos or (shown.images and render):
             input_ids, media = self._prepare(text, shown)
-            images += int(media[GRID][:, 0].sum()) if shown.videos else 0
+            images += int(media[VIDEO_GRID][:, 0].sum()) if shown.videos else 0
         elif shown.images:
             input_ids = self._count_images(text, shown)
         else:
@@ -208,11 +207,11 @@ class ConversationEncoder:
     def _prepare(self, text: str, shown: Record) -> tuple[Tensor, dict[str, Any]]:
         """Tokens of a text with images and videos, and their inputs."""
         inputs = prepare(self.processor, text, shown)
-        media = {key: value for key, value in inputs.items() if key not in TOKEN_INPUTS}
-        return inputs["input_ids"][0].long(), media
+        ids = inputs["input_ids"]
+        return ids[0].long(), {key: value for key, value in inputs.items() if value.shape != ids.shape}
 
     def _count_images(self, text: str, shown: Record) -> Tensor:
-        """Tokens of a text with images, of which only the size is read."""
+        """Tokens of a text with images, of which only the sizes are read."""
         sizing = sizing_of(self.processor, shown)
         sizes = [image_size(image, shown.name, sizing) for image in shown.images]
         try:
@@ -221,7 +220,7 @@ class ConversationEncoder:
             raise refused(shown, error) from error
 
     def smallest_image(self) -> tuple[Tensor, dict[str, Any]]:
-        """Tokens and inputs of a turn with an image of `SMALLEST` pixels, as small as the processor leaves it."""
+        """Tokens and inputs of a turn with an image of `SMALLEST` pixels, which the processor may enlarge."""
         content = [{"type": "image", "image": Image.new("RGB", SMALLEST)}, {"type": "text", "text": ""}]
         shown = Record([{"role": "user", "content": content}], "smallest image")
         return self._prepare(write(self.processor, shown), shown)

@@ -59,7 +59,7 @@ class ImageText:
         return torch.tensor(ids, dtype=torch.long)
 
     def _ask(self, sizes: list[tuple[int, int]]) -> list[str]:
-        """What the processor writes for each image of a turn; how many there are may matter (LLaVA-OneVision)."""
+        """What the processor writes for each image of a turn, which may depend on their number (LLaVA-OneVision)."""
         blank = [Image.new("RGB", (width, height)) for height, width in sizes]
         text = self.separator.join([self.placeholder] * len(sizes))
         inputs = self.processor(text=[text], images=[blank], return_tensors="pt", add_special_tokens=False)

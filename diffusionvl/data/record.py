@@ -9,7 +9,7 @@ from PIL import Image
 from ..modeling.errors import UserError
 
 SUPERVISIONS = ("assistant", "structural")  # which tokens carry loss; see `ConversationEncoder`
-CONVERSATION = "conversation"  # the kind of error of turns that cannot be told apart
+CONVERSATION = "conversation"  # the kind of error of a conversation that the model cannot read as it is meant
 
 
 class DataError(UserError):
@@ -74,7 +74,7 @@ class Video:
 
     Attributes:
         source: Path of a file, or paths of frames.
-        settings: Which frames are taken and how large they are, by `FRAME_KEYS`; the rest is up to qwen-vl-utils.
+        settings: Which frames are taken and how large they are (`data/parts.py`); qwen-vl-utils decides the rest.
     """
 
     source: str | tuple[str, ...]
@@ -137,7 +137,7 @@ class Records(Protocol):
     """Records by index, read when they are asked for."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of records."""
 
     def __getitem__(self, index: int) -> Record:
-        """One of them."""
+        """The record of an index."""

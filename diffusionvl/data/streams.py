@@ -57,7 +57,7 @@ def build_row(
     views: int = 1,
     mask_block_ids: Tensor | None = None,
 ) -> Row:
-    """Puts noisy copies of the supervised blocks behind a clean stream.
+    """Puts noisy copies of the supervised blocks after a clean stream.
 
     A response whose end of turn stands inside a block is filled to the block's edge with supervised end-of-turn
     tokens, as decoding writes whole blocks; one that was truncated is not. The fill stands in the noisy stream only:
@@ -141,12 +141,12 @@ def draft_blocks(supervised: Tensor, block_size: int, source: random.Random) -> 
 def _with_fill(
     copied: Tensor, ends: Tensor, labels: Tensor, block_ids: Tensor, block_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Clean index of each noisy token, and how far behind it a fill token stands (0 for a copy). Both [R]."""
+    """Clean index of each noisy token, and the distance of a fill token from it (0 for a copy). Both [R]."""
     index = copied.nonzero()[:, 0]
     _, sizes = block_ids[index].unique_consecutive(return_counts=True)
     last = sizes.cumsum(0) - 1  # of each copied block, in `index`
     end = index[last]
-    # Structural supervision also has the template's newline behind the end of turn, maybe in a block of its own.
+    # Structural supervision also has the template's newline after the end of turn, maybe in a block of its own.
     ended = (ends[end] | ends[(end - 1).clamp(min=0)]) & (labels[end] != IGNORED)
     repeats = torch.ones_like(index)
     # An image that is kept whole may make a block longer than D.

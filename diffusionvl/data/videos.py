@@ -12,11 +12,11 @@ from .record import DataError, Video
 
 REMEDY = "videos need torchvision and qwen-vl-utils; install them with `pip install 'diffusionvl[video]'`"
 PACKAGES = ("torchvision", "qwen_vl_utils")
-GRID = "video_grid_thw"  # what a video processor gives that cuts videos of any shape into a grid (Qwen-VL)
+VIDEO_GRID = "video_grid_thw"  # what a video processor gives that cuts videos of any shape into a grid (Qwen-VL)
 
 
 def video_inputs(videos: Sequence[Video], text: str, processor: Any, name: str) -> dict[str, Any]:
-    """What a processor wants to be given for videos beside their text; nothing for none.
+    """The arguments that a processor takes for videos beside their text; none for no videos.
 
     Args:
         videos: In the order of their places in the text.
@@ -32,7 +32,10 @@ def video_inputs(videos: Sequence[Video], text: str, processor: Any, name: str) 
         return {}
     if any(find_spec(package) is None for package in PACKAGES):
         raise DataError(f"{name}: {videos[0]}: {REMEDY}", "bad video")
-    if "video_processor" not in processor.get_attributes() or GRID not in processor.video_processor.model_input_names:
+    if (
+        "video_processor" not in processor.get_attributes()
+        or VIDEO_GRID not in processor.video_processor.model_input_names
+    ):
         raise DataError(
             f"{name}: {videos[0]}: videos are read for models of the Qwen-VL families alone; give its frames as images",
             "bad video",
@@ -52,12 +55,12 @@ def read_video(video: Video, patch_size: int, name: str) -> tuple[Tensor, dict[s
     """Draws the frames of a video.
 
     Args:
-        video: A file or frames. Two frames a second are drawn where its settings say nothing else.
+        video: A file or frames. Two frames a second are drawn unless its settings say otherwise.
         patch_size: Pixels along a patch of the vision tower.
         name: Whose video it is, for messages.
 
     Returns:
-        Frames [F, 3, height, width], 0 to 255, scaled so that patches fit; and which frames of how many a second.
+        Frames [F, 3, height, width], 0 to 255, scaled so that patches fit; and their indices and rate.
 
     Raises:
         DataError: A file is missing or cannot be read.

@@ -62,7 +62,7 @@ def test_the_token_that_closes_a_turn(template, eos, token, written):
 def test_a_template_and_a_tokenizer_without_an_end_are_refused():
     processor = build(LLAVA)
     processor.tokenizer.eos_token = None
-    with pytest.raises(ValueError, match=r"no special token behind a response.*set its eos_token"):
+    with pytest.raises(ValueError, match=r"no special token after a response.*set its eos_token"):
         end_of_turn(processor)
 
 
@@ -129,7 +129,7 @@ def test_a_template_that_closes_no_turn_takes_one_answer():
     encoder = ConversationEncoder(build(LLAVA, "</s>"))
     encoded = encoder.encode(conversation(("is it?", "no")))
     assert encoder.tokenizer.decode(encoded.input_ids) == "<s>USER: is it? ASSISTANT: no </s>"
-    with pytest.raises(DataError, match="puts no '</s>' behind a response"):
+    with pytest.raises(DataError, match="puts no '</s>' after a response"):
         encoder.encode(conversation(("is it?", "no"), ("why?", "teal")))
 
 

@@ -31,7 +31,7 @@ class JsonRecords:
     Args:
         path: The file.
         parser: Reads each record.
-        check: Parse every record once, so that a mistake far down the file is told now and not hours later.
+        check: Parse every record once, so that a mistake far down the file is reported now and not hours later.
 
     Raises:
         DataError: The file cannot be read or, with `check`, a record in it is broken.
@@ -116,7 +116,11 @@ class JsonRecords:
 
 
 def decode(content: bytes, path: Path, first_line: int = 1) -> str:
-    """Bytes as text, or says where they are none."""
+    """Decodes UTF-8.
+
+    Raises:
+        DataError: The bytes are something else; the message names the line.
+    """
     try:
         return content.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -132,7 +136,11 @@ def write_jsonl(documents: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def load_json(text: str, path: Path, first_line: int = 1) -> Any:
-    """Parses JSON, or says where it breaks."""
+    """Parses JSON.
+
+    Raises:
+        DataError: It is broken; the message names line and column.
+    """
     try:
         return json.loads(text, object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
