@@ -1,7 +1,7 @@
-"""The film of an answer: how its tokens came out of the mask, step by step, as an animated GIF or an HTML page.
+"""The film of an answer: how masks became its tokens, step by step, as an animated GIF or an HTML page.
 
-A token is laid out where it stands in the final answer and is a grey box until the step that reveals it, so nothing
-jumps. Behind a revealed token is the confidence of the model in it at that moment.
+A token is placed where it stands in the final answer and is a grey box until the step that reveals it, so nothing
+jumps. The colour of a revealed token shows the confidence of the model in it at that moment.
 """
 
 import base64
@@ -26,9 +26,10 @@ VIRIDIS = (
     "#1fa088", "#28ae80", "#3fbc73", "#5ec962", "#84d44b", "#addc30", "#d8e219", "#fde725",
 )  # fmt: skip
 WIDTH, MARGIN, PICTURE = 760, 28, 152  # pixels of the GIF
-END, EMPTY = " <end>", "    "  # how an end of sequence, and a token behind it, are shown
+END, EMPTY = " <end>", "    "  # how an end of sequence, and a token after it, are shown
+TICKS = (0.0, 0.5, 0.9, 0.99, 1.0)  # confidences that the legend names
 FRAME_MS, LAST_FRAME_MS = 240, 3500
-PAPER, INK, MUTED, MASKED, BEHIND_END = "#ffffff", "#1b2430", "#667085", "#d5dae1", "#f0f2f5"
+PAPER, INK, MUTED, MASKED, AFTER_END = "#ffffff", "#1b2430", "#667085", "#d5dae1", "#f0f2f5"
 
 
 @dataclass(frozen=True)
@@ -36,33 +37,33 @@ class FilmToken:
     """One token of the answer.
 
     Attributes:
-        text: What it adds to the answer, its leading space included.
+        text: The text that it adds to the answer, its leading space included.
         confidence: Its probability when it was revealed.
         step: Index of the step that revealed it.
         block: Index of its block.
-        behind_end: Whether it stands behind the end of the answer.
+        after_end: Whether it stands after the end of the answer.
     """
 
     text: str
     confidence: float
     step: int
     block: int
-    behind_end: bool
+    after_end: bool
 
     @property
     def title(self) -> str:
-        """What the page shows when the mouse is over it."""
+        """The text that the page shows when the mouse is over it."""
         return f"{self.text!r}, confidence {self.confidence:.3f}, revealed in step {self.step + 1}"
 
     @property
     def color(self) -> str:
-        """Background of its confidence."""
+        """The background that shows its confidence."""
         return confidence_color(self.confidence)
 
     @property
     def ink(self) -> str:
         """The colour of text that is readable on its background."""
-        return "#ffffff" if self.confidence < 0.6 else "#101418"
+        return "#ffffff" if sureness(self.confidence) < 0.6 else "#101418"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Film:
     """An answer and the steps that made it.
 
     Attributes:
-        tokens: In the order of the answer.
-        blocks: Block that each step worked on.
-        captions: A line for each step.
+        tokens: Tokens in the order of the answer.
+        blocks: The block that each step worked on.
+        captions: A line of text for each step.
     """
 
     tokens: list[FilmToken]
@@ -80,9 +81,19 @@ class Film:
     captions: list[str]
 
 
+def sureness(confidence: float) -> float:
+    """Places a confidence on a scale from 0 to 1 that tells 0.9 from 0.99 and 0.999: models are seldom less sure."""
+    return 1 - (1 - min(max(confidence, 0.0), 1.0)) ** 0.25
+
+
 def confidence_color(confidence: float) -> str:
-    """Viridis, from dark violet at 0 to yellow at 1, as `#rrggbb`."""
-    place = min(max(confidence, 0.0), 1.0) * (len(VIRIDIS) - 1)
+    """Returns the colour of a confidence as `#rrggbb`: viridis, from dark violet at 0 to yellow at 1."""
+    return scale_color(sureness(confidence))
+
+
+def scale_color(place: float) -> str:
+    """Returns the colour at a place of the scale, from 0 to 1, as `#rrggbb`."""
+    place = place * (len(VIRIDIS) - 1)
     low = min(int(place), len(VIRIDIS) - 2)
     ends = [bytes.fromhex(color[1:]) for color in VIRIDIS[low : low + 2]]
     mixed = (round(a + (b - a) * (place - low)) for a, b in zip(*ends, strict=True))
@@ -92,14 +103,14 @@ def confidence_color(confidence: float) -> str:
 def make_film(
     history: Sequence["DenoisingStep"], tokenizer: Any, prompt_length: int, answer_length: int | None = None
 ) -> Film:
-    """Reads off a history which step revealed which token.
+    """Reads from a history which step revealed which token.
 
     Args:
         history: `generate(..., output_history=True).history` of a single prompt, [1, D] a step.
-        tokenizer: The model's.
-        prompt_length: P, tokens of the prompt. Those that stand in the first block are not drawn.
-        answer_length: Tokens of the answer, with its end of sequence; what was denoised behind them is dimmed. If left
-            out, the answer ends with its first end-of-sequence or padding token.
+        tokenizer: The model's tokenizer.
+        prompt_length: Number P of tokens of the prompt. Those in the first block are not drawn.
+        answer_length: Number of tokens of the answer, with its end of sequence; what was denoised after them is dimmed.
+            If left out, the answer ends with its first end-of-sequence or padding token.
 
     Raises:
         UserError: There is no history, or it is that of several prompts.
@@ -123,18 +134,18 @@ def make_film(
     tokens = []
     for number, (column, text) in enumerate(zip(columns, texts, strict=True)):
         index, block, confidence = revealed[column]
-        behind_end = number >= length
-        shown = EMPTY if behind_end else END if number in ends else text
-        tokens.append(FilmToken(shown, confidence, index, block, behind_end))
+        after_end = number >= length
+        shown = EMPTY if after_end else END if number in ends else text
+        tokens.append(FilmToken(shown, confidence, index, block, after_end))
     blocks = [step.block for step in history]
     return Film(tokens, blocks, _captions(tokens, blocks))
 
 
 def _captions(tokens: list[FilmToken], blocks: list[int]) -> list[str]:
-    """The line of counters for each step."""
+    """Writes the line of counters for each step."""
     captions = []
     for index, block in enumerate(blocks):
-        done = sum(token.step <= index and not token.behind_end for token in tokens)
+        done = sum(token.step <= index and not token.after_end for token in tokens)
         captions.append(
             f"block {block + 1} of {blocks[-1] + 1}  ·  step {index - blocks.index(block) + 1} of {blocks.count(block)}"
             f"  ·  {done} tokens in {index + 1} step{'s' * (index > 0)}"
@@ -143,7 +154,7 @@ def _captions(tokens: list[FilmToken], blocks: list[int]) -> list[str]:
 
 
 def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text; a character of several tokens belongs to the last of them."""
+    """Returns what each token adds to the text; a character of several tokens belongs to the last of them."""
     prefixes = [""]
     for length in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:length], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -159,7 +170,7 @@ def film_html(
     prompt: str = "",
     answer_length: int | None = None,
 ) -> str:
-    """The film as a fragment of HTML, to stand in another page; its arguments are those of `draw_film`."""
+    """Returns the film as an HTML fragment for another page; its arguments are those of `draw_film`."""
     return _render(make_film(history, tokenizer, prompt_length, answer_length), image, prompt, standalone=False)
 
 
@@ -170,13 +181,14 @@ def _render(film: Film, image: Image.Image | None, prompt: str, standalone: bool
         prompt=prompt,
         image=image and data_url(image),
         gradient=", ".join(VIRIDIS),
+        ticks=[(f"{tick:g}", 100 * sureness(tick)) for tick in TICKS],
         frame_ms=FRAME_MS,
         standalone=standalone,
     )
 
 
 def data_url(image: Image.Image, longest_edge: int = 448) -> str:
-    """A picture as the address of itself, made smaller if it is large."""
+    """Writes a picture as a `data:` URL, made smaller if it is large."""
     image = image.convert("RGB")
     image.thumbnail((longest_edge, longest_edge))
     buffer = io.BytesIO()
@@ -185,7 +197,7 @@ def data_url(image: Image.Image, longest_edge: int = 448) -> str:
 
 
 def side_by_side(images: "list[Image.Image]", height: int = 448) -> "Image.Image":
-    """Joins pictures into one strip, for the film."""
+    """Joins pictures into one strip for the film."""
     from PIL import Image
 
     if len(images) == 1:

@@ -1,4 +1,4 @@
-"""A film as an animated picture."""
+"""Draws a film as an animated picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..modeling.errors import UserError
 from ..modeling.request import DenoisingStep
 from . import FILM_SUFFIXES
 from .film import (
-    BEHIND_END,
+    AFTER_END,
     FRAME_MS,
     INK,
     LAST_FRAME_MS,
@@ -19,11 +19,13 @@ from .film import (
     MUTED,
     PAPER,
     PICTURE,
+    TICKS,
     WIDTH,
     Film,
     _render,
-    confidence_color,
     make_film,
+    scale_color,
+    sureness,
 )
 
 
@@ -42,11 +44,11 @@ def draw_film(
         path: `.gif`: animated, a frame a step, the last one held. `.html`: one page that needs no other file. The GIF's
             font has Latin letters only; other scripts need the page.
         history: See `make_film`, as `tokenizer`, `prompt_length` and `answer_length`.
-        tokenizer: The model's.
-        prompt_length: P.
+        tokenizer: The model's tokenizer.
+        prompt_length: Number of tokens of the prompt.
         image: The picture that the question is about.
         prompt: The question.
-        answer_length: Tokens of the answer.
+        answer_length: Number of tokens of the answer.
 
     Raises:
         UserError: `path` has another suffix, or the history cannot be drawn.
@@ -66,7 +68,7 @@ def draw_film(
 def draw_frames(film: Film, image: Image.Image | None, prompt: str) -> list[Image.Image]:
     """Draws a frame for each step, in 256 colours."""
     font = ImageFont.load_default(size=21)
-    boxes = lay_out([token.text for token in film.tokens], font, WIDTH - 2 * MARGIN)
+    boxes = place_boxes([token.text for token in film.tokens], font, WIDTH - 2 * MARGIN)
     head, top = _draw_head(film, image, prompt)
     bottom = max((box[3] for box in boxes), default=0)
     page = Image.new("RGB", (WIDTH, top + int(bottom) + MARGIN), PAPER)
@@ -81,8 +83,8 @@ def draw_frames(film: Film, image: Image.Image | None, prompt: str) -> list[Imag
             if token.block > block or right <= left:
                 continue
             shape = (left + MARGIN, upper + top, right + MARGIN, lower + top)
-            if token.step > index or token.behind_end:
-                draw.rounded_rectangle(shape, 4, BEHIND_END if token.step <= index else MASKED)
+            if token.step > index or token.after_end:
+                draw.rounded_rectangle(shape, 4, AFTER_END if token.step <= index else MASKED)
             else:
                 draw.rounded_rectangle(shape, 4, token.color)
                 draw.text((shape[0] + 3, (shape[1] + shape[3]) / 2), token.text.strip(), token.ink, font, anchor="lm")
@@ -92,8 +94,8 @@ def draw_frames(film: Film, image: Image.Image | None, prompt: str) -> list[Imag
 
 
 def _palette(image: Image.Image | None) -> Image.Image:
-    """A picture whose palette is that of the film: the colours of confidence, greys for letters, and the picture's."""
-    fixed = [confidence_color(step / 95) for step in range(96)] + [PAPER, INK, MUTED, MASKED, BEHIND_END]
+    """Returns a picture with the palette of the film: colours of confidence, greys for letters, and the picture's."""
+    fixed = [scale_color(step / 95) for step in range(96)] + [PAPER, INK, MUTED, MASKED, AFTER_END]
     ramp = Image.linear_gradient("L").resize((1, 24)).tobytes()[:-1]  # the edges of letters, but no second white
     flat = [value for color in fixed for value in bytes.fromhex(color[1:])] + [grey for grey in ramp for _ in range(3)]
     if image is not None:
@@ -104,15 +106,15 @@ def _palette(image: Image.Image | None) -> Image.Image:
     return palette
 
 
-def lay_out(
+def place_boxes(
     texts: list[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
 ) -> list[tuple[float, float, float, float]]:
     """Places tokens as text with word wrap.
 
     Args:
-        texts: Of the tokens; a leading space parts words, a line break ends the line.
-        font: Of all.
-        width: Pixels of a line.
+        texts: Texts of the tokens; a leading space separates words, a line break ends the line.
+        font: Font of all tokens.
+        width: Width of a line in pixels.
 
     Returns:
         Left, upper, right and lower edge of each token; a token without ink has no width.
@@ -124,7 +126,7 @@ def lay_out(
         if text.strip(" ").startswith("\n"):
             x, y = 0.0, y + line
         ink = text.strip()
-        # Cells behind the end have no letters but stand for something.
+        # Cells after the end have no letters but stand for tokens.
         size = font.getlength(ink) + 2 * padding if ink else (22.0 if text and "\n" not in text else 0.0)
         word = size
         for follower in texts[index + 1 :]:  # a word is wrapped whole, unless it is longer than a line
@@ -143,7 +145,7 @@ def lay_out(
 
 
 def _draw_head(film: Film, image: Image.Image | None, prompt: str) -> tuple[Image.Image, int]:
-    """Draws what does not move: picture, question, legend. Returns it and the place where the answer begins."""
+    """Draws what does not move (picture, question, legend), and returns it with the height where the answer begins."""
     font = ImageFont.load_default(size=22)
     left = MARGIN + (PICTURE + 24 if image else 0)
     lines = _wrap(prompt, font, WIDTH - MARGIN - left)
@@ -161,16 +163,18 @@ def _draw_head(film: Film, image: Image.Image | None, prompt: str) -> tuple[Imag
     for number, line in enumerate(lines):
         draw.text((left, MARGIN + 15 + 30 * number), line, INK, font, anchor="lm")
     small = ImageFont.load_default(size=15)
-    bar = (WIDTH - MARGIN - 132, top - 27, WIDTH - MARGIN - 20, top - 16)
+    bar = (WIDTH - MARGIN - 172, top - 27, WIDTH - MARGIN - 8, top - 16)
     for x in range(bar[0], bar[2]):
-        draw.line((x, bar[1], x, bar[3]), confidence_color((x - bar[0]) / (bar[2] - 1 - bar[0])))
-    draw.text((bar[0] - 7, top - 22), "confidence  0", MUTED, small, anchor="rm")
-    draw.text((bar[2] + 7, top - 22), "1", MUTED, small, anchor="lm")
+        draw.line((x, bar[1], x, bar[3]), scale_color((x - bar[0]) / (bar[2] - 1 - bar[0])))
+    draw.text((bar[0] - 9, top - 22), "confidence", MUTED, small, anchor="rm")
+    tiny = ImageFont.load_default(size=11)
+    for tick in TICKS:
+        draw.text((bar[0] + sureness(tick) * (bar[2] - 1 - bar[0]), bar[1] - 8), f"{tick:g}", MUTED, tiny, anchor="mm")
     return head, top
 
 
 def _wrap(text: str, font: Any, width: float) -> list[str]:
-    """Lines of `text` that are at most `width` pixels wide, a longer word aside."""
+    """Breaks a text into lines of at most `width` pixels, except for a longer word."""
     lines: list[str] = []
     for paragraph in text.splitlines():
         lines.append("")

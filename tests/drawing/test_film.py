@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from diffusionvl.drawing.film import confidence_color, film_html, make_film, token_texts
-from diffusionvl.drawing.film_gif import draw_film, lay_out
+from diffusionvl.drawing.film import confidence_color, film_html, make_film, scale_color, sureness, token_texts
+from diffusionvl.drawing.film_gif import draw_film, place_boxes
 from diffusionvl.modeling.request import DenoisingStep
 from studies.quickstart.base import build_tokenizer
 
@@ -58,7 +58,7 @@ def test_a_token_has_the_step_and_the_confidence_of_its_revelation(history, toke
         (" <end>", 3, 1, 0.95),
         ("    ", 3, 1, 0.99),
     ]
-    assert [token.behind_end for token in film.tokens] == [False] * 6 + [True]
+    assert [token.after_end for token in film.tokens] == [False] * 6 + [True]
     assert film.blocks == [0, 0, 0, 1]
     assert film.captions[2] == "block 1 of 2  ·  step 3 of 3  ·  3 tokens in 3 steps"
     assert film.captions[3] == "block 2 of 2  ·  step 1 of 1  ·  6 tokens in 4 steps"
@@ -66,7 +66,7 @@ def test_a_token_has_the_step_and_the_confidence_of_its_revelation(history, toke
 
 def test_answer_length_cuts_what_was_denoised_behind_it(history, tokenizer):
     film = make_film(history, tokenizer, PROMPT, answer_length=4)
-    assert [token.behind_end for token in film.tokens] == [False] * 4 + [True] * 3
+    assert [token.after_end for token in film.tokens] == [False] * 4 + [True] * 3
 
 
 def test_gif_has_a_frame_a_step_and_holds_the_last(history, tokenizer, tmp_path):
@@ -134,7 +134,7 @@ def test_token_texts_join_to_the_text(tokenizer, text):
 def test_words_wrap_whole_and_do_not_overlap():
     font = ImageFont.load_default(size=21)
     texts = ["A", " long", " para", "graph", ",", " that", "\n", "goes", " on", " un" + "believ" * 12, "able"] * 3
-    boxes = lay_out(texts, font, 300)
+    boxes = place_boxes(texts, font, 300)
     rows: dict[float, list[tuple[float, float]]] = {}
     for left, upper, right, lower in boxes:
         assert lower > upper
@@ -148,6 +148,13 @@ def test_words_wrap_whole_and_do_not_overlap():
 def test_colors_are_viridis():
     viridis = mpl.colormaps["viridis"]
     for step in range(101):
-        ours = bytes.fromhex(confidence_color(step / 100)[1:])
+        ours = bytes.fromhex(scale_color(step / 100)[1:])
         theirs = [round(255 * value) for value in viridis(step / 100)[:3]]
         assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 6
+
+
+def test_high_confidences_can_be_told_apart():
+    places = [sureness(confidence) for confidence in (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)]
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0, 1)
+    assert len({confidence_color(confidence) for confidence in (0.9, 0.97, 0.99, 0.999, 0.9999)}) == 5
