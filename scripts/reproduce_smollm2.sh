@@ -28,7 +28,7 @@ use_own_environment
 # glibc gives large blocks back to the system after every use; keeping them makes a step 10 % faster on a CPU.
 export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=200000000
 
-# once FOLDER COMMAND...: runs a command that fills a folder, unless it did before; tells how long it took.
+# once FOLDER COMMAND...: runs a command that fills a folder, unless it did before, and prints how long it took.
 once() {
   local name=$1 begin=$SECONDS; shift
   [ ! -e "$out/$name/.done" ] || { echo "== $name: done before"; return; }

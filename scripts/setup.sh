@@ -26,7 +26,7 @@ echo "setup.sh: installing diffusionvl[$extras] into .venv"
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
 
-# A folder of wheels that pip is configured with may hold the torch of this machine; uv has to be told.
+# A folder of wheels that pip is configured with may hold the build of torch for this machine; uv does not look there by itself.
 links=$(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true)
 wheel=
 [ -z "$links" ] || wheel=$(ls "$links"/torch-*.whl 2>/dev/null | head -n 1 || true)

@@ -2,7 +2,7 @@
 # Trains one stage of a model on all GPUs of this machine, or on this one of several machines (docs/clusters.md).
 #   bash scripts/train_stage.sh {ar|align|translate} RECIPE [--key value ...]     keys of the recipe
 # NPROC: processes here, one a GPU (as many as there are GPUs, or one)
-# NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: how many machines, which one this is, the first one's address (29500)
+# NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: number of machines, index of this one, address of the first (29500)
 # With --dry_run one process prints what the run would be on all of them, and trains nothing.
 set -euo pipefail
 fail() {

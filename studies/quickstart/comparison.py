@@ -45,7 +45,7 @@ def build_parser() -> Parser:
     parser.add_argument("base", help="folder of the AR model")
     parser.add_argument("translated", help="folder of its finetuned translation")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.html, results.json and film.gif")
-    parser.add_argument("--limit", type=int, help="first N questions of each kind only")
+    parser.add_argument("--limit", type=int, help="N questions of each kind only, spread over the test images")
     parser.add_argument("--batch-size", type=int, default=256, help="questions answered together (256)")
     parser.add_argument("--confidence-threshold", type=float, default=0.9, help="of dynamic remasking (0.9)")
     parser.add_argument(

@@ -213,7 +213,7 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[RawRecor
 
     Args:
         kind: "short" for the 9,673 official questions, "long" for the long ones.
-        limit: keep the first `limit` records only.
+        limit: Number of records to keep, spread evenly over the images; all if left out.
 
     Raises:
         UserError: the package easy-vqa is missing.
@@ -228,7 +228,8 @@ def test_records(kind: str = "short", limit: int | None = None) -> list[RawRecor
             pairs = [(q, long_answer(q, shape, color)) for q in LONG_QUESTIONS] if shape and color else []
         for number, pair in enumerate(pairs):
             records.append(_record(f"easyvqa-test-{kind}-{image}-{number}", path, [pair]))
-    return records[:limit]
+    count = len(records) if limit is None else min(limit, len(records))
+    return [records[index * len(records) // count] for index in range(count)]
 
 
 def build_parser() -> Parser:

@@ -24,7 +24,8 @@ def test_the_official_test_questions_are_all_there():
     records = easy_vqa.test_records("short")
     assert len(records) == len(questions) == 9673
     assert sorted(tuple(texts(record)) for record in records) == sorted(zip(questions, answers, strict=True))
-    assert easy_vqa.test_records("short", limit=3) == records[:3]
+    third = len(records) // 3
+    assert easy_vqa.test_records("short", limit=3) == [records[0], records[third], records[2 * third]]
 
 
 def test_long_test_answers_agree_with_the_official_short_ones():
