@@ -51,14 +51,6 @@ def target_of(words):
 
 
 @cache
-def code_files():
-    """Paths of the repository's code, each with a leading slash."""
-    folders = (*OURS, "scripts", "tests")
-    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.name.endswith(SCRIPTS)]
-    return ["/" + path.relative_to(ROOT).as_posix() for path in paths]
-
-
-@cache
 def help_of(module, *words):
     """What a command prints for `--help`."""
     out = io.StringIO()
@@ -88,12 +80,6 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert broken == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_of_code_that_are_named_exist(page):
-    named = re.findall(r"`([\w./]+\.(?:py|sh|sbatch))`", FENCED.sub("", page.read_text(encoding="utf-8")))
-    assert [name for name in named if not any(path.endswith("/" + name) for path in code_files())] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
