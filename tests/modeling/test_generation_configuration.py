@@ -95,6 +95,12 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one_or_the_reason(model
             DiffusionVLGenerationConfig(**{name: 1})
 
 
+def test_the_page_lists_every_setting(request):
+    page = (request.config.rootpath / "docs/modeling.md").read_text(encoding="utf-8")
+    for name, setting in SETTINGS.items():
+        assert f"| `{name}` | `{setting.default}` | {setting.range.allowed} | {setting.meaning} |" in page
+
+
 def test_every_setting_has_a_default_in_its_range_and_a_meaning():
     for name, setting in SETTINGS.items():
         assert setting.range.fits(setting.default), name
