@@ -9,7 +9,7 @@ use_own_environment
 tests=()
 if [ "${1:-}" = --fast ]; then
   shift
-  tests=(tests/{data,drawing,eval,families,golden,house,modeling,objective,scripts} --ignore tests/house/test_wheel.py)
+  tests=(tests/{data,drawing,golden,house,modeling,objective,scripts} --ignore tests/house/test_wheel.py)
 fi
 ruff check .
 ruff format --check .
