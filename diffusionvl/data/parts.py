@@ -45,29 +45,25 @@ class Place:
 
 
 Content = list[str | Place]
+Key = tuple[str, str]  # a key, and what it stands in
 
 
-def read_content(content: Any, name: str, unknown: list[str]) -> Content:
+def read_content(content: Any, name: str, unknown: list[Key]) -> Content:
     """The texts and places of a turn.
 
     Args:
-        content: A text, or a list of parts.
+        content: A text, a list of parts, or None for nothing.
         name: The record's name, for messages.
         unknown: Keys of parts that are not understood are added here.
 
     Raises:
         DataError: It is neither, or a part is of no known type.
     """
-    if content is None:
-        return []
     if isinstance(content, str):
         return split_marks(content, name)
-    if not isinstance(content, list):
+    if not isinstance(content, list | None):
         raise DataError(f"{name}: a turn's content must be text or a list of parts, got {brief(content)}")
-    found: Content = []
-    for part in content:
-        found += _read_part(part, name, unknown)
-    return found
+    return [piece for part in content or () for piece in _read_part(part, name, unknown)]
 
 
 def split_marks(text: str, name: str) -> Content:
@@ -97,11 +93,9 @@ def split_marks(text: str, name: str) -> Content:
     return kept
 
 
-def _read_part(part: Any, name: str, unknown: list[str]) -> Content:
+def _read_part(part: Any, name: str, unknown: list[Key]) -> Content:
     """What one part of a list says; null counts as absent, as tables write it."""
-    if not isinstance(part, dict):
-        raise DataError(f"{name}: a part must be text, an image or a video, got {brief(part)}")
-    values = {key: value for key, value in part.items() if value is not None}
+    values = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
     said = [values.pop("type")] if "type" in values else [key for key in values if key in TYPES]
     kind = (TYPES | OPENAI_TYPES).get(said[0]) if len(said) == 1 and isinstance(said[0], str) else None
     if kind is None:
@@ -110,33 +104,31 @@ def _read_part(part: Any, name: str, unknown: list[str]) -> Content:
         text = values.pop("text", None)
         if not isinstance(text, str):
             raise DataError(f"{name}: a part of type text needs a text, got {brief(part)}")
-        unknown += [f"{key!r} of a text part" for key in values]
+        unknown += [(key, "a text part") for key in values]
         return split_marks(text, name)
-    sources = [key for key in PART_SOURCES[kind] if key in values]
+    sources = {key: values.pop(key) for key in (*PART_SOURCES[kind], "index") if key in values}
     if len(sources) > 1:
-        raise DataError(f"{name}: a part has both {sources[0]!r} and {sources[1]!r}; keep one of them")
-    source = values.pop(sources[0]) if sources else None
-    if sources and sources[0] in ("image_url", "video_url") and isinstance(source, dict):
-        inside = {key: value for key, value in source.items() if value is not None}
-        if inside.get("detail") == "auto":
-            del inside["detail"]
-        unknown += [f"{key!r} of {sources[0]!r}" for key in inside if key != "url"]
-        source = inside.get("url", "")
-    if sources and sources[0] == "base64":
-        source = {"base64": source}
+        raise DataError(f"{name}: {_a(kind)} part has {' and '.join(map(repr, sources))}; keep one of them")
+    index = sources.pop("index", None)
+    if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
+        raise DataError(f"{name}: index of {_a(kind)} must be a whole number, got {brief(index)}")
     settings = {key: values.pop(key) for key in SETTINGS[kind] if key in values}
     for key, value in settings.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
             raise DataError(f"{name}: {key} of {_a(kind)} must be a number from 0 on, got {brief(value)}")
-    index = values.pop("index", None)
-    if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
-        raise DataError(f"{name}: index of {_a(kind)} must be a whole number, got {brief(index)}")
-    unknown += [f"{key!r} of {_a(kind)} part" for key in values]
-    return [Place(kind, source, index, settings)]
+    unknown += [(key, f"{_a(kind)} part") for key in values]
+    return [Place(kind, sources or None, index, settings)]
 
 
 def _a(kind: str) -> str:
     return f"an {kind}" if kind == "image" else f"a {kind}"
+
+
+def place_in_front(first: Content, contents: Sequence[Content], given: dict[str, list[Any]]) -> None:
+    """Puts places for pictures and videos at the beginning of a content, if none of their kind is anywhere."""
+    for kind in reversed(KINDS):
+        if not any(places_of(contents, kind)):
+            first[:0] = [Place(kind)] * len(given[kind])
 
 
 def fill(contents: Sequence[Content], given: dict[str, list[Any]], name: str) -> None:
@@ -148,31 +140,24 @@ def fill(contents: Sequence[Content], given: dict[str, list[Any]], name: str) ->
         name: The record's name, for messages.
 
     Raises:
-        DataError: There are more or fewer of them than places.
+        DataError: There are more or fewer of them than places, or indices do not name each of them.
     """
     for kind, shown in given.items():
-        empty = [place for place in places_of(contents, kind) if place.source is None]
-        order = [place.index for place in empty]
-        if any(index is not None for index in order):
-            if None in order or {*order} != {*range(len(shown))}:
+        order = [place.index for place in places_of(contents, kind) if place.source is None]
+        if all(index is None for index in order):
+            if len(order) != len(shown):
                 raise DataError(
-                    f"{name}: {kind} parts show the indices {order} of {len(shown)} {kind}(s); name each of them",
+                    f"{name}: {len(shown)} {kind}(s) for {len(order)} place(s); give one for each '<{kind}>' or {kind} "
+                    "part",
                     "image places",
                 )
-            chosen = iter([shown[index] for index in order if index is not None])
-        elif len(empty) > len(shown):
+            order = [*range(len(shown))]
+        elif None in order or {*order} != {*range(len(shown))}:
             raise DataError(
-                f"{name}: fewer {kind}s than places for them ({len(shown)} for {len(empty)}); add paths to '{kind}s'",
+                f"{name}: {kind} parts show the indices {order} of {len(shown)} {kind}(s); name each of them",
                 "image places",
             )
-        elif len(shown) > len(empty):
-            raise DataError(
-                f"{name}: {len(shown) - len(empty)} more {kind}(s) than places for them; add {kind} parts or "
-                f"'<{kind}>'",
-                "image places",
-            )
-        else:
-            chosen = iter(shown)
+        chosen = iter([shown[index] for index in order if index is not None])
         for content in contents:
             for number, piece in enumerate(content):
                 if isinstance(piece, Place) and piece.kind == kind and piece.source is None:

@@ -17,7 +17,7 @@ from .chat_template import special_tokens
 from .image_text import IMAGE_GRID
 from .images import Sizing, name_of, open_image
 from .media import concatenate
-from .parts import Place, fill, split_marks
+from .parts import fill, place_in_front, split_marks
 from .record import CONVERSATION, DataError, Record, SizedPicture, strings, texts
 from .videos import video_inputs
 
@@ -218,9 +218,7 @@ def question(text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), 
     """
     content = split_marks(text, name)
     given: dict[str, list[Any]] = {"image": [*images], "video": [*videos]}
-    for kind, shown in reversed(given.items()):
-        if not any(isinstance(piece, Place) and piece.kind == kind for piece in content):
-            content[:0] = [Place(kind)] * len(shown)
+    place_in_front(content, [content], given)
     fill([content], given, name)
     parts = [
         {"type": "text", "text": piece} if isinstance(piece, str) else {"type": piece.kind, piece.kind: piece.source}
@@ -231,24 +229,15 @@ def question(text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), 
 
 def pad_left(rows: list[BatchFeature], pad_id: int) -> BatchFeature:
     """Joins prepared prompts: what has a value a token is padded on the left, media are concatenated."""
-    width = max(row["input_ids"].shape[1] for row in rows)
-    names = dict.fromkeys(name for row in rows for name in row)
+    ids = [row["input_ids"] for row in rows]
+    width = max(own.shape[1] for own in ids)
     batch = {}
-    for name in names:
-        # Token types may be missing in rows without images; zeros say text.
-        own = [row.get(name) for row in rows]
-        if all(value is None or value.shape == row["input_ids"].shape for value, row in zip(own, rows, strict=True)):
-            fill = pad_id if name == "input_ids" else 0
-            batch[name] = torch.cat(
-                [
-                    torch.nn.functional.pad(
-                        torch.zeros_like(row["input_ids"]) if value is None else value,
-                        (width - row["input_ids"].shape[1], 0),
-                        value=fill,
-                    )
-                    for value, row in zip(own, rows, strict=True)
-                ]
-            )
-        else:
-            batch[name] = concatenate([value for value in own if value is not None])
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        if all(row[name].shape == row["input_ids"].shape for row in rows if name in row):
+            # Token types may be missing in rows without images; zeros mean text.
+            whole = [row.get(name, torch.zeros_like(own)) for row, own in zip(rows, ids, strict=True)]
+            fill_id = pad_id if name == "input_ids" else 0
+            values = [torch.nn.functional.pad(own, (width - own.shape[1], 0), value=fill_id) for own in whole]
+        batch[name] = concatenate(values)
     return BatchFeature(batch)

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from .dialects import LOSS_KEYS, ROLES, Turn, as_list, dialect_of, either, parse_json
-from .parts import KINDS, Content, Place, fill, places_of, read_content
+from .parts import KINDS, Content, Key, Place, fill, place_in_front, places_of, read_content
 from .record import DataError, Record, SizedPicture, UnknownKeys
 from .references import ImageRoot, brief, read_picture, read_video
 
@@ -49,7 +49,7 @@ class RecordParser:
         raw = self._renamed(raw, place)
         name = f"{place} (id {brief(raw['id'])})" if "id" in raw else place
         dialect = dialect_of(raw, name)
-        unknown = [f"{key!r} of a record" for key in raw if key not in dialect.knows]
+        unknown = [(key, "a record") for key in raw if key not in dialect.knows]
         turns = [self._turn(turn, name) for turn in dialect.turns(raw, name)]
         if (system := raw.get("system", "")) != "":
             if any(turn["role"] == "system" for turn in turns[:1]):
@@ -60,21 +60,19 @@ class RecordParser:
         if not given["image"] and not any(place.source for place in places_of(contents, "image")):
             given["image"] = [*images]
         _place_as_llava(turns, contents, given)
-        if dialect.in_front:
-            _place_in_front(turns, contents, given)
+        asked = [content for turn, content in zip(turns, contents, strict=True) if turn["role"] == "user"]
+        if dialect.in_front and asked:
+            place_in_front(asked[0], contents, given)
         messages = [_message(turn, name, unknown) for turn in turns]
-        if unknown:
-            raise UnknownKeys(name, list(dict.fromkeys(unknown)))
+        if lost := {f"{key!r} of {where}": None for key, where in unknown if key not in self.ignore}:
+            raise UnknownKeys(name, [*lost])
         fill(contents, given, name)
         for message, content in zip(messages, contents, strict=True):
             message["content"] = [self._part(piece, name) for piece in content]
         learnt = [message for message in messages if message["role"] == "assistant" and message.get("supervised", True)]
         if self.answered and not learnt:
             raise DataError(f"{name}: has no assistant turn to learn from; add one or drop the record")
-        tools = as_list(raw["tools"], "tools", name) if raw.get("tools") else None
-        if not all(isinstance(tool, dict) for tool in tools or []):
-            raise DataError(f"{name}: tools must be objects, got {brief(tools)}")
-        return Record(messages, name, tools)
+        return Record(messages, name, _tools(raw.get("tools"), name))
 
     def _renamed(self, raw: dict[str, Any], name: str) -> dict[str, Any]:
         """A record or turn without what is absent, its keys by the names that are known here."""
@@ -138,20 +136,12 @@ def _place_as_llava(turns: list[Turn], contents: list[Content], given: dict[str,
             content[:] = [places[0], *([text] if text else [])]
 
 
-def _place_in_front(turns: list[Turn], contents: list[Content], given: dict[str, list[Any]]) -> None:
-    """Pictures and videos without any place of their kind stand in front of the first user turn."""
-    first = next((content for turn, content in zip(turns, contents, strict=True) if turn["role"] == "user"), None)
-    for kind in reversed(KINDS):
-        if first is not None and not any(places_of(contents, kind)):
-            first[:0] = [Place(kind) for _ in given[kind]]
-
-
-def _message(turn: Turn, name: str, unknown: list[str]) -> dict[str, Any]:
+def _message(turn: Turn, name: str, unknown: list[Key]) -> dict[str, Any]:
     """A turn's message but for its content."""
     role = turn["role"]
     message: dict[str, Any] = {"role": role}
     known = (*TURN_KEYS, *TOOL_KEYS) if role == "tool" else TURN_KEYS
-    unknown += [f"{key!r} of a turn" for key in turn if key not in known]
+    unknown += [(key, "a turn") for key in turn if key not in known]
     if not _carries_loss(turn, name):
         message["supervised"] = False
     message |= {key: turn[key] for key in TOOL_KEYS if key in turn}
@@ -183,14 +173,22 @@ def _carries_loss(turn: Turn, name: str) -> bool:
     return wanted
 
 
-def _tool_call(call: Any, name: str, unknown: list[str]) -> dict[str, Any]:
+def _tools(tools: Any, name: str) -> list[Any] | None:
+    """What the chat template is given as `tools`."""
+    listed = as_list(tools, "tools", name) if tools else []
+    if not all(isinstance(tool, dict) for tool in listed):
+        raise DataError(f"{name}: tools must be objects, got {brief(listed)}")
+    return listed or None
+
+
+def _tool_call(call: Any, name: str, unknown: list[Key]) -> dict[str, Any]:
     """A call as chat templates read it: arguments as an object."""
     call = {key: value for key, value in call.items() if value is not None} if isinstance(call, dict) else {}
     function = call.pop("function", None) or {key: call.pop(key) for key in ("name", "arguments") if key in call}
-    unknown += [f"{key!r} of a tool call" for key in call if key not in ("id", "type")]
+    unknown += [(key, "a tool call") for key in call if key not in ("id", "type")]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"{name}: a tool call needs the name of a function, got {brief(function)}")
-    unknown += [f"{key!r} of a tool call's function" for key in function if key not in ("name", "arguments")]
+    unknown += [(key, "a tool call's function") for key in function if key not in ("name", "arguments")]
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # as OpenAI has them
         arguments = parse_json(arguments, "arguments", name)

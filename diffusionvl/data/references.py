@@ -63,10 +63,12 @@ def read_picture(value: Any, name: str, root: ImageRoot) -> str | bytes | Image.
     Raises:
         DataError: It is none of these, or on the web where `root` does not allow it.
     """
-    if isinstance(value, dict):
+    while isinstance(value, dict):
         found = {key: one for key, one in value.items() if one is not None}
         if found.keys() <= {"bytes", "path"} and "bytes" in found:  # as `datasets` stores a picture
             found.pop("path", None)
+        if found.get("detail") == "auto":  # of OpenAI's `image_url`
+            found.pop("detail")
         if len(found) != 1 or not found.keys() <= set(SOURCES):
             raise DataError(f"{name}: an image must be given by one of {[*SOURCES]}, got {brief(value)}")
         ((key, value),) = found.items()
@@ -90,9 +92,8 @@ def read_video(value: Any, name: str, root: ImageRoot) -> Video:
     Raises:
         DataError: It is neither.
     """
-    if isinstance(value, dict) and len(found := {key: one for key, one in value.items() if one is not None}) == 1:
-        ((key, own),) = found.items()
-        value = own if key in VIDEO_SOURCES else value
+    while isinstance(value, dict) and len(value) == 1 and value.keys() <= set(VIDEO_SOURCES):
+        (value,) = value.values()
     paths = value if isinstance(value, list) else [value]
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise DataError(f"{name}: a video must be given by its path or by a list of its frames, got {brief(value)}")

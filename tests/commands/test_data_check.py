@@ -84,7 +84,13 @@ def test_all_problems_are_told_with_their_places(check, good, tmp_path, pictures
     messages = [problem["message"] for problem in found["problems"]]
     for place in ("none.jsonl: cannot be read", "broken.json:1: broken JSON", "bad.jsonl:2: broken JSON"):
         assert any(place in message for message in messages), place
-    for number, word in {4: "half.png", 5: "more image(s)", 6: "take it out", 7: "leaves", 8: "thin.png"}.items():
+    for number, word in {
+        4: "half.png",
+        5: "1 image(s) for 0 place(s)",
+        6: "take it out",
+        7: "leaves",
+        8: "thin.png",
+    }.items():
         assert any(f"bad.jsonl:{number}: " in message and word in message for message in messages), number
     assert sum("bad.jsonl:4: " in message for message in messages) == 3
     assert all(message in text for message in messages)

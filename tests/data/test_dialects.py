@@ -158,10 +158,10 @@ def test_only_llava_moves_a_single_mark(tmp_path):
 @pytest.mark.parametrize("images", [{}, {"images": None}, {"images": []}, {"image": ""}, {"image": None}])
 @pytest.mark.parametrize("content", ["an <image> tag", [{"type": "text", "text": "<image>"}], [{"type": "image"}]])
 def test_a_place_without_its_image_is_refused(tmp_path, images, content):
-    with pytest.raises(DataError, match="fewer images than places"):
+    with pytest.raises(DataError, match=r"0 image\(s\) for 1 place\(s\)"):
         parse(tmp_path, **images, messages=[{**USER, "content": content}, ANSWER])
     turns = [{"from": "human", "value": content}, {"from": "gpt", "value": "a"}]
-    with pytest.raises(DataError, match="fewer images than places"):
+    with pytest.raises(DataError, match=r"0 image\(s\) for 1 place\(s\)"):
         parse(tmp_path, **images, conversations=turns)
 
 
@@ -260,9 +260,9 @@ BAD = {
     "part is a sound": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, ["a part must be", "audio"]),
     "no video for a part": (
         {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
-        ["fewer videos", "paths"],
+        ["0 video(s) for 1 place(s)", "give one"],
     ),
-    "a video too many": ({"videos": ["a.mp4"], "messages": [USER, ANSWER]}, ["1 more video(s)", "'<video>'"]),
+    "a video too many": ({"videos": ["a.mp4"], "messages": [USER, ANSWER]}, ["1 video(s) for 0 place(s)", "'<video>'"]),
     "a video is a number": (
         {"video": [3], "messages": [VIDEO, ANSWER]},
         ["a video must be given by its path", "got 3"],
@@ -284,13 +284,16 @@ BAD = {
     "an image is empty": ({"images": [""], "messages": [with_images(1)]}, ["by its path", "''"]),
     "too many images": (
         {"images": ["a", "b"], "messages": [with_images(1), ANSWER]},
-        ["1 more image", "add image parts or '<image>'"],
+        ["2 image(s) for 1 place(s)", "'<image>' or image part"],
     ),
-    "too few images": ({"image": "a", "messages": [with_images(2), ANSWER]}, ["fewer images", "add paths"]),
-    "mark without image": ({"conversations": [{"from": "human", "value": "<image>"}]}, ["fewer images", "add paths"]),
+    "too few images": ({"image": "a", "messages": [with_images(2), ANSWER]}, ["image(s) for ", "place(s); give one"]),
+    "mark without image": (
+        {"conversations": [{"from": "human", "value": "<image>"}]},
+        ["image(s) for ", "place(s); give one"],
+    ),
     "two marks in a message, one image": (
         {"images": ["a"], "messages": [{"role": "user", "content": "<image>q<image>"}, ANSWER]},
-        ["fewer images", "add paths"],
+        ["image(s) for ", "place(s); give one"],
     ),
 }
 
@@ -511,9 +514,6 @@ UNKNOWN = {
     "'image' of a text part": {"messages": [with_parts({**text("q"), "image": "a.png"}), ANSWER]},
     "'max_pixel' of an image part": {"messages": [with_parts({**image("a.png"), "max_pixel": 3}), ANSWER]},
     "'text' of an image part": {"messages": [with_parts({**image("a.png"), "text": "q"}), ANSWER]},
-    "'detail' of 'image_url'": {
-        "messages": [with_parts({"type": "image_url", "image_url": {"url": "a", "detail": "low"}}), ANSWER]
-    },
     "'extra' of a tool call": {"messages": [USER, {**ANSWER, "tool_calls": [{"function": CALL, "extra": 1}]}]},
 }
 
@@ -531,6 +531,14 @@ def test_every_unknown_key_is_named(tmp_path):
     assert error.value.keys == ["'score' of a record", "'rank' of a record", "'a' of a turn"]
 
 
+def test_keys_of_parts_may_be_ignored(tmp_path):
+    raw = {"messages": [with_parts({**text("q"), "cache_control": {}}), ANSWER]}
+    assert turns_of(RecordParser(ImageRoot(tmp_path), ignore=("cache_control",)).parse(raw, "x")) == [
+        ("user", "q"),
+        ASKED[1],
+    ]
+
+
 def test_columns_rename_keys_and_ignored_keys_are_left_out(tmp_path):
     parser = RecordParser(ImageRoot(tmp_path), {"images": "photo", "messages": "dialogue", "role": "who"}, ("score",))
     raw = {"photo": ["a.png"], "dialogue": [{"who": "user", "content": "<image>q", "score": 1}, ANSWER], "score": 2}
@@ -540,14 +548,20 @@ def test_columns_rename_keys_and_ignored_keys_are_left_out(tmp_path):
 
 
 REFUSED = {
-    "a mark in an answer": ({"messages": [USER, {**ANSWER, "content": "<image>"}]}, "fewer images"),
-    "a mark in a system prompt": ({"messages": [USER, ANSWER], "system": "<image>"}, "fewer images"),
-    "a video's mark": ({"messages": [with_text("<video>q"), ANSWER]}, "fewer videos"),
-    "a mark in Alpaca": ({"instruction": "<image>q", "output": "a"}, "fewer images"),
-    "a mark in The Cauldron": ({"texts": [{"user": "<image>q", "assistant": "a"}]}, "fewer images"),
-    "two marks for one picture": ({"query": "<image><image>", "response": "a", "image": "a.png"}, "fewer images"),
-    "a mark for two pictures": ({"query": "<image>", "response": "a", "images": ["a", "b"]}, "1 more image"),
-    "a picture and no mark": ({"messages": [USER, ANSWER], "image": "a.png"}, "1 more image"),
+    "a mark in an answer": ({"messages": [USER, {**ANSWER, "content": "<image>"}]}, "0 image(s) for 1 place(s)"),
+    "a mark in a system prompt": ({"messages": [USER, ANSWER], "system": "<image>"}, "0 image(s) for 1 place(s)"),
+    "a video's mark": ({"messages": [with_text("<video>q"), ANSWER]}, "0 video(s) for 1 place(s)"),
+    "a mark in Alpaca": ({"instruction": "<image>q", "output": "a"}, "0 image(s) for 1 place(s)"),
+    "a mark in The Cauldron": ({"texts": [{"user": "<image>q", "assistant": "a"}]}, "0 image(s) for 1 place(s)"),
+    "two marks for one picture": (
+        {"query": "<image><image>", "response": "a", "image": "a.png"},
+        "1 image(s) for 2 place(s)",
+    ),
+    "a mark for two pictures": (
+        {"query": "<image>", "response": "a", "images": ["a", "b"]},
+        "2 image(s) for 1 place(s)",
+    ),
+    "a picture and no mark": ({"messages": [USER, ANSWER], "image": "a.png"}, "1 image(s) for 0 place(s)"),
     "InternLM's mark": ({"messages": [with_text("<ImageHere>q"), ANSWER]}, "another program"),
     "Phi's mark": ({"messages": [with_text("<|image_1|>q"), ANSWER]}, "another program"),
     "a numbered mark": ({"messages": [with_text("<image_1>q"), ANSWER], "image": "a.png"}, "another program"),
@@ -593,7 +607,15 @@ REFUSED = {
     "a data URI without data": ({"messages": [with_images(1), ANSWER], "image": "data:image/png"}, "without a comma"),
     "two sources": (
         {"messages": [with_parts({"type": "image", "path": "a", "url": "b"}), ANSWER]},
-        "both 'path' and 'url'",
+        "has 'path' and 'url'",
+    ),
+    "a source and an index": (
+        {"messages": [with_parts({**image("a"), "index": 0}), ANSWER], "images": ["b"]},
+        "has 'image' and 'index'",
+    ),
+    "a low detail": (
+        {"messages": [with_parts({"type": "image_url", "image_url": {"url": "a", "detail": "low"}}), ANSWER]},
+        "'detail': 'low'",
     ),
     "a size in words": ({"messages": [with_parts({**image("a"), "max_pixels": "all"}), ANSWER]}, "must be a number"),
     "an endless size": (

@@ -53,7 +53,7 @@ def test_a_sample_without_images_may_name_files(tmp_path):
         ([("0.jpg", b"x")], r"x\.tar:1: the sample has 0 \.json files"),
         ([("0.a.json", RECORD), ("0.b.json", RECORD)], r"x\.tar:1: the sample has 2 \.json files"),
         ([("0.json", b"{")], r"x\.tar:1:1: broken JSON at column 2"),
-        ([("0.json", RECORD | {"images": []})], r"x\.tar:1: fewer images than places"),
+        ([("0.json", RECORD | {"images": []})], r"x\.tar:1: 0 image\(s\) for 1 place"),
         ([("0.json", [1])], r"x\.tar:1: a record must be an object"),
         ([], r"x\.tar: holds no records"),
         ([("0.txt", b"x")], r"x\.tar:1: the sample holds '0\.txt', which is neither a record nor an image"),
@@ -105,8 +105,8 @@ def test_names_decide_which_image_stands_where(tmp_path, record, order):
         ),
         (two(images=["page2.png", "page2.png"]), r"shows nothing of \['s.page10.png'\]"),
         (RECORD | {"image": "page2.png"}, r"shows nothing of \['s.page10.png'\]"),
-        (RECORD, r"1 more image\(s\) than places"),
-        ({"messages": [{"role": "user", "content": "q"}, RECORD["messages"][1]]}, r"2 more image\(s\) than places"),
+        (RECORD, r"2 image\(s\) for 1 place"),
+        ({"messages": [{"role": "user", "content": "q"}, RECORD["messages"][1]]}, r"2 image\(s\) for 0 place"),
     ],
 )
 def test_images_that_a_record_does_not_show_are_an_error(tmp_path, record, message):

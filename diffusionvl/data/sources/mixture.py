@@ -66,10 +66,11 @@ def _entry(entry: object, place: str, folder: Path) -> Entry:
         raise DataError(f"{place}: columns must map names to names, got {brief(columns)}")
     if not isinstance(ignore, list) or not all(isinstance(key, str) for key in ignore):
         raise DataError(f"{place}: ignore must be a list of keys, got {brief(ignore)}")
-    root = entry.get("image_root")
-    own = str(entry.get("path", entry.get("json_path")))
+    root, own = entry.get("image_root"), entry.get("path", entry.get("json_path"))
+    if not isinstance(own, str) or not isinstance(root, str | None):
+        raise DataError(f"{place}: path and image_root must be texts, got {brief(own)} and {brief(root)}")
     path = own if "://" in own else str(folder / own)
-    return Entry(path, strategy, None if root is None else str(folder / str(root)), columns, tuple(ignore))
+    return Entry(path, strategy, None if root is None else str(folder / root), columns, tuple(ignore))
 
 
 def chosen(strategy: str, count: int, seed: int, place: str) -> range | list[int]:
