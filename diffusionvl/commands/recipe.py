@@ -1,14 +1,13 @@
 """Recipes: YAML files of settings, and the command line that overrides them."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
+from ..data.sources.files import read_yaml
 from ..modeling.errors import UserError
 from ..training.arguments import BlockDiffusionConfig
 from ..training.model_arguments import DataArguments, ModelArguments
@@ -19,25 +18,6 @@ class _Parser(HfArgumentParser):
     """Makes flags of the dataclasses' fields; an error comes without the usage of two hundred flags before it."""
 
     error = Parser.error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number; to PyYAML it is one only as 1.0e-5."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping that has each key once; YAML would take the last."""
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
-    return loader.construct_mapping(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
-)
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, BlockDiffusionConfig]:
@@ -79,12 +59,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, broken or not a mapping of keys to values.
     """
-    try:
-        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: broken YAML: {error}") from error
+    recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path}: must be a mapping of keys to values")
     return recipe

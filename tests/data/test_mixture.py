@@ -92,7 +92,7 @@ def test_each_data_set_has_an_image_root(tmp_path):
         ("datasets: [{path: data.jsonl, sampling_strategy: 'first:9'}]", "data set 1: .* asks for 9 of 2 records"),
         ("datasets: [{path: data.jsonl, sampling_strategy: 'first:101%'}]", "data set 1: .* asks for 3 of 2 records"),
         ("datasets: [{path: none.jsonl}]", r"none\.jsonl: cannot be read"),
-        ("datasets: [{", "cannot be read"),
+        ("datasets: [{", "broken YAML"),
     ],
 )
 def test_a_bad_mixture_is_refused(tmp_path, content, message):
@@ -143,8 +143,11 @@ BOMB = "\n".join(
         ("datasets: [{path: 2026-01-01}]", "path and image_root must be texts"),
         ("datasets: [{path: null}]", "path and image_root must be texts"),
         ("datasets: [{path: data.jsonl, image_root: [a]}]", "path and image_root must be texts"),
-        ("a: !!python/object:os.system {}", "cannot be read"),
-        ("\0", "cannot be read"),
+        ("a: !!python/object:os.system {}", "broken YAML"),
+        ("\0", "broken YAML"),
+        ("datasets: [{path: 2026-99-99}]", "broken YAML"),
+        (f"datasets: {'9' * 5000}", "broken YAML"),
+        ("datasets: [{path: a, path: b}]", "key 'path' is given twice"),
     ],
 )
 def test_a_mixture_that_would_never_end_or_says_something_odd_is_refused(tmp_path, content, message):
