@@ -53,7 +53,7 @@ class Arrival:
             else:
                 auto = settings.draft_size == "auto"
                 size, pace = (config.block_size, model.draft_pace) if auto else (settings.draft_size, None)
-                canvas = DraftCanvas(prompt, config.mask_token_id, size, longest, pace)
+                canvas = DraftCanvas(prompt, config.mask_token_id, size, longest, pace, settings.verify_margin > 0)
             hooks = call.logits_processor, call.stopping_criteria
             requests.append(Request(settings, canvas, longest, generator, deadline, *hooks))
         return cls(requests, call.media)

@@ -254,15 +254,15 @@ class DecodingBatch:
         """The same for rows with the same settings, as tensors [n, W]; what stands after a row's last is not read."""
         counts, joined = [len(part) for part in logits], torch.cat(logits)
         places = torch.arange(width, device=self._device) < torch.tensor(counts, device=self._device)[:, None]
-        if sampling.decoding == "denoise":
-            generators = [request.generator for request in requests]
-            drawn, sure = choose_tokens(joined, self._forbidden, sampling, generators, counts)
-        else:
-            seeds, targets = [request.seed for request in requests], [request.canvas.targets for request in requests]
-            drawn, sure = choose_next(joined, sampling, seeds, targets)
-        tokens = drawn.new_zeros(places.shape).masked_scatter(places, drawn)
-        confidence = sure.new_zeros(places.shape).masked_scatter(places, sure)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(places.shape).masked_scatter(places, values)
+
         if sampling.decoding != "denoise":
-            return tokens, confidence, places
+            seeds, targets = [request.seed for request in requests], [request.canvas.targets for request in requests]
+            tokens, confidence, keep = map(spread, choose_next(joined, sampling, seeds, targets))
+            return tokens, confidence, keep
+        generators = [request.generator for request in requests]
+        tokens, confidence = map(spread, choose_tokens(joined, self._forbidden, sampling, generators, counts))
         quotas = torch.tensor([[request.canvas.quota] for request in requests], device=self._device)
         return tokens, confidence, REMASKING[sampling.remasking](Draft(confidence, places, quotas, joined), sampling)

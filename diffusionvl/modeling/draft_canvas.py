@@ -24,6 +24,7 @@ class DraftCanvas(Canvas):
         draft_size: K, the largest number of masks.
         pace: Chooses the number of masks of each step; always K if left out.
         longest: Number of tokens of the longest answer; nothing is drafted after it.
+        careful: Whether close choices may come, which are made again by a forward of one token.
 
     Attributes:
         sure: First column whose token is not certain.
@@ -31,14 +32,20 @@ class DraftCanvas(Canvas):
     """
 
     def __init__(
-        self, prompt: Prompt, mask_token_id: int, draft_size: int, longest: int, pace: DraftPace | None = None
+        self,
+        prompt: Prompt,
+        mask_token_id: int,
+        draft_size: int,
+        longest: int,
+        pace: DraftPace | None = None,
+        careful: bool = False,
     ) -> None:
         super().__init__(prompt, mask_token_id)
         self.draft_size, self.most = draft_size, len(prompt.ids) + longest
         self.pace, self.luck = pace, None if pace is None else pace.luck()
         self.sure = len(prompt.ids)
         self.lengths: list[int] = []
-        self._draft([])
+        self._draft([], alone=careful)
 
     @property
     def wanted(self) -> list[int]:
@@ -72,22 +79,29 @@ class DraftCanvas(Canvas):
         self.kept, self.read = self.sure, True
 
     def write(self, tokens: list[int], keep: list[bool]) -> list[int]:
-        """Compares drafts with choices; returns the right ones and the choice after them."""
+        """Compares drafts with choices; returns the right ones and the choice after them.
+
+        Args:
+            tokens: One for each wanted column.
+            keep: Whether each is chosen clearly; a close choice is left to a step of its own, which drafts nothing.
+        """
         drafts = self.written
         chosen, drawn = tokens[: len(drafts) + 1], tokens[len(drafts) + 1 :]
+        alone = not drafts and self.end == self.window
         right = 0
-        while right < len(drafts) and drafts[right] == chosen[right]:
+        while right < len(drafts) and keep[right] and drafts[right] == chosen[right]:
             right += 1
-        new = chosen[: right + 1]
+        clear = alone or keep[right]
+        new = chosen[: right + clear]
         if self.pace is not None and self.luck is not None:
             self.pace.note_drafts(len(drafts), right)
             self.luck.note(len(drafts), right)
         if self.kept == self.sure:
-            self.kept += right
+            self.kept += len(new) - 1
         del self.ids[self.sure :]
         self.ids += new
         self.lengths.append(len(new))
-        self._draft(drawn if right == len(drafts) else [])
+        self._draft(drawn if clear and right == len(drafts) else [], alone=not clear)
         self.shown = self._show(max(2 * self.draft_size, 1), len(new))
         self.sure += len(new)
         self.block += 1
@@ -99,14 +113,14 @@ class DraftCanvas(Canvas):
         columns = range(self.sure, self.sure + width)
         return Shown(self.block, columns, tokens, [place >= new for place in range(width)])
 
-    def _draft(self, drafts: list[int]) -> None:
-        """Appends drafts, and the masks that draft the tokens after them."""
+    def _draft(self, drafts: list[int], alone: bool = False) -> None:
+        """Appends drafts and, unless the next step is to be alone, the masks that draft the tokens after them."""
         self.ids += drafts
         self.window = len(self.ids)
         size = self.draft_size
         if self.pace is not None and self.luck is not None:
             size = self.pace.choose(size, self.luck)
         masks = min(size, self.most - 1 - self.window)  # the last token is chosen, not drafted
-        masks = masks if masks > 1 else 0  # the first mask drafts nothing
+        masks = masks if masks > 1 and not alone else 0  # the first mask drafts nothing
         self.ids += [self.mask_token_id] * masks
         self.end, self.step = len(self.ids), int(bool(drafts))

@@ -25,6 +25,7 @@ class Sampling(NamedTuple):
     entropy_bound: float = 0.1
     tempered_confidence: bool = False
     decoding: str = "denoise"
+    verify_margin: float = 0.0
 
 
 def choose_tokens(
@@ -70,7 +71,7 @@ def choose_tokens(
 
 def choose_next(
     logits: Tensor, sampling: Sampling, seeds: Sequence[int], columns: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Chooses the token of every place so that the choice depends on its logits, its column and the row's seed alone.
 
     Gumbel noise, a function of seed, column and token, is added to the tempered and truncated logits: the largest sum
@@ -79,12 +80,13 @@ def choose_next(
 
     Args:
         logits: [M, V].
-        sampling: Its temperature, top_k and top_p; temperature 0 takes the most probable token.
+        sampling: Its temperature, top_k, top_p and verify_margin; temperature 0 takes the most probable token.
         seeds: Seed of each row.
         columns: The columns that are chosen for, of each row; M of all rows.
 
     Returns:
-        Tokens [M] and their probability under the model's own distribution [M].
+        Tokens [M], their probability under the model's own distribution [M], and whether each leads the next best one
+        by the margin at least [M].
     """
     logits = logits.float()
     scores = logits
@@ -92,7 +94,11 @@ def choose_next(
         noise = [gumbel(seed, column, logits) for seed, own in zip(seeds, columns, strict=True) for column in own]
         scores = truncate(logits, sampling) + torch.stack(noise) if noise else logits
     tokens = scores.argmax(-1, keepdim=True)
-    return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0]
+    clear = torch.ones_like(tokens[:, 0], dtype=torch.bool)
+    if sampling.verify_margin > 0:
+        first, second = scores.topk(2).values.unbind(-1)
+        clear = first - second >= sampling.verify_margin
+    return tokens[:, 0], logits.softmax(-1).gather(1, tokens)[:, 0], clear
 
 
 def gumbel(seed: int, column: int, logits: Tensor) -> Tensor:

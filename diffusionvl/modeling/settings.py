@@ -103,6 +103,9 @@ SETTINGS = {
     "draft_size": Setting(
         "auto", _DRAFTS, "decoding", "Number of masks that draft in speculative decoding, up to D, or what pays."
     ),
+    "verify_margin": Setting(
+        0.0, _AT_LEAST_0, "decoding", "Lead of a choice below which it is made again by a forward of one token."
+    ),
     "denoising_steps": Setting(
         None, _or_none(_whole(1), _BLOCK), "denoising", "Steps that a block of D tokens is denoised in, 1 to D."
     ),

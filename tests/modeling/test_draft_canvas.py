@@ -31,6 +31,22 @@ def test_the_drawing_of_the_docstring():
     assert canvas.lengths == [1, 2]
 
 
+def test_a_close_choice_is_made_again_alone():
+    index = torch.arange(2)
+    canvas = DraftCanvas(Prompt.build(index, index[None], index, True, True), MASK, 3, 100, careful=True)
+    assert canvas.span == range(2)  # the prompt is read as an autoregressive row reads it
+    canvas.see()
+    assert canvas.write([50], [False]) == [50]  # nothing was drafted: this is the choice of its own
+    canvas.see()
+    assert canvas.write([51, 52, 53], [True] * 3) == [51]
+    canvas.see()
+    assert canvas.write([52, 60, 61, 62, 63], [True, False, True, True, True]) == [52]  # the second is close
+    assert (canvas.ids, canvas.kept, canvas.span, canvas.wanted) == ([0, 1, 50, 51, 52], 4, range(4, 5), [4])
+    canvas.see()
+    assert canvas.write([53], [False]) == [53]
+    assert canvas.ids[canvas.window :] == [MASK] * 3
+
+
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("longest", [1, 2, 7, 40])
 @pytest.mark.parametrize("draft_size", [0, 1, 2, 5])

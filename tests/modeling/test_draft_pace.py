@@ -24,7 +24,7 @@ def seconds_of(draft_size, chance, each, pace=None, answers=12, longest=120, see
             canvas.see()
             drafts = len(canvas.written)
             right = [1 if rng.random() < chance else 2 for _ in range(drafts)]
-            written += len(canvas.write([*right, 5, *[1] * (len(canvas.wanted) - drafts - 1)], []))
+            written += len(canvas.write([*right, 5, *[1] * (len(canvas.wanted) - drafts - 1)], [True] * (drafts + 1)))
     return total
 
 

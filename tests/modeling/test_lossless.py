@@ -4,10 +4,9 @@ import random
 
 import pytest
 import torch
-from decoding_requests import LONG
+from decoding_requests import LONG, drafts_are_often_right
 from helpers import QUESTION, lively, prompts
 
-from diffusionvl.modeling.draft_canvas import DraftCanvas
 from diffusionvl.modeling.engine import Engine
 from diffusionvl.modeling.errors import UserError
 from diffusionvl.modeling.sampling import Sampling, choose_next
@@ -28,19 +27,6 @@ def rows(pictures):
 def decode(model, inputs, decoding, **settings):
     output = model.generate(**inputs, **{**NEW, "return_dict_in_generate": True, **settings}, decoding=decoding)
     return output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), output
-
-
-def drafts_are_often_right(monkeypatch, answers, chance=0.7):
-    """Replaces what the masks draft by the truth, now and then; a random model's masks never hit it."""
-    own, rng = DraftCanvas._draft, random.Random(0)
-
-    def draft(canvas, drafts):
-        answer = answers[tuple(canvas.prompt.ids)]
-        first = len(canvas.ids) - len(canvas.prompt.ids)
-        truth = answer[first : first + len(drafts)]
-        own(canvas, [right if rng.random() < chance else given for right, given in zip(truth, drafts, strict=True)])
-
-    monkeypatch.setattr(DraftCanvas, "_draft", draft)
 
 
 def known_answers(batch, answers):
@@ -123,14 +109,29 @@ def test_what_rules_the_choice_rules_it_in_both_ways_to_decode(model, processor,
     assert changed
 
 
+def test_close_choices_are_verified_alone_in_half_precision(model, processor, rows, monkeypatch):
+    """Each row by itself: then a forward of one token is what an autoregressive step is."""
+    model = model.bfloat16()
+    for row in rows:
+        inputs = prompts(processor, row)
+        expected, _ = decode(model, inputs, "autoregressive")
+        with monkeypatch.context() as patch:
+            drafts_are_often_right(patch, known_answers(inputs, expected))
+            found, output = decode(model, inputs, "speculative", draft_size=4, verify_margin=1.0)
+            assert found == expected
+            everything, every = decode(model, inputs, "speculative", draft_size=4, verify_margin=1e9)
+            assert everything == expected
+            assert every.forwards >= output.forwards
+
+
 def test_the_noise_depends_on_seed_column_and_token_alone():
     sampling = Sampling(temperature=1.0, decoding="autoregressive")
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    tokens, _ = choose_next(logits.expand(20_000, 4), sampling, [7], [range(20_000)])
+    tokens, _, _ = choose_next(logits.expand(20_000, 4), sampling, [7], [range(20_000)])
     found = tokens.bincount(minlength=4) / len(tokens)
     chances = logits.softmax(-1)
     assert ((found - chances).abs() < 4.5 * (chances * (1 - chances) / len(tokens)).sqrt()).all()
-    again, _ = choose_next(logits.expand(30, 4), sampling, [3, 7], [range(10), range(100, 120)])
+    again, _, _ = choose_next(logits.expand(30, 4), sampling, [3, 7], [range(10), range(100, 120)])
     assert torch.equal(again[10:], tokens[100:120])
 
 
