@@ -175,8 +175,9 @@ def task_samples(records: Sequence[RunRecord]) -> list[ShownTask]:
     ordered = sorted(plain_runs(records), key=lambda record: models.index(record.model))
     for place, runs in sorted(by_task(ordered).items()):
         cards = {run.model: {card.number: card for card in read_cards(run.folder / "showcase")} for run in runs}
-        numbers = [number for number in cards[runs[-1].model] if all(number in own for own in cards.values())]
         samples = {run.model: {sample["doc_id"]: sample for sample in read_samples(run)} for run in runs}
+        everyone: list[dict[int, Any]] = [*cards.values(), *samples.values()]
+        numbers = [number for number in cards[runs[-1].model] if all(number in own for own in everyone)]
         chosen = [_sample(runs, number, cards, samples) for number in numbers[:CARDS]]
         films = [(Markup(card.film), model) for model, own in cards.items() for card in own.values() if card.film]
         if chosen:

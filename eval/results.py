@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from diffusionvl.evaluation import AR, BLOCK_DIFFUSION
 from diffusionvl.evaluation.costs import TaskCost
 from diffusionvl.modeling.errors import UserError
 
@@ -86,6 +87,11 @@ class RunRecord:
         for name in numbers:
             if not isinstance(self.metrics.get(name), int | float):
                 raise UserError(f"metrics has no number {name!r}")
+        for name, error in self.errors.items():
+            if not isinstance(error, int | float):
+                raise UserError(f"errors has no number {name!r}")
+        if self.kind not in (AR, BLOCK_DIFFUSION):
+            raise UserError(f"kind is {self.kind!r}")
         if not self.higher_is_better:
             raise UserError("higher_is_better names no metric")
         for name, place, holds in (("asked", self.asked, ASKED), ("setup", self.setup, SETUP)):
@@ -222,6 +228,17 @@ def task_metrics(
 
 
 def read_samples(record: RunRecord) -> list[dict[str, Any]]:
-    """Reads every answer of a run."""
-    lines = (record.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """Reads every answer of a run.
+
+    Raises:
+        UserError: The file is broken.
+    """
+    path = record.folder / "samples.jsonl"
+    try:
+        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if all({"doc_id", "target"} <= sample.keys() for sample in samples):
+            return samples
+        error: Exception = UserError("a sample has no doc_id or target")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as broken:
+        error = broken
+    raise UserError(f"{path} is broken ({error}); run the task again with --overwrite") from error

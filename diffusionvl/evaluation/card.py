@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..data.images import open_image
+from ..modeling.errors import UserError
+
 if TYPE_CHECKING:
     from .answerer import Question
 
@@ -50,8 +53,17 @@ def write_card(folder: Path, question: "Question", answer: str, film: str = "") 
 
 
 def read_cards(folder: Path) -> list[Card]:
-    """Reads all cards below a folder, by task and number."""
-    cards = [Card(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/*.json")]
+    """Reads all cards below a folder, by task and number.
+
+    Raises:
+        UserError: A card is broken.
+    """
+    cards = []
+    for path in folder.glob("*/*.json"):
+        try:
+            cards.append(Card(**json.loads(path.read_text(encoding="utf-8"))))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:  # noqa: PERF203
+            raise UserError(f"{path} is broken ({error}); delete it") from error
     return sorted(cards, key=lambda card: (card.task, card.number))
 
 
@@ -59,5 +71,4 @@ def open_card_image(folder: Path, card: Card) -> Image.Image | None:
     """Opens a card's first image, if it has one."""
     if not card.images:
         return None
-    with Image.open(folder / card.task / card.images[0]) as file:
-        return file.convert("RGB")
+    return open_image(str(folder / card.task / card.images[0]), f"card {card.number} of {card.task}")

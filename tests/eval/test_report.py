@@ -164,3 +164,29 @@ def test_target_of_several_references(target, shown):
 def test_nothing_to_report(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("samples.jsonl", "{"),
+        ("samples.jsonl", "3\n"),
+        ("0.json", "{"),
+        ("0.json", "{}"),
+        ("0-0.png", "junk"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_one_line(name, content, tmp_path, capsys):
+    folder = finished_run(tmp_path).folder
+    next(folder.rglob(name)).write_text(content)
+    assert report.main([str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert name in err
+
+
+def test_a_card_without_its_sample_is_left_out(tmp_path):
+    folder = finished_run(tmp_path).folder
+    (folder / "samples.jsonl").write_text("")
+    assert report.main([str(tmp_path)]) == 0
+    assert "Which colour" not in (tmp_path / "report.html").read_text()
