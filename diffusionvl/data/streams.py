@@ -59,10 +59,9 @@ def build_row(
 ) -> Row:
     """Puts noisy copies of the supervised blocks after a clean stream.
 
-    A response whose end of turn stands inside a block is filled to the block's edge with supervised end-of-turn
-    tokens, as decoding writes whole blocks; one that was truncated is not. The fill stands in the noisy stream only:
-    nobody attends to a clean fill but itself. With D = 4, a prompt of 5 tokens and a response of 5 that starts its
-    own block (`e` end of turn, `^` carries loss)::
+    In the noisy stream, a response whose end of turn stands inside a block is filled to the block's edge with supervised
+    end-of-turn tokens, since decoding writes whole blocks; a truncated response is not. With D = 4, a prompt of 5 tokens
+    and a response of 5 that starts its own block (`e` end of turn, `^` carries loss)::
 
         clean   p0 p1 p2 p3|p4|r0 r1 r2 r3| e
         noisy                 |r0 r1 r2 r3| e  e  e  e
@@ -71,12 +70,11 @@ def build_row(
     Args:
         input_ids: Clean tokens [L].
         labels: The token itself where it carries loss, else -100 [L].
-        block_ids: Block that each token is denoised with [L].
+        block_ids: Block in which each token is denoised [L].
         position_ids: [A, L].
         block_size: D.
         fill_id: The end-of-turn id.
-        layout: `response_only`: copy the supervised blocks. `two_stream`: copy all, the reference's layout and the
-            oracle of the other. `clean`: copy nothing, for the AR objective.
+        layout: `response_only` copies the supervised blocks; `two_stream` all, as the reference; `clean` none, for AR.
         views: K, the number of noisy copies, one after another.
         mask_block_ids: Block of each clean token as the mask reads it [L], where it is another one: a causal clean
             stream numbers its tokens one by one, and a noisy block has the number of its first token.

@@ -138,7 +138,7 @@ def test_media_follow_the_order_of_rows(translated_dir, processor, pictures, ord
     assert placeholders.tolist() == [tokens[index] for index in order]
 
 
-def test_media_of_different_sizes_are_padded_behind():
+def test_media_of_different_sizes_are_padded_at_the_end():
     small, large = torch.ones(1, 2, 3, 1), 2 * torch.ones(2, 1, 2, 2)
     joined = concatenate([small, large])
     assert joined.shape == (3, 2, 3, 2)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from helpers import conversation, some_records
 from PIL import Image
-from tiny_families import FAMILIES
 
 from diffusionvl.data.chat_template import response_header, response_header_ids
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.data.record import DataError, Record, SizedPicture
+from diffusionvl.data.record import DataError, Record
 from diffusionvl.data.streams import IGNORED
 
 LONG = "There is no circle and no triangle in it, and nothing else is drawn in the image."
@@ -327,27 +326,3 @@ def test_a_template_that_leaves_out_tools_calls_or_reasoning_is_refused(processo
         record.messages[1][extra] = said[extra]
     with pytest.raises(DataError, match="leaves out or changes the text 'zoom'"):
         ConversationEncoder(processor).encode(record)
-
-
-def test_sizes_of_a_picture_are_followed_as_read_and_as_measured(processor, tmp_path):
-    Image.new("RGB", (128, 64), "red").save(tmp_path / "a.png")
-    tokens = {}
-    for name, settings in {
-        "own": {},
-        "least": {"max_pixels": 16 * 16},
-        "resized": {"resized_height": 32, "resized_width": 32},
-    }.items():
-        shown = SizedPicture(str(tmp_path / "a.png"), settings) if settings else str(tmp_path / "a.png")
-        record = conversation(("which?", "red", shown), ("and?", "no", str(tmp_path / "a.png")))
-        encoder = ConversationEncoder(processor)
-        tokens[name] = len(encoder.encode(record).input_ids)
-        assert torch.equal(encoder.encode(record).input_ids, encoder.encode(record, render=False).input_ids)
-    assert len({*tokens.values()}) == 3
-
-
-def test_sizes_of_a_picture_are_refused_where_the_family_cannot_follow(pictures):
-    _, processor = FAMILIES["LLaVA"].build()
-    record = conversation(("which?", "red", SizedPicture(pictures[0], {"max_pixels": 100})))
-    for render in (True, False):
-        with pytest.raises(DataError, match="Qwen-VL families alone"):
-            ConversationEncoder(processor).encode(record, render)

@@ -6,7 +6,7 @@ from tiny_families import FAMILIES
 
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.prompts import encode, question
-from diffusionvl.data.record import DataError, Record
+from diffusionvl.data.record import DataError, Record, SizedPicture
 
 IMAGES = [name for name, family in FAMILIES.items() if family.images]
 
@@ -128,3 +128,27 @@ def test_pictures_may_be_paths_bytes_or_pictures(processor, pictures):
         given = [pictures[0], file.read(), Image.open(pictures[0])]
     first, *others = [encode(processor, [question("what is it?", [one])]) for one in given]
     assert all(torch.equal(first["pixel_values"], other["pixel_values"]) for other in others)
+
+
+def test_sizes_of_a_picture_are_followed_as_read_and_as_measured(processor, tmp_path):
+    Image.new("RGB", (128, 64), "red").save(tmp_path / "a.png")
+    tokens = {}
+    for name, settings in {
+        "own": {},
+        "least": {"max_pixels": 16 * 16},
+        "resized": {"resized_height": 32, "resized_width": 32},
+    }.items():
+        shown = SizedPicture(str(tmp_path / "a.png"), settings) if settings else str(tmp_path / "a.png")
+        record = conversation(("which?", "red", shown), ("and?", "no", str(tmp_path / "a.png")))
+        encoder = ConversationEncoder(processor)
+        tokens[name] = len(encoder.encode(record).input_ids)
+        assert torch.equal(encoder.encode(record).input_ids, encoder.encode(record, render=False).input_ids)
+    assert len({*tokens.values()}) == 3
+
+
+def test_sizes_of_a_picture_are_refused_where_the_family_cannot_follow(pictures):
+    _, processor = FAMILIES["LLaVA"].build()
+    record = conversation(("which?", "red", SizedPicture(pictures[0], {"max_pixels": 100})))
+    for render in (True, False):
+        with pytest.raises(DataError, match="Qwen-VL families alone"):
+            ConversationEncoder(processor).encode(record, render)

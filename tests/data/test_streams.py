@@ -31,7 +31,7 @@ def rows_of(folder, processor, records, layout=None, supervision="assistant", ma
 
 def noisy_part(row):
     noisy = row.stream_ids == 1
-    assert torch.equal(noisy, noisy.sort().values)  # behind the clean stream
+    assert torch.equal(noisy, noisy.sort().values)  # after the clean stream
     return noisy
 
 
@@ -212,7 +212,7 @@ def test_the_clean_layout_supervises_in_place():
     assert row.stream_ids.tolist() == [0, 0, 0]
 
 
-def test_views_are_copies_one_behind_the_other():
+def test_views_are_copies_one_after_another():
     ids, labels = [50, 51, 60, 61, END], [0, 0, 1, 1, 1]
     one, three = hand_row(ids, labels, 2), hand_row(ids, labels, 2, views=3)
     noisy = slice(5, len(one))
