@@ -14,6 +14,7 @@ COMMANDS = {
     "translate": (".commands.translate", "turn an AR checkpoint into a block-diffusion one"),
     "data": (".commands.data_check", "check records before training on them"),
     "train": (".train", "finetune by block diffusion or autoregression"),
+    "draft": (".commands.draft", "train a draft-only adapter, which makes an AR model faster, not different"),
     "merge": (".commands.merge", "merge a LoRA adapter into its base"),
     "infer": (".infer", "answer a question"),
     "answer": (".commands.answer", "answer a file of records and score the answers"),

@@ -146,6 +146,9 @@ class BlockDiffusionConfig(TrainingArguments):
     )
     sample_steps: int | None = field(default=None, metadata={"help": "steps between two tables of answers; none"})
     sample_count: int = field(default=4, metadata={"help": "answers in such a table"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace what output_dir holds, a finished run or files of other programs"}
+    )
     dry_run: bool = field(default=False, metadata={"help": "print shapes, steps and memory, and train nothing"})
     dry_run_processes: int = field(default=1, metadata={"help": "processes that the dry run plans for"})
     dataloader_multiprocessing_context: str | None = field(

@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.model_card import write_model_card
-from ..checkpoints.output_folder import locked
+from ..checkpoints.output_folder import check_output, claim, locked
 from ..data.conversation import ConversationEncoder
+from ..data.record import Record, Records
 from ..data.sources.json_records import write_jsonl
 from ..data.sources.records import read_records
 from ..modeling.attention import TILE, attend_over_tiles
@@ -36,8 +37,16 @@ from .trainer import BlockDiffusionTrainer, check_objective
 STOPPED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
 
 
-def run(model: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> int:
+def run(
+    model: ModelArguments, data: DataArguments, args: BlockDiffusionConfig, records: list[Record] | None = None
+) -> int:
     """Trains, or prints the plan of a dry run.
+
+    Args:
+        model: Which model is trained.
+        data: Which records it is trained on.
+        args: Settings of the run.
+        records: The records themselves, where they are not read from files.
 
     Returns:
         0, or 143 where SIGTERM has stopped the run after a checkpoint.
@@ -47,17 +56,19 @@ def run(model: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) 
     """
     logging.disable_progress_bar()  # of loading and saving weights
     if args.dry_run:
+        check_output(args.output_dir, "train", [model.model, *data.train_records], args.overwrite)
         print(describe(model, data, args))
         return 0
     with ExitStack() as held:
         try:
             if args.process_index == 0:
+                claim(args.output_dir, "train", [model.model, *data.train_records], args.overwrite)
                 held.enter_context(locked(args.output_dir))
             checkpoint = resume_from(args)
-            if checkpoint is not None and is_finished(checkpoint, args):
-                _print(args, f"{checkpoint} is the end of this run; nothing is left to do")
+            if is_finished(checkpoint, args):
+                _print(args, f"{checkpoint or args.output_dir} is the end of this run; nothing is left to do")
                 return 0
-            trainer = prepare(model, data, args, checkpoint)
+            trainer = prepare(model, data, args, checkpoint, records)
         except (UserError, OSError):
             if args.local_process_index:  # the first process of the machine reports the same error
                 return 2
@@ -76,10 +87,14 @@ def run(model: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) 
 
 
 def prepare(
-    model: ModelArguments, data: DataArguments, args: BlockDiffusionConfig, checkpoint: str | None
+    model: ModelArguments,
+    data: DataArguments,
+    args: BlockDiffusionConfig,
+    checkpoint: str | None,
+    records: list[Record] | None,
 ) -> BlockDiffusionTrainer:
     """Builds the trainer of a run, which may go on from a checkpoint, and prints the plan."""
-    trainer = build_trainer(model, data, args)
+    trainer = build_trainer(model, data, args, records)
     trainer.settings = recorded_settings(model, data, args, trainer.train_dataset)
     if checkpoint is not None:
         changed = check_settings(checkpoint, trainer.settings)
@@ -89,16 +104,26 @@ def prepare(
 
 
 def build_rows(
-    files: list[str],
+    source: list[str] | list[Record],
     data: DataArguments,
     args: BlockDiffusionConfig,
     processor: ProcessorMixin,
     config: PreTrainedConfig,
     max_bad_samples: int = 0,
 ) -> RowDataset:
-    """Reads records; they become rows when they are asked for."""
+    """Reads records, unless they are given themselves; they become rows when they are asked for."""
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
-    records = read_records(files, data.image_root, args.seed, check=not max_bad_samples, allow_web=data.allow_web)
+    records: Records | list[Record]
+    if isinstance(source[0], Record):
+        records = source
+    else:
+        records = read_records(
+            source,
+            data.image_root,
+            args.seed,
+            check=not max_bad_samples,
+            allow_web=data.allow_web,
+        )
     draft = DraftBlocks(args.seed, args.random_block_size) if args.draft else None
     return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=max_bad_samples, draft=draft)
 
@@ -118,7 +143,9 @@ def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) ->
     return packs
 
 
-def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> BlockDiffusionTrainer:
+def build_trainer(
+    model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig, records: list[Record] | None = None
+) -> BlockDiffusionTrainer:
     """Loads model, processor and records, and joins them in a trainer."""
     on_gpu = args.device.type == "cuda"
     if model_args.attention == "flex" and not on_gpu:
@@ -130,7 +157,7 @@ def build_trainer(model_args: ModelArguments, data: DataArguments, args: BlockDi
     check_objective(checkpoint.config, args)
     processor = checkpoint.processor
     model = build_model(model_args, args, checkpoint)
-    rows = build_rows(data.train_records, data, args, processor, model.config, data.max_bad_samples)
+    rows = build_rows(records or data.train_records, data, args, processor, model.config, data.max_bad_samples)
     if on_gpu and model_args.attention != "sdpa":
         attend_over_tiles(model.base if isinstance(model.config, DiffusionVLConfig) else model)
         rows.pad_to_multiple_of = TILE

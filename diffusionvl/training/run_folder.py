@@ -43,7 +43,7 @@ FIXED = (
 # These change where a run writes and what it prints, nothing that it computes.
 SILENT = (
     *("output_dir", "resume_from_checkpoint", "run_name", "project", "disable_tqdm", "log_level", "report_to"),
-    *("local_rank", "hub_token", "dry_run", "dry_run_processes", "debug", "train_records", "image_root"),
+    *("local_rank", "hub_token", "dry_run", "dry_run_processes", "debug", "overwrite", "train_records", "image_root"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"),  # of rows_of_a_step
 )
 
@@ -189,11 +189,15 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
             f"output_dir {args.output_dir!r}: the machines do not see the same checkpoints in it; "
             "give a folder that they share"
         )
-    if wanted is None and newest is not None:
+    if wanted is None and newest is not None and not args.overwrite:
         raise UserError(
             f"output_dir {args.output_dir!r} already holds {Path(newest).name}; "
             "add `--resume_from_checkpoint last` to go on from it, or give another output_dir"
         )
+    if wanted is None:  # a new run, which must not count the checkpoints of the one that it replaces among its own
+        for folder in checkpoints_of(args.output_dir) if args.process_index == 0 else []:
+            shutil.rmtree(folder)
+        return None
     return newest
 
 
@@ -252,12 +256,29 @@ def check_settings(checkpoint: str, settings: dict[str, Any]) -> list[str]:
     return [f"{name}: {recorded[name]!r} -> {given[name]!r}" for name in changed if name not in SILENT]
 
 
-def is_finished(checkpoint: str, args: BlockDiffusionConfig) -> bool:
-    """Whether a checkpoint is the last one of the run that `args` describe, and the final model stands beside it."""
-    state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    done = state["global_step"] >= args.max_steps if args.max_steps > 0 else state["epoch"] >= args.num_train_epochs
+def is_finished(checkpoint: str | None, args: BlockDiffusionConfig) -> bool:
+    """Whether the run that `args` describe has ended: its last checkpoint, if it has any, and its model are there.
+
+    Raises:
+        UserError: `output_dir` holds the model of a finished run that could only be replaced.
+    """
     try:  # written after the final model
         final = json.loads(Path(args.output_dir, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return done and final["global_step"] >= state["global_step"]
+    if checkpoint is None:
+        if args.overwrite:
+            return False
+        if args.resume_from_checkpoint == "last" and _has_ended(final, args):
+            return True
+        raise UserError(
+            f"output_dir {args.output_dir!r} holds the model of a finished run and no checkpoint to go on from; give "
+            "another output_dir, or ask for it to be replaced (overwrite)"
+        )
+    state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return _has_ended(state, args) and final["global_step"] >= state["global_step"]
+
+
+def _has_ended(state: dict[str, Any], args: BlockDiffusionConfig) -> bool:
+    """Whether a trainer's state is that of the last step."""
+    return state["global_step"] >= args.max_steps if args.max_steps > 0 else state["epoch"] >= args.num_train_epochs

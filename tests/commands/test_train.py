@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -353,3 +354,19 @@ def test_settings_that_would_do_nothing_are_refused_by_name(recipe, capfd, monke
         main([recipe(**settings)])
     assert exit_.value.code == 2
     assert part in capfd.readouterr().err
+
+
+def test_a_run_replaces_only_what_it_is_told_to(recipe, tmp_path, translated_dir, capfd):
+    """Neither another program's model nor a finished run without checkpoints."""
+    shutil.copytree(translated_dir, tmp_path / "out")
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    assert "which `diffusionvl train` did not write" in refused(capfd, recipe())
+    assert "which `diffusionvl train` did not write" in refused(capfd, recipe(dry_run=True))
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+    assert main([recipe(overwrite=True)]) == 0
+    trained = (tmp_path / "out/model.safetensors").read_bytes()
+    assert trained != before
+    assert "holds the model of a finished run" in refused(capfd, recipe(learning_rate=1e-2))
+    assert (tmp_path / "out/model.safetensors").read_bytes() == trained
+    assert main([recipe(learning_rate=1e-2, overwrite=True)]) == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() != trained

@@ -1,0 +1,219 @@
+"""`diffusionvl draft BASE --records R --out DIR`: makes an AR model faster, and changes no token."""
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..modeling.errors import UserError
+from .answer import main as answer
+from .answer import split
+from .command_line import Parser, markdown, table
+
+if TYPE_CHECKING:
+    from ..data.record import Record
+
+LEAST = {
+    "block_size": 2,
+    "rank": 1,
+    "steps": 1,
+    "rows": 1,
+    "held_out": 1,
+    "max_new_tokens": 1,
+    "answer_batch_size": 1,
+    "limit": 2,
+}
+MODES = ("autoregressive", "speculative")
+
+
+def build_parser() -> Parser:
+    """Builds the parser of the command line."""
+    parser = Parser(
+        prog="diffusionvl draft",
+        description="Train a draft-only adapter for an autoregressive model: it answers the prompts of the records "
+        "itself, learns to draft its own answers, and is measured on prompts that are held out. Its answers stay what "
+        "they are, token for token. Run again, the command continues where it was stopped.",
+    )
+    parser.add_argument("base", metavar="BASE", help="AR checkpoint: a folder or a hub id")
+    parser.add_argument("--records", nargs="+", required=True, metavar="R", help="records whose prompts are answered")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the adapter")
+    parser.add_argument("--image-root", metavar="DIR", help="folder that image paths start from")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N records only")
+    parser.add_argument("--held-out", type=int, default=32, metavar="N", help="first records, kept for measuring (32)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (128)")
+    parser.add_argument("--answer-batch-size", type=int, default=16, metavar="N", help="answers written together (16)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--block-size", type=int, default=16, metavar="K", help="longest draft (16)")
+    training.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the adapter's matrices (16)")
+    training.add_argument("--steps", type=int, default=400, metavar="N", help="optimizer steps (400)")
+    training.add_argument("--rows", type=int, default=12, metavar="N", help="answers of a step (12)")
+    training.add_argument("--learning-rate", type=float, default=3e-3, metavar="X", help="its peak (3e-3)")
+    training.add_argument("--targets", choices=["data", "teacher"], default="data", help="as of `train` (data)")
+    training.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the training (42)")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base (float32)")
+    machine.add_argument("--trust-remote-code", action="store_true", help="run code from the base's folder")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Drafts. Returns 0, or 2 for an input that cannot be used."""
+    return build_parser().run(draft, argv)
+
+
+def draft(arguments: argparse.Namespace) -> int:
+    """Answers, trains, measures and writes, each where it has not been done."""
+    for name, least in LEAST.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    from ..checkpoints.output_folder import claim
+    from ..data.sources.records import read_records
+    from ..training.run import STOPPED, run
+
+    out: Path = arguments.out
+    work = out / "work"
+    claim(str(out), "draft", [arguments.base, *arguments.records])
+    work.mkdir(exist_ok=True)
+    records = read_records(arguments.records, arguments.image_root, answered=False)
+    count = min(len(records), arguments.limit or len(records))
+    if count <= arguments.held_out:
+        raise UserError(f"--held-out {arguments.held_out} leaves none of {count} records; give fewer, or more records")
+    start(arguments, work / "start")
+    code = ask(arguments, work / "start", work / "answers.jsonl", count, "autoregressive", arguments.answer_batch_size)
+    if code:
+        return code
+    answers = read_lines(work / "answers.jsonl")
+    own = [with_answer(records[line["index"]], line["answer"]) for line in answers[arguments.held_out :]]
+    code = run(*settings(arguments, work), records=own)
+    if code == STOPPED:
+        return code
+    for path in (work / "run").iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copyfile(path, out / path.name)
+    for mode in MODES:  # alone, as a user waits for them
+        code = ask(arguments, out, work / f"held-out-{mode}.jsonl", arguments.held_out, mode, 1)
+        if code:
+            return code
+    report(out, work)
+    return 0
+
+
+def start(arguments: argparse.Namespace, folder: Path) -> None:
+    """Writes the checkpoint that training starts from: the base with an adapter that changes nothing yet."""
+    if (folder / "config.json").exists():  # it is written last
+        return
+    from ..checkpoints.checkpoint import Checkpoint, save_checkpoint
+    from ..checkpoints.output_folder import output_folder
+    from ..training.draft import add_draft
+    from ..translation.translate import translate
+
+    translated, processor = translate(
+        arguments.base,
+        arguments.block_size,
+        clean_attention="causal",
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    base = Checkpoint(arguments.base, arguments.trust_remote_code).model(arguments.dtype)
+    translated.config.base_config = base.config  # without a row for the mask token, which the adapter has itself
+    model = type(translated)(translated.config, base)
+    model.generation_config = translated.generation_config
+    add_draft(model, arguments.base, arguments.rank)
+    with output_folder(str(folder), "draft") as unfinished:
+        save_checkpoint(model, processor, unfinished)
+
+
+def ask(arguments: argparse.Namespace, model: Path, file: Path, limit: int, decoding: str, batch_size: int) -> int:
+    """Answers the first records by a model. Returns the exit code."""
+    root = ["--image-root", arguments.image_root] if arguments.image_root else []
+    flags = {
+        "model": model,
+        "out": file,
+        "limit": limit,
+        "decoding": decoding,
+        "batch-size": batch_size,
+        "max-new-tokens": arguments.max_new_tokens,
+        "temperature": 0.0,
+        "dtype": arguments.dtype,
+    }
+    return answer(
+        [*arguments.records, *root, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    )
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file of answers."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def with_answer(record: "Record", text: str) -> "Record":
+    """A record whose last turn is an answer of the base's own."""
+    turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    return replace(record, messages=[*split(record)[0].messages, turn])
+
+
+def settings(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any, Any]:
+    """The settings of the training run."""
+    from ..training.arguments import BlockDiffusionConfig
+    from ..training.model_arguments import DataArguments, ModelArguments
+
+    return (
+        ModelArguments(str(work / "start"), dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code),
+        DataArguments(arguments.records, image_root=arguments.image_root),
+        BlockDiffusionConfig(
+            output_dir=str(work / "run"),
+            draft=True,
+            draft_decay=arguments.block_size / 4,
+            targets=arguments.targets,
+            max_steps=arguments.steps,
+            per_device_train_batch_size=arguments.rows,
+            learning_rate=arguments.learning_rate,
+            warmup_steps=0.1,
+            weight_decay=0.0,
+            seed=arguments.seed,
+            save_steps=max(arguments.steps // 4, 1),
+            save_total_limit=1,
+            resume_from_checkpoint="last",
+            disable_tqdm=False,
+        ),
+    )
+
+
+def report(out: Path, work: Path) -> None:
+    """Prints what was gained on the prompts that were held out, and adds it to the model card."""
+    from ..checkpoints.model_card import CARD
+
+    lines = {mode: read_lines(work / f"held-out-{mode}.jsonl") for mode in MODES}
+    pairs = zip(*(lines[mode] for mode in MODES), strict=True)
+    same = sum(one["answer"] == other["answer"] for one, other in pairs)
+    rows = []
+    for mode in MODES:
+        tokens, forwards, seconds = (
+            sum(line[name] for line in lines[mode]) for name in ("tokens", "forwards", "seconds")
+        )
+        rows.append([mode, f"{tokens / forwards:.2f}", f"{forwards / tokens:.3f}", f"{tokens / seconds:.1f}"])
+    header = ["decoding", "tokens a forward", "forwards a token", "tokens/s"]
+    equal = f"{same} of {len(lines[MODES[0]])} answers are equal in both."
+    print(table(header, rows))
+    print(equal)
+    section = [
+        "## What was gained",
+        "",
+        "Held-out prompts, one at a time, on the machine that trained the adapter:",
+        "",
+        markdown(header, rows),
+        "",
+        equal,
+        "",
+    ]
+    card = out / CARD
+    card.write_text(card.read_text(encoding="utf-8") + "\n" + "\n".join(section), encoding="utf-8")
+    print(f"wrote {out}; give it to `diffusionvl infer`, `answer` or `serve` as their model")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
