@@ -1,9 +1,7 @@
 """The server as an ASGI application: OpenAI's routes over one `Service`."""
 
-import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,109 +10,20 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
+from .answer import AnswerResponse
 from .errors import ApiError, bad_request
-from .gate import CLIENT_LEFT, Gate
+from .gate import Gate
 from .protocol import AnswerBody, ChatBody, CompletionBody
-from .responses import Writer
 from .service import Service
 from .settings import ServingSettings
 
-log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
-# Nothing from elsewhere, and nobody else's frame.
+# Nothing from elsewhere, and in no other page's frame.
 PAGE_MAY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
-
-
-class AnswerResponse(Response):
-    """Answers a request, streaming or not, and stops when the client goes away.
-
-    All of an answer's life is inside one call, so that whatever ends it frees what it holds.
-    """
-
-    def __init__(self, service: Service, body: AnswerBody) -> None:
-        super().__init__()
-        self.service, self.body_of_request = service, body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, unless the client goes away first."""
-        await _unless_gone(self._answer(scope, receive, send), receive)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, body = self.service, self.body_of_request
-        started, since = False, time.monotonic()
-        status, writer = 200, None
-        try:
-            async with service.ask(body) as answers:
-                writer = Writer(
-                    body, service.settings.name, service.tokenizer, len(answers.jobs), answers.prompt_tokens
-                )
-                if body.stream:
-                    started = True
-                    await _start_stream(send)
-                    await _send(send, writer.opening())
-                async for event in answers:
-                    chunk = writer.part(event)
-                    if body.stream and chunk:
-                        await _send(send, chunk)
-            if body.stream:
-                await _send(send, writer.closing(), more=False)
-            else:
-                await JSONResponse(writer.whole())(scope, receive, send)
-        except ApiError as error:
-            status = error.status
-            if writer is not None and started:
-                await _send(send, writer.error(error.body), more=False)
-            else:
-                await error.response(scope, receive, send)
-        except asyncio.CancelledError:
-            status = CLIENT_LEFT
-            raise
-        finally:
-            self._log(status, time.monotonic() - since, writer)
-
-    def _log(self, status: int, seconds: float, writer: Writer | None) -> None:
-        usage = None if writer is None else writer.usage
-        log.info("%s %s in %.3f s: %s", writer.id if writer else "-", status, seconds, usage)
-        if self.service.settings.log_prompts:
-            answers = [] if writer is None else [choice.text for choice in writer.choices]
-            log.info("asked %s, answered %s", self.body_of_request.model_dump_json(exclude_unset=True), answers)
-
-
-async def _unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Does some work; cancels it, and waits for its end, when the client goes away."""
-
-    async def leave() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leave())
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-        results = await asyncio.gather(task, gone, return_exceptions=True)
-    if isinstance(results[0], Exception):
-        raise results[0]
-
-
-async def _start_stream(send: Send) -> None:
-    headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),  # nginx would hold the chunks back
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-
-
-async def _send(send: Send, chunk: bytes, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
 def create_app(model: Any, processor: Any, settings: ServingSettings | None = None) -> FastAPI:
@@ -129,7 +38,7 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
         The application; `app.state.service` is its `Service`.
     """
     settings = settings or ServingSettings()
-    service, created = Service(model, processor, settings), int(time.time())
+    service = Service(model, processor, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -141,21 +50,23 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
     app.state.service = service
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
     _report_errors(app)
-    card = {
-        "id": settings.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "diffusionvl",
-        "max_length": settings.max_length,
-        "block_size": model.config.block_size,
-        "one_token_a_forward": _one_token_a_forward(model.config),  # for those who compare
-    }
+    _answer_questions(app, service)
+    _describe_model(app, settings.name, model.config, settings.max_length)
+    _report_state(app, service)
+    if settings.page:
 
+        @app.get("/", include_in_schema=False)
+        async def page() -> Response:
+            """A chat in which one sees the denoising; a client of the other routes."""
+            return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_MAY})
+
+    return app
+
+
+def _answer_questions(app: FastAPI, service: Service) -> None:
     def answer(body: AnswerBody) -> Response:
-        if body.model not in (None, settings.name):
-            raise ApiError(
-                404, f"there is no model {body.model!r} here, only {settings.name!r}", "model", "model_not_found"
-            )
+        if body.model not in (None, service.settings.name):
+            raise _no_model(body.model, service.settings.name)
         return AnswerResponse(service, body)
 
     @app.post("/v1/chat/completions", response_class=JSONResponse)
@@ -168,16 +79,28 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
         """Continues a raw prompt."""
         return answer(body)
 
+
+def _describe_model(app: FastAPI, name: str, config: Any, max_length: int) -> None:
+    card = {
+        "id": name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "diffusionvl",
+        "max_length": max_length,
+        "block_size": config.block_size,
+        "one_token_a_forward": _one_token_a_forward(config),  # for those who compare
+    }
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Lists the one model."""
         return {"object": "list", "data": [card]}
 
-    @app.get("/v1/models/{name:path}")
-    async def model_card(name: str) -> dict[str, Any]:
+    @app.get("/v1/models/{asked:path}")
+    async def model_card(asked: str) -> dict[str, Any]:
         """Describes the one model."""
-        if name != settings.name:
-            raise ApiError(404, f"there is no model {name!r} here, only {settings.name!r}", "model", "model_not_found")
+        if asked != name:
+            raise _no_model(asked, name)
         return card
 
     @app.post("/load_model")
@@ -185,25 +108,22 @@ def create_app(model: Any, processor: Any, settings: ServingSettings | None = No
         """Says that the model is there; `transformers chat` asks before it begins."""
         return PlainTextResponse('data: {"status": "ready", "cached": true}\n\n', media_type="text/event-stream")
 
+
+def _report_state(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
         """Says whether requests are answered: 200, or 503 while draining and after the engine's end."""
-        state = "ok" if service.healthy else "draining" if service.thread.alive else "dead"
-        return JSONResponse({"status": state}, 200 if service.healthy else 503)
+        state = "dead" if not service.thread.alive else "draining" if service.draining else "ok"
+        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus's metrics."""
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    if settings.page:
 
-        @app.get("/", include_in_schema=False)
-        async def page() -> Response:
-            """A chat in which one sees the denoising; a client of the routes above."""
-            return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_MAY})
-
-    return app
+def _no_model(asked: str | None, name: str) -> ApiError:
+    return ApiError(404, f"there is no model {asked!r} here, only {name!r}", "model", "model_not_found")
 
 
 def _one_token_a_forward(config: Any) -> dict[str, Any]:

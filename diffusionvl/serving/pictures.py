@@ -1,14 +1,15 @@
 """Pictures in requests: data URIs, and addresses on hosts that the operator allows; never a file."""
 
-import base64
-import binascii
 import urllib.request
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from PIL import Image
 
+from ..data import references
 from ..data.images import image_size, open_image
+from ..data.references import ImageRoot
 from .errors import ApiError, bad_request
 from .settings import ServingSettings
 
@@ -36,7 +37,7 @@ def read_picture(url: str, param: str, settings: ServingSettings) -> Image.Image
     """
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":
-        data = _from_data_uri(url, param)
+        data = references.read_picture(url, param, ImageRoot(Path()))
     elif scheme in ("http", "https"):
         data = _from_web(url, param, settings)
     else:
@@ -45,18 +46,6 @@ def read_picture(url: str, param: str, settings: ServingSettings) -> Image.Image
     if height * width > settings.max_pixels:
         raise ApiError(413, f"a picture of {width} x {height} exceeds {settings.max_pixels} pixels; scale it", param)
     return open_image(data, param)
-
-
-def _from_data_uri(url: str, param: str) -> bytes:
-    header, comma, content = url.partition(",")
-    if not comma:
-        raise bad_request("a data URI has a comma before its content: data:image/png;base64,...", param)
-    try:
-        if header.endswith(";base64"):
-            return base64.b64decode(content, validate=True)
-        return unquote_to_bytes(content)
-    except (binascii.Error, ValueError) as error:
-        raise bad_request(f"the data URI does not hold base64: {error}", param) from error
 
 
 def _from_web(url: str, param: str, settings: ServingSettings) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from .prompts import encode_chat, encode_completion
 from .protocol import AnswerBody, ChatBody, CompletionBody
 from .settings import ServingSettings
 
+log = logging.getLogger(__name__)
 Inputs = dict[str, Tensor]
 
 
@@ -49,6 +51,7 @@ class Answers:
             if event.finish_reason == "error" and isinstance(event.error, ApiError):
                 raise event.error
             if event.finish_reason in ("error", "not_a_number"):
+                log.error("an answer has ended with %s", event.finish_reason, exc_info=event.error)
                 raise ApiError(500, "the model could not answer; the server's log has the reason") from event.error
             going -= event.finish_reason is not None
             yield event
@@ -96,11 +99,6 @@ class Service:
         """Ends all threads."""
         await self.thread.stop()
         self._pool.shutdown(wait=False)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether requests are answered."""
-        return self.thread.alive and not self.draining
 
     @asynccontextmanager
     async def ask(self, body: AnswerBody) -> AsyncIterator[Answers]:
