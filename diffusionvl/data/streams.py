@@ -59,9 +59,9 @@ def build_row(
 ) -> Row:
     """Puts noisy copies of the supervised blocks after a clean stream.
 
-    In the noisy stream, a response whose end of turn stands inside a block is filled to the block's edge with supervised
-    end-of-turn tokens, since decoding writes whole blocks; a truncated response is not. With D = 4, a prompt of 5 tokens
-    and a response of 5 that starts its own block (`e` end of turn, `^` carries loss)::
+    A response whose end of turn stands inside a block is filled to the block's edge, in the noisy stream, with
+    supervised end-of-turn tokens: decoding writes whole blocks. A truncated one is not. With D = 4, a prompt of 5
+    tokens and a response of 5 that starts its own block (`e` end of turn, `^` carries loss)::
 
         clean   p0 p1 p2 p3|p4|r0 r1 r2 r3| e
         noisy                 |r0 r1 r2 r3| e  e  e  e
@@ -87,8 +87,7 @@ def build_row(
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout must be one of {LAYOUTS}, got {layout!r}")
-    length = len(input_ids)
-    twins = torch.arange(length)
+    twins = torch.arange(len(input_ids))
     clean_numbers = block_ids if mask_block_ids is None else mask_block_ids
     if layout == "clean":
         labels = torch.cat([torch.full_like(labels[:1], IGNORED), labels[1:]])  # no token predicts the first one
