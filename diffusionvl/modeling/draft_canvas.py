@@ -75,7 +75,7 @@ class DraftCanvas(Canvas):
         return len(self.prompt.ids) + new
 
     def see(self) -> None:
-        """The cache holds the tokens that are certain; `write` says how many of the drafts are right."""
+        """The cache holds the tokens that are certain; `write` adds the drafts that are right."""
         self.kept, self.read = self.sure, True
 
     def write(self, tokens: list[int], keep: list[bool]) -> list[int]:

@@ -1,4 +1,4 @@
-"""How many masks a row drafts with: as many as pay, given what forwards cost and how often its drafts are right."""
+"""The number of masks that a row drafts with: as many as pay, given what forwards cost and how often drafts are right."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -78,7 +78,7 @@ class DraftPace:
         return best
 
     def _rate(self, masks: int, chance: float, fixed: float, each: float) -> float:
-        """Tokens a second of a row that drafts with so many masks.
+        """Tokens a second of a row that drafts with this number of masks.
 
         A step that verifies n drafts is followed by another one if all are right, otherwise by one that only drafts.
         """

@@ -137,7 +137,7 @@ def resolve_settings(
 
 
 def _resolve_decoding(settings: DiffusionVLGenerationConfig, config: Any) -> None:
-    """Fills in how to decode and how many masks draft."""
+    """Fills in how to decode and the number of masks that draft."""
     if settings.decoding is None:
         settings.decoding = "denoise" if getattr(config, "draft_adapter", None) is None else "speculative"
     if settings.decoding != "denoise" and config.clean_attention != "causal":

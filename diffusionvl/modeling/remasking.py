@@ -74,7 +74,7 @@ def entropy_bounded(draft: Draft, sampling: Sampling) -> Tensor:
     """
     entropy = draft.entropy.masked_fill(~draft.masked, torch.inf)
     ordered, order = entropy.sort(dim=-1, stable=True)
-    before = ordered.cumsum(-1) - ordered  # not a number behind the masked places, which compares false
+    before = ordered.cumsum(-1) - ordered  # not a number after the masked places, which compares false
     certain = torch.zeros_like(draft.masked).scatter(-1, order, before <= sampling.entropy_bound)
     return (certain | (_rank(entropy, draft.masked) < draft.quota)) & draft.masked
 

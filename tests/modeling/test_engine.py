@@ -1,4 +1,4 @@
-"""The engine: whatever comes and goes beside it, a request gets what it gets alone, and its slot is free behind it."""
+"""The engine: whatever comes and goes beside it, a request gets what it gets alone, and its slot is free after it."""
 
 import random
 
@@ -109,21 +109,21 @@ def test_a_row_that_is_not_a_number_spoils_no_other(translated_dir, processor, p
     good, following = prompts(processor, (LONG,)), prompts(processor, ("hi",))
     spoilt = [engine.add_request(**broken, max_new_tokens=4, temperature=temperature) for temperature in (0.0, 1.0)]
     beside = engine.add_request(**good, max_new_tokens=12)
-    behind = engine.add_request(**following, max_new_tokens=12)  # takes the slot of the first
+    after = engine.add_request(**following, max_new_tokens=12)  # takes the slot of the first
     while engine.busy:
         engine.step()
     assert [(request.finish_reason, request.tokens) for request in spoilt] == [("not_a_number", [])] * 2
     assert_empty(engine)
-    for inputs, request in ((good, beside), (following, behind)):
+    for inputs, request in ((good, beside), (following, after)):
         assert request.tokens == alone(model, (inputs, {"max_new_tokens": 12}, 0))[0]
     with pytest.raises(ValueError, match=r"prompts \[0\] are not numbers; load it in float32"):
         model.generate(**broken)
 
 
 @pytest.mark.parametrize("fused_commit", [True, False])
-def test_a_prompt_that_the_model_can_not_read_spoils_no_other(translated_dir, processor, pictures, fused_commit):
+def test_a_prompt_that_the_model_cannot_read_spoils_no_other(translated_dir, processor, pictures, fused_commit):
     """Its pictures are not those of its placeholders; it is read together with one that is as it should be."""
-    model = lively(translated_dir, position_mode="sequential")  # a native position would tell when it arrives
+    model = lively(translated_dir, position_mode="sequential")  # a native position would be refused when it arrives
     broken, other = (prompts(processor, (QUESTION, picture)) for picture in pictures[:2])
     broken |= {name: other[name] for name in ("pixel_values", "image_grid_thw")}
     engine = Engine(model, max_batch_size=4, max_length=128, fused_commit=fused_commit)
@@ -201,9 +201,7 @@ def test_a_stream_that_is_closed_aborts_its_request(translated_dir, some_request
         ({}, {"num_beams": 2}, ["num_beams"]),
     ],
 )
-def test_what_can_not_be_answered_is_refused_when_it_arrives(
-    translated_dir, processor, engine_settings, settings, said
-):
+def test_what_cannot_be_answered_is_refused_when_it_arrives(translated_dir, processor, engine_settings, settings, said):
     engine = Engine(lively(translated_dir), **engine_settings)
     with pytest.raises(ValueError) as error:
         engine.add_batch(**prompts(processor, ("hi",), (LONG,)), **settings)

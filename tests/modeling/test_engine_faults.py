@@ -9,11 +9,27 @@ import torch
 from decoding_requests import LONG, alone, ask, build_requests
 from helpers import QUESTION, lively, prompts
 
-from diffusionvl.modeling import arrivals, batch, cache, canvas, engine, remasking, request, sampling
+from diffusionvl.modeling import (
+    arrivals,
+    batch,
+    block_canvas,
+    cache,
+    canvas,
+    draft_canvas,
+    draft_pace,
+    engine,
+    prefix,
+    remasking,
+    request,
+    sampling,
+)
 from diffusionvl.modeling.engine import Engine
 from diffusionvl.modeling.errors import UserError
 
-MODULES = [arrivals, batch, cache, canvas, engine, remasking, request, sampling]
+MODULES = [
+    *(arrivals, batch, block_canvas, cache, canvas, draft_canvas),
+    *(draft_pace, engine, prefix, remasking, request, sampling),
+]
 # What a step calls beyond the project: allocations, transfers, a kernel.
 OUTSIDE = [
     *((torch.Tensor, name) for name in ("new_zeros", "tolist", "multinomial", "to", "split", "masked_scatter")),
@@ -105,22 +121,25 @@ def assert_unharmed(engine, live, expected, faults):
 
 @pytest.fixture(scope="module")
 def some_requests(processor, pictures):
-    """Exact ones, so that each has one answer."""
-    some = build_requests(processor, pictures, 24)
-    return [(inputs, {**settings, "sub_block_size": None}, seed) for inputs, settings, seed in some]
+    """Exact ones, so that each has one answer; of all ways to decode."""
+    some, kinds = build_requests(processor, pictures, 24), ["denoise", "speculative", "denoise", "autoregressive"]
+    return [
+        (inputs, {**settings, "sub_block_size": None, "decoding": kinds[seed % 4]}, seed)
+        for inputs, settings, seed in some
+    ]
 
 
 @pytest.mark.parametrize("sites", ["some", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_fault_at_any_call_ends_no_request_but_its_own(translated_dir, some_requests, monkeypatch, sites):
     """A few requests for each call site: text, an image, several images."""
-    model, raised = lively(translated_dir), set()
-    chosen = [some_requests[index] for index in (2, 5, 6, 12)]
+    model, raised = lively(translated_dir, clean_attention="causal"), set()
+    chosen = [some_requests[index] for index in (2, 5, 6, 11)]
     expected = {id(one): alone(model, one)[0] for one in chosen}
     for home, name in SITES:
         if sites == "some" and name not in OFTEN:
             continue
         faults = Faults(monkeypatch, home, name, chance=0.05, seed=1)
-        some = Engine(model, max_batch_size=2, max_length=128, prefill_tokens=200, fused_commit=name != "_commit")
+        some = Engine(model, max_batch_size=2, max_length=128, fused_commit=name != "_commit", prefix_cache_tokens=90)
         live = drive(some, faults, 2, chosen)
         monkeypatch.undo()
         assert_unharmed(some, live, expected, faults)
@@ -130,12 +149,18 @@ def test_a_fault_at_any_call_ends_no_request_but_its_own(translated_dir, some_re
 
 @pytest.mark.slow
 def test_500_requests_with_faults_everywhere(translated_dir, some_requests, monkeypatch):
-    model, total, raised = lively(translated_dir), 0, 0
+    model, total, raised = lively(translated_dir, clean_attention="causal"), 0, 0
     expected = {id(one): alone(model, one)[0] for one in some_requests}
     for seed, (home, name) in enumerate(SITES):
         rng = random.Random(seed)
         faults = Faults(monkeypatch, home, name, chance=rng.choice([0.01, 0.05, 0.3]), seed=seed)
-        some = Engine(model, max_batch_size=rng.choice([1, 3, 6]), max_length=128, fused_commit=seed % 2 == 0)
+        some = Engine(
+            model,
+            max_batch_size=rng.choice([1, 3, 6]),
+            max_length=128,
+            fused_commit=seed % 2 == 0,
+            prefix_cache_tokens=seed,
+        )
         live = drive(some, faults, seed, rng.sample(some_requests, 16))
         monkeypatch.undo()
         assert_unharmed(some, live, expected, faults)
@@ -145,7 +170,7 @@ def test_500_requests_with_faults_everywhere(translated_dir, some_requests, monk
 
 
 def test_a_callable_of_the_user_that_raises_ends_its_request_alone(translated_dir, processor):
-    model, inputs = lively(translated_dir), prompts(processor, (LONG,))
+    model, inputs = lively(translated_dir, clean_attention="causal"), prompts(processor, (LONG,))
     engine = Engine(model, tokenizer=processor.tokenizer)
 
     def fail(*args, **kwargs):
@@ -170,7 +195,7 @@ def test_a_callable_of_the_user_that_raises_ends_its_request_alone(translated_di
 
 def test_two_streams_yield_every_token_whatever_happens_between(translated_dir, some_requests):
     """An answer that ends while its stream rests is not cut short."""
-    model = lively(translated_dir)
+    model = lively(translated_dir, clean_attention="causal")
     for seed in range(4):
         rng, engine = random.Random(seed), Engine(model, max_batch_size=2, max_length=128)
         sources = some_requests[:5]
@@ -192,7 +217,7 @@ def test_two_streams_yield_every_token_whatever_happens_between(translated_dir, 
 
 
 def test_a_stream_that_is_never_begun_aborts_its_request_when_closed(translated_dir, some_requests):
-    engine = Engine(lively(translated_dir), max_length=128)
+    engine = Engine(lively(translated_dir, clean_attention="causal"), max_length=128)
     closed, dropped = (ask(engine, source) for source in some_requests[:2])
     engine.stream(closed).close()
     engine.stream(dropped)
@@ -202,7 +227,7 @@ def test_a_stream_that_is_never_begun_aborts_its_request_when_closed(translated_
 
 def test_a_second_thread_is_refused(translated_dir, some_requests):
     """While requests are in it, and in the middle of a call; an engine that is idle may change hands."""
-    engine, said = Engine(lively(translated_dir), max_length=128), []
+    engine, said = Engine(lively(translated_dir, clean_attention="causal"), max_length=128), []
 
     def meddle(act):
         def run():
@@ -250,7 +275,10 @@ def bad_calls(inputs):
 
 
 def test_a_bad_request_is_a_user_error(translated_dir, processor, pictures):
-    engine, inputs = Engine(lively(translated_dir)), prompts(processor, (QUESTION, pictures[0]))
+    engine, inputs = (
+        Engine(lively(translated_dir, clean_attention="causal")),
+        prompts(processor, (QUESTION, pictures[0])),
+    )
     for bad in bad_calls(inputs):
         with pytest.raises(UserError):
             engine.add_request(**{**inputs, **bad})

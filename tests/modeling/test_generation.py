@@ -20,7 +20,7 @@ def answers(output, inputs):
 
 
 def placed(inputs, front, image_last=False):
-    """A prompt moved on by `front` tokens, and with `image_last` without the text behind its last image token."""
+    """A prompt moved on by `front` tokens, and with `image_last` without the text after its last image token."""
     ids = inputs["input_ids"]
     if image_last:
         ids = ids[:, : int(inputs["mm_token_type_ids"][0].nonzero().max()) + 1]
@@ -37,7 +37,7 @@ def cut(answer, ends):
 def decode_slowly(model, inputs, remasking, threshold, steps, new=14):
     """Decodes a row without a cache: every step runs all tokens, and a token sees its own block and those before it.
 
-    Returns the answer and, for each step, the block's tokens behind it and the confidences of what it drew.
+    Returns the answer and, for each step, the block's tokens after it and the confidences of what it drew.
     """
     size, mask_id = model.config.block_size, model.config.mask_token_id
     forbidden = [mask_id, *placeholder_ids(model.base.config)]
@@ -212,7 +212,7 @@ def test_a_row_with_its_own_generator_samples_the_same_in_any_batch(
 
 
 @pytest.mark.parametrize("block_origin", ["response", "absolute"])
-def test_behind_its_end_a_row_is_padding_and_the_others_go_on(translated_dir, processor, rows, block_origin):
+def test_after_its_end_a_row_is_padding_and_the_others_go_on(translated_dir, processor, rows, block_origin):
     model = lively(translated_dir, block_origin=block_origin)
     batch = prompts(processor, *rows)
     free = answers(generate(model, batch, eos_token_id=None, pad_token_id=0), batch)

@@ -37,7 +37,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), BAD)
-def test_a_bad_value_is_told_with_its_name_and_range(name, value, allowed):
+def test_a_bad_value_is_reported_with_its_name_and_range(name, value, allowed):
     with pytest.raises(ValueError) as error:
         DiffusionVLGenerationConfig(**{name: value})
     for part in (name, repr(value), allowed):
@@ -130,7 +130,7 @@ def test_every_setting_has_a_default_in_its_range_and_a_meaning():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_inputs_that_can_not_be_used(model, inputs, settings, said):
+def test_inputs_that_cannot_be_used(model, inputs, settings, said):
     if settings.get("pixel_values", 0) is None:
         settings = {**settings, "image_grid_thw": None}
     with pytest.raises(ValueError) as error:

@@ -7,6 +7,7 @@ import torch
 from decoding_requests import LONG, drafts_are_often_right
 from helpers import QUESTION, lively, prompts
 
+from diffusionvl.modeling.draft_canvas import DraftCanvas
 from diffusionvl.modeling.engine import Engine
 from diffusionvl.modeling.errors import UserError
 from diffusionvl.modeling.sampling import Sampling, choose_next
@@ -65,6 +66,30 @@ def test_speculative_decoding_writes_the_same_tokens_in_fewer_forwards(
     assert (output.forwards < plain.forwards).all() or draft_size == 1
     assert output.acceptance.shape[1] <= draft_size + 1
     assert (output.acceptance * torch.arange(output.acceptance.shape[1])).sum(-1).tolist() == [20] * 4
+
+
+def test_an_adapter_on_noisy_tokens_changes_drafts_alone(model, processor, rows, monkeypatch):
+    """Rows together, at different places: what is written stays what the base writes. The default is to speculate."""
+    adapter = {"rank": 4, "alpha": 8, "base": None, "fingerprint": None}
+    batch, drafted = prompts(processor, *rows), []
+    expected, _ = decode(model, batch, "autoregressive")
+    plain, _ = decode(model, batch, "speculative", draft_size=4)
+    model.config.draft_adapter = adapter
+    adapted = type(model)(model.config, model.base).double()
+    for change in adapted.draft.layers.values():
+        torch.nn.init.normal_(change.up)
+    own = DraftCanvas._draft
+
+    def note(canvas, drafts, alone=False):
+        drafted.append(drafts)
+        own(canvas, drafts, alone)
+
+    monkeypatch.setattr(DraftCanvas, "_draft", note)
+    for decoding in (None, "autoregressive", "speculative"):
+        assert decode(adapted, batch, decoding)[0] == plain == expected
+    assert len({tuple(drafts) for drafts in drafted}) > 5
+    drafts_are_often_right(monkeypatch, known_answers(batch, expected))
+    assert decode(adapted, batch, "speculative", draft_size=4)[0] == expected
 
 
 def test_all_ways_to_decode_share_an_engine(model, processor, rows, monkeypatch):

@@ -11,7 +11,7 @@ MASK = 6  # a forbidden id of a vocabulary of 7
 FORBIDDEN = torch.tensor([MASK])
 
 
-def test_greedy_takes_the_best_allowed_token_and_tells_its_full_probability():
+def test_greedy_takes_the_best_allowed_token_and_gives_its_full_probability():
     logits = torch.randn(15, 7)
     logits[:, MASK] = 9.0
     tokens, confidence = choose_tokens(logits, FORBIDDEN)

@@ -25,7 +25,7 @@ class Recorder(BaseStreamer):
 
 
 def streamed(model, inputs, streamer=None, **settings):
-    """The streamer behind a call that samples, so that tokens vary, and the sequences."""
+    """The streamer of a call that samples, so that tokens vary, and the sequences."""
     streamer = streamer or Recorder()
     generator = [torch.Generator().manual_seed(row) for row in range(len(inputs["input_ids"]))]
     settings = {"max_new_tokens": 14, "temperature": 1.5, "denoising_steps": 3, "eos_token_id": None, **settings}
