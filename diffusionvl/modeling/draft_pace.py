@@ -1,4 +1,4 @@
-"""The number of masks that a row drafts with: as many as pay, given what forwards cost and how often drafts are right."""
+"""The number of masks that a row drafts with: as many as pay, by what forwards cost and how often drafts are right."""
 
 from dataclasses import dataclass
 from itertools import combinations

@@ -132,15 +132,8 @@ class DiffusionVLGenerationMixin(_Model):
         sequences = torch.cat([input_ids, answers.to(input_ids)], dim=1)
         if not settings.return_dict_in_generate:
             return sequences
-        counts = [(len(request.tokens), request.forwards) for request in requests]
-        lengths, forwards = torch.tensor(counts, device=input_ids.device).unbind(1)
-        return DiffusionVLGenerationOutput(
-            sequences=sequences,
-            tokens_per_forward=lengths / forwards.clamp(min=1),
-            forwards=forwards,
-            acceptance=_acceptance(requests),
-            history=_join_histories(requests, prompt, padding) if settings.output_history else None,
-        )
+        history = _join_histories(requests, prompt, padding) if settings.output_history else None
+        return _output_of(sequences, requests, history)
 
 
 class _BatchStream:
@@ -191,6 +184,21 @@ def _check_answers(requests: list[Request]) -> None:
             f"the model's scores for the prompts {broken} are not numbers; load it in float32 or bfloat16, and check "
             "its weights and the images"
         )
+
+
+def _output_of(
+    sequences: Tensor, requests: list[Request], history: list[DenoisingStep] | None
+) -> DiffusionVLGenerationOutput:
+    """What `generate` returns with `return_dict_in_generate`."""
+    counts = [(len(request.tokens), request.forwards) for request in requests]
+    lengths, forwards = torch.tensor(counts, device=sequences.device).unbind(1)
+    return DiffusionVLGenerationOutput(
+        sequences=sequences,
+        tokens_per_forward=lengths / forwards.clamp(min=1),
+        forwards=forwards,
+        acceptance=_acceptance(requests),
+        history=history,
+    )
 
 
 def _acceptance(requests: list[Request]) -> Tensor | None:
