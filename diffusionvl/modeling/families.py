@@ -17,6 +17,7 @@ from .errors import UserError
 WHOLE_IMAGE_FAMILIES = ("gemma3",)
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, by transformers' names
+ATTENTION = ("attention", FULL, SLIDING)  # hybrids with recurrent layers say "attention"
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
@@ -44,14 +45,23 @@ def cache_input(model_class: type[PreTrainedModel]) -> str:
 
 
 def position_axes(base_config: PreTrainedConfig) -> int:
-    """The number of axes of a base's positions: 3 for M-RoPE (Qwen-VL families), else 1."""
+    """The number of axes of a base's positions: 3 for M-RoPE (Qwen-VL families), 4 for HunYuan-VL's, else 1."""
     rope = base_config.get_text_config(decoder=True).to_dict().get("rope_parameters") or {}
-    return 3 if "mrope_section" in rope else 1
+    return len(rope.get("mrope_section") or [0])
 
 
 def caps_scores(base_config: PreTrainedConfig) -> bool:
     """Whether attention scores are soft-capped (Gemma 2), which SDPA cannot do: such a base attends eagerly."""
     return base_config.get_text_config(decoder=True).to_dict().get("attn_logit_softcapping") is not None
+
+
+def has_state(model_class: type[PreTrainedModel], text_config: PreTrainedConfig) -> bool:
+    """Whether a model keeps a recurrent state along the row (Mamba, linear attention), which no attention mask rules.
+
+    A class of hybrids says so of itself; with attention in all its layers, a model of the class keeps none.
+    """
+    kinds = text_config.to_dict().get("layer_types") or []
+    return model_class._is_stateful and not (kinds and set(kinds) <= {*ATTENTION})
 
 
 def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
@@ -70,7 +80,7 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
     window = text.get("sliding_window")
     everywhere = FULL if window is None else SLIDING  # Mistral, Phi-3
     windows = {kind: window if kind == SLIDING else None for kind in text.get("layer_types") or [everywhere]}
-    strange = sorted(set(windows) - {FULL, SLIDING})
+    strange = sorted(set(windows) - {*ATTENTION})
     if strange:
         raise UserError(
             f"model type {base_config.model_type!r} has layers of the types {strange}; a block-diffusion mask rules "
@@ -82,6 +92,11 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
             "distances count no tokens; set use_sliding_window=False in its config"
         )
     return windows
+
+
+def takes(model: PreTrainedModel, name: str) -> bool:
+    """Whether a model's forward names an input."""
+    return name in inspect.signature(model.forward).parameters
 
 
 def is_token_type(name: str) -> bool:

@@ -35,6 +35,7 @@ from .families import (
     position_axes,
     reads_images_whole,
     sequential_positions,
+    takes,
 )
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_diffusionvl import DiffusionVLGenerationMixin
@@ -291,8 +292,13 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         with ExitStack() as hooks:
             if media_twins is not None and media_twins.shape[1]:
                 hooks.enter_context(media_features_of_twins(self.base, media_twins))
-            if token_indices is None:
+            if token_indices is None and takes(self.base, "logits_to_keep"):
                 return self.base(**inputs, logits_to_keep=logits_to_keep)
+            if token_indices is None:
+                output = self.base(**inputs)
+                kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+                output.logits = output.logits[:, kept]
+                return output
             hooks.enter_context(head_on(self.base, token_indices))
             output = self.base(**inputs)
         output.logits = output.logits[0]

@@ -13,7 +13,8 @@ from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import placeholder_ids
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
-from .suitability import check_config, check_images, check_model
+from .suitability import check_config
+from .trial import check_images, check_model
 
 MASK_TOKEN = "<|mask|>"
 logger = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_processor
 from diffusionvl.modeling import families
 from diffusionvl.modeling.families import auto_class
-from diffusionvl.translation.suitability import check_config, check_model
+from diffusionvl.translation.suitability import check_config
 from diffusionvl.translation.translate import translate
+from diffusionvl.translation.trial import check_model
 
 STATE = "keeps a recurrent state"
 CROSS = "reads images by cross-attention"
