@@ -24,11 +24,11 @@ from ..modeling.errors import UserError
 from ..modeling.families import (
     SLIDING,
     is_token_type,
-    max_positions,
     media_types,
     native_positions,
     placeholder_ids,
     position_axes,
+    position_limit,
     sequential_positions,
 )
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
@@ -58,6 +58,7 @@ def check_model(model: DiffusionVLForConditionalGeneration, base: str) -> None:
     with exact(model):
         try:
             causal, noisy, ahead = _errors(model)
+            cached = _same_answer(model)
         except FAILURES as error:
             raise UserError(f"{refused}: its forward fails on a row of clean and noisy tokens ({error})") from error
     if not max(causal, noisy) <= TOLERANCE:
@@ -67,6 +68,8 @@ def check_model(model: DiffusionVLForConditionalGeneration, base: str) -> None:
         )
     if ahead == 0:
         raise UserError(f"{refused}: its layers look back alone, whatever the mask says")
+    if not cached:
+        raise UserError(f"{refused}: with a KV cache, its layers see other tokens than without")
 
 
 def check_images(model: DiffusionVLForConditionalGeneration, processor: ProcessorMixin, base: str) -> None:
@@ -140,8 +143,8 @@ def _row_length(model: DiffusionVLForConditionalGeneration) -> int:
         if type(value) is int and any(word in name for word in REMEMBERED) and name != "max_window_layers"
     ]
     length = min(max(limits, default=0), LONGEST) + 6 * SIZE
-    room = max_positions(model.base.config)
-    return length if room is None else min(length, room - SIZE)
+    room = position_limit(model.base.config)
+    return length if room is None else min(length, room - model.config.block_size)
 
 
 def _image_error(model: DiffusionVLForConditionalGeneration, processor: ProcessorMixin) -> float:
@@ -171,10 +174,7 @@ def _image_error(model: DiffusionVLForConditionalGeneration, processor: Processo
 def _errors(model: DiffusionVLForConditionalGeneration) -> tuple[float, float, float]:
     """How far logits are apart that should be the same, in a causal row and a noisy block; and that should not be."""
     config, device, length = model.base.config, model.device, _row_length(model)
-    ids = torch.arange(model.base.get_input_embeddings().num_embeddings)
-    ids = ids[~torch.isin(ids, torch.tensor([model.config.mask_token_id, *placeholder_ids(config)]))]
-    # From all over the vocabulary: the last rows of the embeddings often belong to no token, and are all the same.
-    drawn = ids[torch.randint(len(ids), (1, length + SIZE), generator=torch.Generator().manual_seed(0))].to(device)
+    drawn = _some_tokens(model, length + SIZE)
     row, other = drawn[:, :length], drawn[:, length:]
     tokens = torch.arange(length, device=device)[None]
     blocks = tokens + (-length) % SIZE  # the last block is whole
@@ -195,6 +195,36 @@ def _errors(model: DiffusionVLForConditionalGeneration) -> tuple[float, float, f
     seen = model(torch.cat([row[:, :-1], other[:, :1]], dim=1), block_ids=blocks, **keep).logits[:, -SIZE]
     unseen = model(row, block_ids=blocks, **keep).logits[:, -SIZE]
     return _error(single, own), _error(after, in_place), _error(seen, unseen)
+
+
+def _some_tokens(model: DiffusionVLForConditionalGeneration, length: int) -> Tensor:
+    """A row of text [1, L] from all over the vocabulary: the last rows of the embeddings are often all the same."""
+    ids = torch.arange(model.base.get_input_embeddings().num_embeddings)
+    ids = ids[~torch.isin(ids, torch.tensor([model.config.mask_token_id, *placeholder_ids(model.base.config)]))]
+    drawn = torch.randint(len(ids), (1, length), generator=torch.Generator().manual_seed(0))
+    return ids[drawn].to(model.device)
+
+
+def _same_answer(model: DiffusionVLForConditionalGeneration) -> bool:
+    """Whether decoding one block at once, by the engine and its cache, gives what one forward without a cache does."""
+    size, mask_id = model.config.block_size, model.config.mask_token_id
+    row = _some_tokens(model, _row_length(model) // size * size + size)
+    masks = torch.full_like(row[:, :size], mask_id)
+    blocks = model.clean_blocks(row, torch.ones_like(row))
+    logits = model(
+        torch.cat([row, masks], dim=1),
+        block_ids=torch.cat([blocks, (blocks[:, -1:] + 1).expand(1, size)], dim=1),
+        stream_ids=torch.cat([torch.zeros_like(row), torch.ones_like(masks)], dim=1),
+        position_ids=model.position_ids(torch.cat([row, masks], dim=1), torch.ones(1, row.shape[1] + size), {}),
+        logits_to_keep=size,
+    ).logits[0]
+    logits[:, [mask_id, *placeholder_ids(model.base.config)]] = -torch.inf
+    settings = {"remasking": "low_confidence_static", "denoising_steps": 1, "max_new_tokens": size}
+    answer = model.generate(row, attention_mask=torch.ones_like(row), **settings)[0, row.shape[1] :]
+    # An end of sequence closes the answer, and padding follows.
+    ends = torch.isin(answer, torch.tensor(model.generation_config.eos_token_ids, device=answer.device)).nonzero()
+    written = int(ends[0]) + 1 if len(ends) else size
+    return torch.equal(answer[:written], logits.argmax(-1)[:written])
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -1,8 +1,8 @@
 """Every decoder-only model type of transformers: proved by the family checks, or refused with a true reason.
 
-`python tests/families/sweep.py --out sweep.jsonl` builds a tiny random model of each type, translates it and compares it
-with the stock model; a type runs in a process of its own with a time limit, results are appended as they come, and a
-second call goes on where the first one stopped. `--page docs/models.md` then writes the table between the page's marks.
+`bash scripts/sweep_families.sh` builds a tiny random model of each type, translates it and compares it with the stock
+model. A type runs in a process of its own with a time limit, results are appended as they come, and a second call goes
+on where the first one stopped. `--page docs/models.md` writes the table between the page's marks.
 """
 
 import argparse
@@ -59,6 +59,8 @@ SIZES |= {
     "topk_group": 1,
     "rotary_dim": 8,
 }
+LATENT = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16}
+LATENT |= {"head_dim": 4, "num_key_value_heads": 4}
 # What a type needs besides.
 CHANGES: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("sweep_sizes.json").read_text(encoding="utf-8")
@@ -68,7 +70,9 @@ CHANGES: dict[str, dict[str, Any]] = json.loads(
 def small_config(model_type: str) -> PreTrainedConfig:
     """A config of this type with sizes that take no time."""
     tokenizer = build_tokenizer(TEXT_TEMPLATE)
-    tokens = {"vocab_size": len(tokenizer) + 3, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id) | {
+        "vocab_size": len(tokenizer) + 3
+    }
     return shrunk(CONFIG_MAPPING[model_type](), tokens | {"pad_token_id": tokenizer.pad_token_id})
 
 
@@ -77,6 +81,10 @@ def shrunk(config: PreTrainedConfig, tokens: dict[str, Any]) -> PreTrainedConfig
     known = config.to_dict()
     sizes: dict[str, Any] = {name: size for name, size in SIZES.items() if type(known.get(name)) in (int, float)}
     sizes |= {name: size for name, size in tokens.items() if name in known}
+    if "kv_lora_rank" in known:  # multi-head latent attention
+        sizes |= LATENT
+    of_media = [name for name in known if name.endswith(("_token_id", "_token_index")) and name not in tokens]
+    sizes |= {name: tokens["vocab_size"] - 4 for name in of_media if type(known[name]) is int}
     rope = known.get("rope_parameters")
     if isinstance(rope, dict) and "rope_type" in rope:
         sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -143,6 +151,10 @@ def prove(model_type: str) -> dict[str, Any]:
     try:
         base, processor = build(model_type)
     except Exception as failure:
+        try:
+            check_config(CONFIG_MAPPING[model_type](), "base")
+        except UserError as refusal:
+            return {"verdict": REFUSED, "reason": str(refusal).split(": ", 1)[1]}
         return {"verdict": UNBUILT, "reason": _last_line(failure)}
     reads_images = auto_class(base.config) is not transformers.AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as folder:
@@ -201,11 +213,8 @@ def _last_line(failure: Exception) -> str:
 
 def model_types() -> list[str]:
     """Model types of the auto mappings whose models are decoders alone."""
-    found = []
-    for model_type in sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}):
-        if model_type in CONFIG_MAPPING:
-            found.append(model_type)
-    return found
+    names = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    return sorted(name for name in names if name in CONFIG_MAPPING)
 
 
 def in_a_process(model_type: str, seconds: float) -> dict[str, Any]:
