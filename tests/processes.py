@@ -113,12 +113,25 @@ def train(argv, kill=None, term=None):
 
 def interrupt(trainer, where, step, act):
     """Acts when the trainer comes to `where` in a step."""
+    from diffusionvl.training import checkpoints
 
     def watch(*args, **kwargs):
         if trainer.state.global_step == step:
             act()
 
-    if where.startswith("on_"):
+    if where.startswith("checkpoints."):  # a function that writes them, before it does or after it has
+        name, after = where.removeprefix("checkpoints.").removesuffix("+"), where.endswith("+")
+        function = getattr(checkpoints, name)
+
+        def written(*args, **kwargs):
+            if not after:
+                watch()
+            found = function(*args, **kwargs)
+            watch()
+            return found
+
+        setattr(checkpoints, name, written)
+    elif where.startswith("on_"):
         trainer.add_callback(type("Interrupt", (TrainerCallback,), {where: watch})())
     else:
         method = getattr(trainer, where)

@@ -41,7 +41,7 @@ def stratified_t(blocks: int, generator: torch.Generator | None = None, t_max: f
 def reference_t(u: Tensor) -> Tensor:
     """Noise levels in the reference's order: the strata run over all blocks of the batch, from first to last.
 
-    A block's t then grows with its place in the row and in the batch, so that answers behind a long prompt are
+    A block's t then grows with its place in the row and in the batch, so that answers after a long prompt are
     trained at high t almost only. Kept for comparison with the reference and its released weights.
 
     Args:

@@ -142,7 +142,7 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None, metadata={"help": f"what the recipe is for, one of {STAGES}: it is checked against the rest"}
     )
     peak_tflops: float | None = field(
-        default=None, metadata={"help": "what a device can do, for the MFU; known by name for common GPUs"}
+        default=None, metadata={"help": "what a device can do, for the MFU; known for common GPUs by their names"}
     )
     sample_steps: int | None = field(default=None, metadata={"help": "steps between two tables of answers; none"})
     sample_count: int = field(default=4, metadata={"help": "answers in such a table"})
@@ -243,14 +243,14 @@ class BlockDiffusionConfig(TrainingArguments):
         """The number of batches that make up `global_batch_size`.
 
         Raises:
-            ValueError: It is no whole number, or another one was given.
+            UserError: It is not a whole number, or another one was given.
         """
         assert self.global_batch_size is not None
         rows = self.per_device_train_batch_size * processes
         steps, rest = divmod(self.global_batch_size, rows)
         if steps < 1 or rest:
             raise UserError(
-                f"global_batch_size {self.global_batch_size} is no multiple of per_device_train_batch_size "
+                f"global_batch_size {self.global_batch_size} is not a multiple of per_device_train_batch_size "
                 f"{self.per_device_train_batch_size} x {processes} processes = {rows}; change one of them"
             )
         if self.gradient_accumulation_steps not in (1, steps):

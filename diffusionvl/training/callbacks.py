@@ -23,7 +23,7 @@ SHOWN = {
 
 
 class BlockDiffusionProgress(ProgressCallback):
-    """Shows the last log behind the bar instead of a new line for each."""
+    """Shows the last log after the bar instead of printing a line for each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class BlockDiffusionProgress(ProgressCallback):
 
 
 class LogLastStep(TrainerCallback):
-    """Logs the last step, too, when it is no multiple of `logging_steps`."""
+    """Logs the last step, too, where it is not a multiple of `logging_steps`."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks for a log."""
@@ -66,35 +66,35 @@ class LogLastStep(TrainerCallback):
 class SaveAndStopOnSigterm(TrainerCallback):
     """On SIGTERM, the notice of schedulers and clouds, ends the step, saves a checkpoint and stops training.
 
-    One process that is told stops all: they agree after every step. transformers' own `enable_jit_checkpoint` lets
-    each process decide alone, in the middle of a step.
+    One process that gets the signal stops all: they agree after every step. transformers' own `enable_jit_checkpoint`
+    lets each process decide alone, in the middle of a step.
     """
 
     def __init__(self) -> None:
         self.stopped = False
-        self._told = False
+        self._signalled = False
         self._before: Any = signal.SIG_DFL
 
     def on_train_begin(self, args: TrainingArguments, *_: Any, train_dataloader: Any, **kwargs: Any) -> None:
-        """Listens. Processes that load data do not: their trainer ends them, also where the whole group was told."""
-        self._before = signal.signal(signal.SIGTERM, self._tell)
+        """Listens. Processes that load data do not: their trainer ends them, also if all get the signal."""
+        self._before = signal.signal(signal.SIGTERM, self._note)
         loader = train_dataloader.base_dataloader  # accelerate's, around torch's own
         loader.worker_init_fn = partial(_deaf, loader.worker_init_fn)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Asks for a checkpoint and the end, if any process was told."""
-        told = torch.tensor(float(self._told), device=args.device)
+        """Asks for a checkpoint and the end, if any process got the signal."""
+        signalled = torch.tensor(float(self._signalled), device=args.device)
         if args.world_size > 1:
-            told = reduce(told, "sum")
-        if told > 0 and state.global_step < state.max_steps:
+            signalled = reduce(signalled, "sum")
+        if signalled > 0 and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **kwargs: Any) -> None:
-        """Listens no longer."""
+        """Stops listening."""
         signal.signal(signal.SIGTERM, self._before)
 
-    def _tell(self, number: int, frame: Any) -> None:
-        self._told = True
+    def _note(self, number: int, frame: Any) -> None:
+        self._signalled = True
 
 
 def _deaf(init: Callable[[int], None], worker: int) -> None:

@@ -1,4 +1,4 @@
-"""What training steps tell: accuracy, cross-entropy by noise level, tokens and operations a second.
+"""What the log says of training steps: accuracy, cross-entropy by noise level, tokens and operations a second.
 
 Legend: M tokens with a loss.
 """

@@ -38,7 +38,7 @@ class ModelArguments:
     )
     lora_r: int | None = field(default=None, metadata={"help": "rank of LoRA matrices; without it all is trained"})
     lora_alpha: int | None = field(default=None, metadata={"help": "their scale is lora_alpha / lora_r; 2 by default"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of them"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before them"})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "names of the linear layers that get them, such as q_proj; all by default"}
     )
@@ -88,7 +88,7 @@ class DataArguments:
     packing: bool = field(default=False, metadata={"help": "put several records into a row"})
     pack_tokens: int = field(default=8192, metadata={"help": "packing: tokens of a row, clean and noisy ones"})
     pack_images: int = field(default=16, metadata={"help": "packing: images of a row"})
-    noisy_views: int = field(default=1, metadata={"help": "noisy copies of the responses behind one clean stream"})
+    noisy_views: int = field(default=1, metadata={"help": "noisy copies of the responses after one clean stream"})
     max_bad_samples: int = field(
         default=0, metadata={"help": "records that may be left out because they cannot be used; an error by default"}
     )

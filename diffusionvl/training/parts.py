@@ -1,4 +1,4 @@
-"""The parts of a model that can be trained or frozen by themselves, told by the model's structure."""
+"""The parts of a model that can be trained or frozen by themselves, recognised by the model's structure."""
 
 from collections.abc import Iterator
 

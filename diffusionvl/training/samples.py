@@ -94,9 +94,9 @@ class SampleTable(TrainerCallback):
     since with ZeRO-3 and FSDP2 the weights are spread over them; the first one writes.
 
     Args:
-        trainer: Whose run it is; it tells the trackers.
-        rows: Whose first questions are asked; records that it may leave out are passed over.
-        count: How many.
+        trainer: The trainer of the run, whose trackers get the table.
+        rows: The data set whose first questions are asked; records that it may leave out are passed over.
+        count: Number of questions.
 
     Raises:
         DataError: A record cannot be used.

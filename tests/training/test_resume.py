@@ -1,5 +1,6 @@
 """A run that was killed, or stopped, and resumed is the uninterrupted run: real processes, real signals."""
 
+import random
 import signal
 import time
 
@@ -129,3 +130,37 @@ def test_the_best_checkpoint_stays_among_the_kept(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     delete_old_checkpoints(str(tmp_path), 3, str(tmp_path / "checkpoint-2"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+
+
+PLACES = (
+    *("on_step_begin", "on_pre_optimizer_step", "on_step_end", "on_save", "_save_optimizer_and_scheduler"),
+    *("_save_rng_state", "save_state", "checkpoints.seal", "checkpoints.seal+", "checkpoints.sync+"),
+    *("checkpoints.delete_old_checkpoints", "checkpoints.delete_old_checkpoints+"),
+)
+
+
+@pytest.mark.slow
+def test_fifty_kills_leave_the_run_as_it_is(recipe, tmp_path):
+    """SIGKILL at random places, half of them inside the writing of checkpoints; each run goes on from the last one."""
+    settings = ["--save_steps", "1", "--save_total_limit", "2"]
+    assert processes.run(processes.train, [recipe, "--output_dir", str(tmp_path / "whole"), *settings]) == [0]
+    source, kills, campaign = random.Random(0), 0, 0
+    while kills < 50:
+        out = tmp_path / str(campaign)
+        argv, code = [recipe, "--output_dir", str(out), *settings], None
+        while code != 0:
+            newest = newest_checkpoint(str(out)) if out.is_dir() else None
+            done = int(newest.rpartition("-")[2]) if newest else 0
+            kill = (source.choice(PLACES), min(done + source.randint(0, 2), 7))
+            (code,) = processes.run(processes.train, argv, kill=kill)
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+            if source.random() < 0.2:
+                (code,) = processes.run(processes.train, argv)
+        assert losses(out) == losses(tmp_path / "whole")
+        weights = load_model(str(tmp_path / "whole")).state_dict()
+        for name, value in load_model(str(out)).state_dict().items():
+            assert torch.equal(value, weights[name]), name
+        assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
+        campaign += 1
+        print(f"{kills} kills in {campaign} runs")

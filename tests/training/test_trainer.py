@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import QUESTION, assert_same, conversation, gradients, load_model, prompts, some_records
 from PIL import Image
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset, load_processor
 from diffusionvl.checkpoints.loading import load_model as load_any_model
@@ -292,7 +293,8 @@ def test_what_is_not_trained_stays_and_costs_nothing(build, records, modules, se
     [([], "give one or more"), (["projector"], r"\['projector'\].*the model's parts, \['language_model'\]")],
 )
 def test_nothing_to_train_is_an_error(modules, reason):
-    model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(2, 2)})
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_key_value_heads=1, **sizes))
     with pytest.raises(ValueError, match=reason):
         freeze_others(model, modules)
 

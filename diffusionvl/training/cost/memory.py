@@ -122,7 +122,7 @@ def _over(number: int) -> str:
 
 
 def _activations(part: Part, checkpointing: bool) -> tuple[int, str]:
-    """Numbers that one token leaves behind for the backward pass, and how they are counted."""
+    """The values that one token keeps for the backward pass, and how they are counted."""
     if not checkpointing:
         return part.widths, "widths in and out of all linear layers"
     kept = part.layers * part.hidden + 2 * part.widths // part.layers

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str) -> "Part":
-        """Reads one of `parts.PARTS` off a model; without layers if the model lacks it. The LM head is no part."""
+        """Reads one of `parts.PARTS` off a model; without layers if the model lacks it. The LM head belongs to none."""
         head, part_of = model.get_output_embeddings(), Parts(model).of
         modules = [(key, module) for key, module in model.named_modules() if part_of(key) == name]
         within = {id(module) for module in head.modules()}
