@@ -30,6 +30,7 @@ def build_parser() -> Parser:
     parser.add_argument("--model", required=True, help="checkpoint, block diffusion or AR: a folder or a hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file of answers, .jsonl")
     parser.add_argument("--image-root", metavar="DIR", help="folder that image paths start from")
+    parser.add_argument("--allow-web", action="store_true", help="fetch pictures that are given by a web address")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers decoded together (16)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N records only")
     parser.add_argument("--overwrite", action="store_true", help="replace answers to something else")
@@ -87,7 +88,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     device = find_device(arguments.device)
     checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
-    records = read_records(arguments.records, arguments.image_root, answered=False)
+    records = read_records(arguments.records, arguments.image_root, allow_web=arguments.allow_web, answered=False)
     count = min(len(records), arguments.limit or len(records))
     asked = {
         "records": [[str(Path(path).resolve()), *files_state(Path(path))] for path in arguments.records],

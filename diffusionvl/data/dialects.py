@@ -23,11 +23,9 @@ ROLES = {
 }
 LOSS_KEYS = ("loss", "loss_scale", "weight", "train")  # ms-swift's two, OpenAI's, axolotl's
 # Keys that say nothing about what is trained.
-METADATA = (
-    *("id", "idx", "uid", "uuid", "sample_id", "question_id", "dataset", "dataset_name", "source", "data_source"),
-    *("split", "task", "category", "language", "license", "metadata", "model", "width", "height"),
-)
-SHARED = frozenset(("image", "images", "video", "videos", "system", "tools", *METADATA))  # keys of every dialect
+METADATA = {"id", "idx", "uid", "uuid", "sample_id", "question_id", "model", "width", "height", "metadata", "license"}
+METADATA |= {"dataset", "dataset_name", "source", "data_source", "split", "task", "category", "language"}
+SHARED = METADATA | {"image", "images", "video", "videos", "system", "tools"}  # keys of every dialect
 
 
 class Dialect(NamedTuple):
@@ -46,7 +44,7 @@ class Dialect(NamedTuple):
     in_front: bool
 
     @property
-    def knows(self) -> frozenset[str]:
+    def knows(self) -> set[str]:
         """All keys that a record in it may have."""
         return SHARED.union(self.needs, self.takes)
 
