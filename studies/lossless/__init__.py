@@ -1,0 +1,1 @@
+"""Lossless decoding: a draft-only adapter on a frozen AR model, which writes its answers in fewer forwards."""
