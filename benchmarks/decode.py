@@ -7,7 +7,8 @@ All decode the same prompts with the same weights by the same kernels, in turn, 
                 each block (so S + 1 forwards), including the last. A larger batch changes nothing for it, so it is
                 measured at the first batch size alone
     full        full diffusion: prompt and answer are one block and run whole in every step, without a cache
-    ours        `generate`: rows together, fused commit, the LM head on masked tokens
+    ours        `generate`: rows together, fused commit, the LM head on masked tokens; with causal clean tokens also
+                autoregressive (a token a forward) and speculative (masks draft, the clean tokens verify)
 
 A trained model and its base answer questions of easy-VQA, so that dynamic remasking and the quality beside each speed
 are real. A random model of a known shape writes answers of fixed lengths, with the static schedule only.
@@ -130,6 +131,7 @@ def build_parser() -> Parser:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="lengths of its answers (64 256)")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="of its prompts (128)")
     parser.add_argument("--block-size", type=int, default=8, help="of its blocks (8)")
+    parser.add_argument("--causal", action="store_true", help="random models can decode autoregressively and by drafts")
     parser.add_argument("--repeats-random", type=int, default=1, help="of its answers (1)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="batch sizes (1 4 16)")
     parser.add_argument("--full-steps", type=int, default=4, help="steps of full diffusion that are run (4)")

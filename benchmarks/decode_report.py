@@ -7,6 +7,7 @@ from typing import Any
 from diffusionvl.commands.command_line import markdown
 from diffusionvl.evaluation.costs import Cost
 
+MODES = ("autoregressive", "speculative")  # of a model with causal clean tokens
 HEADER = (
     *("task", "batch", "decoding", "tokens/s", "against AR", "against the reference", "forwards per token"),
     *("first tokens, ms", "in the layers", "peak, MiB", "quality"),
@@ -55,7 +56,8 @@ def summary(results: list[Measured]) -> list[dict[str, Any]]:
     for one in results:
         peers = {other.contender: other for other in results if (other.task, other.batch) == (one.task, one.batch)}
         schedule = "dynamic" if one.contender.endswith("dynamic") else "static"
-        reference = peers[f"reference, {schedule}"] if one.contender.startswith(("ours", "reference")) else None
+        denoises = one.contender.startswith(("ours", "reference")) and not one.contender.endswith(MODES)
+        reference = peers.get(f"reference, {schedule}") if denoises else None
         speed = one.cost.tokens_per_second
         row: dict[str, Any] = {"task": one.task, "contender": one.contender, "batch": one.batch, "quality": one.quality}
         row |= {"tokens": one.cost.tokens, "forwards": one.cost.forwards, "seconds": one.cost.seconds}

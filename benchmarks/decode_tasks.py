@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from decode_baselines import Answers, Inputs, cut, decode_fully, decode_like_the_reference
-from decode_report import Measured
+from decode_report import MODES, Measured
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
@@ -93,13 +93,19 @@ def contenders_of(
     """Returns the contenders that every task has; `own` are the settings that all share."""
     # It writes all its tokens whatever they are; one that it was not trained for may end with the first of them.
     full = {**own, "steps": min(full_steps, own["max_new_tokens"]), "ends": ()}
+    ours = [Contender("ours, static", model.base, partial(decode_by_generate, model, decoding="denoise", **own))]
+    if model.config.clean_attention == "causal":
+        ours += [
+            Contender(f"ours, {mode}", model.base, partial(decode_by_generate, model, decoding=mode, **own))
+            for mode in MODES
+        ]
+    else:  # the reference's clean tokens see their whole block
+        slow = partial(decode_like_the_reference, **own)
+        ours.insert(0, Contender("reference, static", model.base, lambda batch: slow(model, batch.alone), True))
     return [
         Contender("AR", base, lambda batch: decode_by_generate(base, batch, **own)),
         Contender("full", model.base, lambda batch: decode_fully(model, batch.together, **full)),
-        Contender(
-            "reference, static", model.base, lambda batch: decode_like_the_reference(model, batch.alone, **own), True
-        ),
-        Contender("ours, static", model.base, lambda batch: decode_by_generate(model, batch, **own)),
+        *ours,
     ]
 
 
@@ -149,17 +155,18 @@ def trained_task(arguments: argparse.Namespace) -> Task:
     return Task(name, contenders, batches, judge, arguments.repeats)
 
 
-def build_random(shape: str, block_size: int) -> DiffusionVLForConditionalGeneration:
+def build_random(shape: str, block_size: int, clean_attention: str = "block") -> DiffusionVLForConditionalGeneration:
     """Builds a random model of a known shape, whose last id is the mask token."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)
-    own = DiffusionVLConfig(config, block_size, mask_token_id=config.vocab_size - 1)
+    ids = {"mask_token_id": config.vocab_size - 1}
+    own = DiffusionVLConfig(config, block_size, clean_attention=clean_attention, **ids)
     return DiffusionVLForConditionalGeneration(own, LlamaForCausalLM(config)).eval()
 
 
 def random_task(arguments: argparse.Namespace, tokens: int) -> Task:
     """Builds the task of random weights and answers of a fixed length; quality is agreement with the reference."""
-    model = build_random(arguments.shape, arguments.block_size)
+    model = build_random(arguments.shape, arguments.block_size, "causal" if arguments.causal else "block")
     model = model.to(find_device(arguments.device), getattr(torch, arguments.dtype))
     generator = torch.Generator().manual_seed(1)
     shape = (max(arguments.batches), arguments.prompt_tokens)
@@ -172,9 +179,11 @@ def random_task(arguments: argparse.Namespace, tokens: int) -> Task:
         return [Batch(together, rows)]
 
     def judge(result: Measured, results: list[Measured]) -> float | None:
-        if not result.contender.startswith("ours"):
+        if not result.contender.startswith("ours") or result.contender.endswith(MODES):
             return None
-        expected = next(one for one in results if one.contender.startswith("reference"))
+        expected = next((one for one in results if one.contender.startswith("reference")), None)
+        if expected is None:
+            return None
         pairs = [pair for rows in zip(result.ids, expected.ids, strict=False) for pair in zip(*rows, strict=True)]
         return statistics.mean(one == other for one, other in pairs)
 

@@ -98,3 +98,14 @@ def test_a_run_measures_all_and_the_reference_once(base_dir, translated_dir, tmp
     )
     assert fused < separate == reference - 2  # which commits the last block of both answers, too
     assert capsys.readouterr().out.count("| tiny, easy-VQA long |") == 14
+
+
+def test_a_causal_model_also_decodes_autoregressively_and_by_drafts(tmp_path, monkeypatch):
+    small = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    monkeypatch.setitem(decode.SHAPES, "135M", {**small, "num_attention_heads": 4, "num_key_value_heads": 2})
+    settings = "--causal --shape 135M --tokens 5 --prompt-tokens 9 --batches 2 --full-steps 2 --device cpu"
+    assert decode.main([*settings.split(), "--json", str(tmp_path / "found.json")]) == 0
+    rows = {row["contender"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
+    assert [*rows] == ["AR", "full", "ours, static", "ours, autoregressive", "ours, speculative"]
+    plain, drafted = rows["ours, autoregressive"], rows["ours, speculative"]
+    assert plain["tokens"] == drafted["tokens"] == plain["forwards"] >= drafted["forwards"]
