@@ -53,7 +53,7 @@ def _check(arguments: argparse.Namespace) -> int:
     report = CheckReport(problems, findings)
     if out is not None:
         out.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    print(report.to_text())
+    print(report.to_text().encode(errors="backslashreplace").decode())  # a path may hold what is not UTF-8
     return 1 if report.bad > arguments.max_bad_samples or not report.rows else 0
 
 

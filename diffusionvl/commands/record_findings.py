@@ -3,7 +3,7 @@
 from torch.utils.data import Dataset
 
 from ..data.images import open_image
-from ..data.record import DataError, Picture, Record, Records, UnknownKeys, texts
+from ..data.record import DataError, Picture, Record, Records, texts
 from ..data.sources.records import read_records
 from ..data.streams import IGNORED
 from ..modeling.block_masks import CLEAN
@@ -63,7 +63,7 @@ class Checks(Dataset):
 
     def _problems(self, index: int, error: DataError) -> list[Problem]:
         """The problem that came up; of a record with a bad image, those with all its images."""
-        if isinstance(error, UnknownKeys):
+        if error.keys:
             return [Problem(f"unknown key {key}", str(error)) for key in error.keys]
         if error.kind not in IMAGE_KINDS:
             return [Problem(error.kind, str(error))]

@@ -1,6 +1,6 @@
 """What a record is: messages with their pictures and videos."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,26 +18,12 @@ class DataError(UserError):
     Args:
         message: What is wrong.
         kind: What kind of problem it is, in a word or two, for counts.
+        keys: Keys that are not understood, each with what it stands in, such as `'score' of a turn`.
     """
 
-    def __init__(self, message: str, kind: str = "layout") -> None:
+    def __init__(self, message: str, kind: str = "layout", keys: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-class UnknownKeys(DataError):
-    """A record with keys that are not understood, and so cannot be read as it is meant.
-
-    Args:
-        name: The record's name.
-        keys: Each key and what it stands in, such as `'score' of a turn`.
-    """
-
-    def __init__(self, name: str, keys: list[str]) -> None:
-        super().__init__(
-            f"{name}: {', '.join(keys)}: not understood; drop it, or name it under `columns` or `ignore` of a mixture",
-            "unknown key",
-        )
         self.keys = keys
 
 

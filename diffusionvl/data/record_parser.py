@@ -8,7 +8,7 @@ from PIL import Image
 
 from .dialects import LOSS_KEYS, ROLES, Turn, as_list, dialect_of, either, parse_json
 from .parts import KINDS, Content, Key, Place, fill, place_in_front, places_of, read_content
-from .record import DataError, Record, SizedPicture, UnknownKeys
+from .record import DataError, Record, SizedPicture
 from .references import ImageRoot, brief, read_picture, read_video
 
 TURN_KEYS = ("role", "from", "content", "value", *LOSS_KEYS, "tool_calls", "reasoning_content")
@@ -40,9 +40,8 @@ class RecordParser:
             images: What fills the places of images where the record itself names none.
 
         Raises:
-            UnknownKeys: It has keys that are not understood.
-            DataError: It is written in no known dialect, or has an unknown role, another number of images than of
-                places for them, or an image outside the root.
+            DataError: It is written in no known dialect, has keys that are not understood, an unknown role, another
+                number of images than of places for them, or an image outside the root.
         """
         if not isinstance(raw, dict):
             raise DataError(f"{place}: a record must be an object with 'messages' or 'conversations', got {brief(raw)}")
@@ -65,7 +64,9 @@ class RecordParser:
             place_in_front(asked[0], contents, given)
         messages = [_message(turn, name, unknown) for turn in turns]
         if lost := {f"{key!r} of {where}": None for key, where in unknown if key not in self.ignore}:
-            raise UnknownKeys(name, [*lost])
+            shown = ", ".join([*lost][:5])
+            remedy = "drop it, or name it under `columns` or `ignore` of a mixture"
+            raise DataError(f"{name}: {shown}: not understood; {remedy}", "unknown key", [*lost])
         fill(contents, given, name)
         for message, content in zip(messages, contents, strict=True):
             message["content"] = [self._part(piece, name) for piece in content]

@@ -1,6 +1,7 @@
 """`diffusionvl data check`: all problems of all files, told in one go, by the encoder that trains."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,9 @@ def test_only_a_report_of_this_command_is_replaced(check, good, capsys, translat
         assert "holds something else than a report" in capsys.readouterr().err
     assert good.read_bytes() == before
     assert check(good)[0] == check(good)[0] == 0
+
+
+def test_a_path_that_is_not_utf_8_is_reported(translated_dir, tmp_path, capsys):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    assert main(["data", "check", path, "--model", translated_dir]) == 1
+    assert r"\udcff.jsonl: cannot be read (No such file" in capsys.readouterr().out
