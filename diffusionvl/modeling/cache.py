@@ -164,12 +164,12 @@ class SlotCache:
             length: Columns that the last row needs.
         """
         self._soiled |= {slot, last}
-        if slot != last:
-            for layer in self.layers:
-                for held in (layer.keys, layer.values):
-                    held[slot] = 0
+        for layer in self.layers if slot != last else []:
+            for held in (layer.keys, layer.values):
+                held[slot : slot + 1] = 0  # slices, since a row that has not been read may have no slot yet
+                if last < len(held):
                     held[slot, :, :length] = held[last, :, :length]
-            self._soiled.discard(slot)
+        self._soiled -= {slot} if slot != last else set()
         self.clean()
 
     def is_clean(self, first: int) -> bool:

@@ -93,6 +93,18 @@ def test_a_freed_slot_holds_nothing_and_the_last_row_moves_into_it(slot):
     assert not keys.isnan().any()
 
 
+@pytest.mark.parametrize(("slot", "last"), [(0, 1), (0, 7), (5, 7), (7, 7)])
+def test_rows_that_have_no_slot_yet_are_freed_like_others(slot, last):
+    """Their prompts have not been read: a forward failed, or they were aborted before it."""
+    cache = SlotCache(9, 64)
+    write(cache, [0, 1], [0, 0], 6, 100.0)
+    moved = cache.layers[0].keys[1, 0, :6, 0].tolist() if last == 1 else [0.0] * 6
+    cache.free(slot, last, 6)
+    keys = cache.layers[0].keys
+    assert keys[0, 0, :6, 0].tolist() == (moved if slot == 0 else [100, 101, 102, 103, 104, 105])
+    assert cache.is_clean(1 if last == 1 else 2)
+
+
 def test_rows_that_are_contiguous_are_a_slice():
     assert as_index([0, 1, 2]) == slice(0, 3)
     assert as_index([4]) == slice(4, 5)
