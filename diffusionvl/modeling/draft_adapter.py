@@ -8,6 +8,8 @@ Legend: B rows, T tokens of a row, n noisy tokens of a batch, E hidden, r rank.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,19 @@ class DraftAdapter(nn.Module):
         self.mask_embedding = nn.Parameter(mean)
         embeddings.register_forward_pre_hook(self._known_ids)
         embeddings.register_forward_hook(self._embed_masks)
+
+    @contextmanager
+    def acting_on(self, stream_ids: Tensor | None) -> Iterator[None]:
+        """Inside, the adapter acts on the tokens of noisy streams [B, T].
+
+        Where gradients are recorded it goes on to do so, since a layer that is checkpointed runs again.
+        """
+        self.indices = noisy_indices(stream_ids)
+        try:
+            yield
+        finally:
+            if not torch.is_grad_enabled():
+                self.indices = None
 
     def _change(self, change: LowRank, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Adds a layer's change for noisy tokens."""

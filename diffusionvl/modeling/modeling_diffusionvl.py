@@ -20,7 +20,7 @@ from .attention import DENSE, FLEX, layer_masks, unreadable
 from .block_grid import clean_blocks, row_blocks
 from .block_masks import CLEAN, PADDING, TokenTags
 from .configuration_diffusionvl import DiffusionVLConfig
-from .draft_adapter import DraftAdapter, noisy_indices, weights_fingerprint
+from .draft_adapter import DraftAdapter, weights_fingerprint
 from .draft_pace import DraftPace
 from .errors import UserError
 from .families import (
@@ -278,8 +278,6 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             raise UserError("a 4-D attention_mask needs explicit position_ids")
         else:
             seen = attention_mask
-        if self.draft is not None:
-            self.draft.indices = noisy_indices(stream_ids)
         inputs: dict[str, Any] = dict(
             input_ids=input_ids,
             attention_mask=layer_masks(self.base, self.windows, seen, position_ids[0], key_positions),
@@ -290,6 +288,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             **{name: value for name, value in media.items() if not is_token_type(name)},
         )
         with ExitStack() as hooks:
+            if self.draft is not None:
+                hooks.enter_context(self.draft.acting_on(stream_ids))
             if media_twins is not None and media_twins.shape[1]:
                 hooks.enter_context(media_features_of_twins(self.base, media_twins))
             if token_indices is None and takes(self.base, "logits_to_keep"):

@@ -85,8 +85,13 @@ def test_an_adapter_on_noisy_tokens_changes_drafts_alone(model, processor, rows,
         own(canvas, drafts, alone)
 
     monkeypatch.setattr(DraftCanvas, "_draft", note)
+    ids = batch["input_ids"][:1]
+    with torch.no_grad():
+        logits = model.base(ids).logits
     for decoding in (None, "autoregressive", "speculative"):
         assert decode(adapted, batch, decoding)[0] == plain == expected
+        with torch.no_grad():
+            assert torch.equal(adapted.base(ids).logits, logits)  # nothing of it stays in the base
     assert len({tuple(drafts) for drafts in drafted}) > 5
     drafts_are_often_right(monkeypatch, known_answers(batch, expected))
     assert decode(adapted, batch, "speculative", draft_size=4)[0] == expected
