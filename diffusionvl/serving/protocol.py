@@ -18,6 +18,9 @@ def _not_tiny(value: float | None) -> float | None:
     return value
 
 
+Positive = Annotated[int, Field(ge=1, le=INTEGER)]
+Token = Annotated[int, Field(ge=0, le=INTEGER)]
+TopP = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)]
 
 
@@ -77,13 +80,7 @@ class Message(_Body):
     content: str | list[Part] | None = None
     name: str | None = None
 
-    harmless = {
-        "refusal": [],
-        "audio": [],
-        "annotations": [[]],
-        "function_call": [],
-        "tool_calls": [[]],
-    }
+    harmless = {"refusal": [], "audio": [], "annotations": [[]], "function_call": [], "tool_calls": [[]]}
 
 
 class StreamOptions(_Body):
@@ -95,9 +92,7 @@ class StreamOptions(_Body):
 
     include_usage: bool = False
 
-    harmless = {
-        "include_obfuscation": [False],
-    }
+    harmless = {"include_obfuscation": [False]}
 
 
 class AnswerBody(_Body):
@@ -127,9 +122,9 @@ class AnswerBody(_Body):
     """
 
     model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    max_tokens: Positive | None = None
     temperature: Temperature | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Field(ge=-1, le=INTEGER)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -140,26 +135,19 @@ class AnswerBody(_Body):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-
     decoding: str | None = None
-    draft_size: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    draft_size: Positive | None = None
     remasking: str | None = None
     confidence_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     entropy_bound: Annotated[float, Field(ge=0)] | None = None
-    denoising_steps: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
-    sub_block_size: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    denoising_steps: Positive | None = None
+    sub_block_size: Positive | None = None
     drafts: bool = False
     return_token_ids: bool = False
-
     user: str | None = None
 
-    harmless = {
-        "frequency_penalty": [0],
-        "presence_penalty": [0],
-        "logit_bias": [{}],
-    }
+    harmless = {"frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}]}
 
     @model_validator(mode="after")
     def _check_stream(self) -> "AnswerBody":
@@ -204,11 +192,11 @@ class AnswerBody(_Body):
 class TransformersSettings(_Body):
     """A generation config of transformers, as far as it has a counterpart here."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    max_new_tokens: Positive | None = None
     do_sample: bool | None = None
     temperature: Temperature | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=INTEGER)] | None = None
+    top_p: TopP | None = None
+    top_k: Token | None = None
     transformers_version: str | None = None
 
     @property
@@ -231,7 +219,7 @@ class ChatBody(AnswerBody):
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INTEGER)] | None = None
+    max_completion_tokens: Positive | None = None
     generation_config: Json[TransformersSettings] | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
@@ -278,9 +266,6 @@ class ChatBody(AnswerBody):
         return own if self.generation_config is None else {**self.generation_config.engine_settings, **own}
 
 
-Token = Annotated[int, Field(ge=0, le=INTEGER)]
-
-
 class CompletionBody(AnswerBody):
     """The body of `POST /v1/completions`.
 
@@ -290,13 +275,7 @@ class CompletionBody(AnswerBody):
 
     prompt: str | list[str] | list[Token] | list[list[Token]]
 
-    harmless = {
-        **AnswerBody.harmless,
-        "best_of": [1],
-        "echo": [False],
-        "logprobs": [],
-        "suffix": [""],
-    }
+    harmless = {**AnswerBody.harmless, "best_of": [1], "echo": [False], "logprobs": [], "suffix": [""]}
 
     @model_validator(mode="after")
     def _check_prompts(self) -> "CompletionBody":

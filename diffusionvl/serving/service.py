@@ -1,4 +1,4 @@
-"""What stands behind the routes: the model's prompts, the engine's thread, and how many answers are open."""
+"""What the routes share: the model's prompts, the engine's thread, and how many answers are open."""
 
 import asyncio
 import copy
