@@ -122,6 +122,20 @@ def test_one_image_is_shown_for_one_name_only(tmp_path):
         )
 
 
+def test_an_image_that_is_there_twice_is_an_error(tmp_path):
+    path = write_archive(tmp_path / "x.tar", [("s.json", RECORD), ("s.png", b"A"), ("s.png", b"B")])
+    with pytest.raises(DataError, match="an image of one name twice"):
+        read_records([path])
+
+
+def test_numbers_in_names_may_have_any_length(tmp_path):
+    digits = ["9" * 120, "10", "0" * 100 + "3"]
+    record = {"query": "q", "response": "a"}
+    files = [("s.json", record), *((f"s.{own}.png", own[-1:].encode()) for own in digits)]
+    (found,) = read_records([write_archive(tmp_path / "x.tar", files)])
+    assert found.images == [b"3", b"0", b"9"]
+
+
 @pytest.mark.parametrize("name", ["s.heic", "s.txt", "s.mp4", "s.cls"])
 def test_a_file_that_is_not_read_is_an_error(tmp_path, name):
     path = write_archive(tmp_path / "x.tar", [("s.json", RECORD), ("s.png", b"A"), (name, b"x")])

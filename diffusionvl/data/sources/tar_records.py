@@ -76,6 +76,8 @@ class TarRecords:
                 raise DataError(f"{place}: the sample has {len(records)} .json files, not one; put its record in one")
             raw = load_json(decode(_read(file, records[0], place), self.path), Path(place))
             images = {member.name: _read(file, member, place) for member in members if member is not records[0]}
+        if len(images) < len(members) - 1:
+            raise DataError(f"{place}: the sample holds an image of one name twice; write the archive anew")
         if not images:
             return self.parser.parse(raw, place)
         root = self.parser.root
@@ -153,5 +155,5 @@ def ordered(images: dict[str, bytes]) -> list[bytes]:
     pieces = [re.split(r"(\d+)", name) for name in images]
     if len({tuple(piece[::2]) for piece in pieces}) > 1:
         return [*images.values()]
-    numbers = [[int(digits) for digits in piece[1::2]] for piece in pieces]
+    numbers = [[(len(digits), digits) for digits in (own.lstrip("0") for own in piece[1::2])] for piece in pieces]
     return [content for _, content in sorted(zip(numbers, images.values(), strict=True))]
