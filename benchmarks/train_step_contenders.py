@@ -13,7 +13,7 @@ from diffusionvl.modeling.attention import TILE
 from diffusionvl.modeling.block_grid import block_grid
 from diffusionvl.modeling.block_masks import TokenTags, dense_mask
 from diffusionvl.modeling.families import media_inputs, sequential_positions
-from diffusionvl.modeling.modeling_diffusionvl import head_on
+from diffusionvl.modeling.hooks import head_on
 from diffusionvl.objective.loss import IGNORED, cross_entropy
 
 Batch = dict[str, Tensor]

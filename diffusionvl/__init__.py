@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .checkpoints.checkpoint import Checkpoint, save_checkpoint
     from .checkpoints.loading import load_processor
     from .data.conversation import ConversationEncoder
+    from .data.prompts import encode, question
     from .data.record import Record
     from .data.sources.records import read_records
     from .modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -39,7 +40,9 @@ _HOME = {
     "Record": "data.sources.records",
     "RowDataset": "training",
     "assemble": "assembly",
+    "encode": "data.prompts",
     "load_processor": "checkpoints.loading",
+    "question": "data.prompts",
     "read_records": "data.sources.records",
     "save_checkpoint": "checkpoints.checkpoint",
     "translate": "translation.translate",
@@ -58,7 +61,9 @@ __all__ = [
     "Record",
     "RowDataset",
     "assemble",
+    "encode",
     "load_processor",
+    "question",
     "read_records",
     "save_checkpoint",
     "translate",

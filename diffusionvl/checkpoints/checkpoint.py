@@ -18,7 +18,16 @@ from transformers import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
-from transformers.utils import ADAPTER_CONFIG_NAME, PROCESSOR_NAME, cached_file, is_torchvision_available, logging
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    FEATURE_EXTRACTOR_NAME,
+    GENERATION_CONFIG_NAME,
+    PROCESSOR_NAME,
+    cached_file,
+    is_torchvision_available,
+    logging,
+)
 
 from ..data.chat_template import check_template, with_opening
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
@@ -29,6 +38,8 @@ from .model_card import CARD, write_model_card
 from .remote_code import is_remote_code, needs_remote_code, register_code
 from .text_processor import TextProcessor
 from .weights import brief, load_weights, merge_adapter
+
+JSON_FILES = (CONFIG_NAME, PROCESSOR_NAME, FEATURE_EXTRACTOR_NAME, TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_NAME)
 
 
 class Checkpoint:
@@ -85,6 +96,7 @@ class Checkpoint:
                 raise UserError(
                     f"{self.path}: its base cannot be loaded; mend base_model_name_or_path: {error}"
                 ) from error
+        self._check_json()
         path, what = self.path, "there is no such folder, and the hub gave"
         if Path(path).is_dir():
             what = "the folder holds"
@@ -105,6 +117,23 @@ class Checkpoint:
         if isinstance(config, DiffusionVLConfig) and config.base_config is None:
             raise UserError(f"{path}: config.json has no base_config; translate the model again")
         return config
+
+    def _check_json(self) -> None:
+        """Checks that a folder's JSON files are objects, which transformers takes for granted.
+
+        Raises:
+            UserError: One is not; the message names it.
+        """
+        for name in JSON_FILES:
+            path = Path(self.path, name)
+            if not path.is_file():
+                continue
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: is not JSON that can be read ({brief(error)}); copy it again") from error
+            if not isinstance(found, dict):
+                raise UserError(f"{path}: holds a {type(found).__name__}, not settings by name; copy it again")
 
     @property
     def base_config(self) -> PreTrainedConfig:

@@ -1,6 +1,8 @@
 """What all commands share: a parser, the one line that reports what a user can mend, and tables."""
 
 import argparse
+import importlib.metadata
+import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,6 +61,8 @@ def report_errors(command: str, body: Callable[[], int | None], debug: bool = Fa
         debug: Whether to show the traceback all the same.
     """
     try:
+        if not command.endswith("doctor"):  # which reports it in its table
+            check_torchvision()
         return body() or 0
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:  # a library's own, not the operating system's
@@ -71,6 +75,24 @@ def report_errors(command: str, body: Callable[[], int | None], debug: bool = Fa
             traceback.print_exc()
         print(f"{command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def check_torchvision() -> None:
+    """Refuses a torchvision that does not fit torch, on which any import from transformers may fail.
+
+    Raises:
+        UserError: It does not fit.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except (RuntimeError, OSError) as error:
+        versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torchvision", "torch"))
+        raise UserError(
+            f"{versions} do not fit each other ({error}); install the torchvision of this torch, or uninstall "
+            "torchvision, which only videos need"
+        ) from error
 
 
 def fail(command: str, error: Exception | str) -> int:

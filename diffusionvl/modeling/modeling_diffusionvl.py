@@ -3,8 +3,8 @@
 Legend: A axes of a position, B batch, T tokens of a row, L clean tokens, M selected tokens, V vocabulary, E hidden.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from .families import (
     auto_class,
     cache_input,
     caps_scores,
-    deepstack_of_twins,
     fixed_inputs,
     is_token_type,
     layer_windows,
@@ -39,6 +38,7 @@ from .families import (
 )
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .generation_diffusionvl import DiffusionVLGenerationMixin
+from .hooks import head_on, media_features_of_twins
 
 BASE_SETTINGS = (
     "dtype",
@@ -48,52 +48,10 @@ BASE_SETTINGS = (
     "attn_implementation",
 )  # of a draft's base
 
-
-@contextmanager
-def head_on(base: PreTrainedModel, token_indices: Tensor) -> Iterator[None]:
-    """Inside, the base's LM head sees the selected tokens only, whatever the base does before and behind it.
-
-    `logits_to_keep` of transformers selects the same columns of every row; masked tokens stand elsewhere in each row,
-    and full logits [B, T, V] are the largest tensor of a training step.
-
-    Args:
-        base: Any Hugging Face model with output embeddings.
-        token_indices: Indices into the flattened batch [M], each b * T + t.
-    """
-
-    def select(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0].flatten(0, 1)[token_indices][None],)
-
-    handle = base.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def media_features_of_twins(base: PreTrainedModel, media_twins: Tensor) -> Iterator[None]:
-    """Inside, tokens of a noisy stream enter the base's decoder with the features of their clean twins.
-
-    A block that carries loss may hold image placeholders (one block grid from index 0, or the reference's structural
-    supervision). The base merges the features of an image once, into the clean stream.
-
-    Args:
-        base: Any Hugging Face model whose decoder takes `inputs_embeds`.
-        media_twins: Noisy tokens and their clean twins, as indices into the flattened batch [2, n].
-    """
-
-    def copy(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        embeddings = kwargs["inputs_embeds"]
-        flat = embeddings.flatten(0, 1)
-        kwargs["inputs_embeds"] = flat.index_copy(0, media_twins[0], flat[media_twins[1]]).view_as(embeddings)
-        return args, kwargs | deepstack_of_twins(kwargs, media_twins)
-
-    handle = base.get_decoder().register_forward_pre_hook(copy, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+LABELS = (
+    "labels: a loss on tokens that the model sees is not the block-diffusion loss; train with "
+    "diffusionvl.BlockDiffusionTrainer, which masks them first"
+)
 
 
 class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGenerationMixin):
@@ -265,10 +223,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
                 has no positions beside it.
         """
         if media.pop("labels", None) is not None:
-            raise UserError(
-                "labels: a loss on tokens that the model sees is not the block-diffusion loss; train with "
-                "diffusionvl.BlockDiffusionTrainer, which masks them first"
-            )
+            raise UserError(LABELS)
         seen: TokenTags | Tensor
         if attention_mask is None or attention_mask.ndim == 2:
             seen = self._tags(input_ids, attention_mask, block_ids, stream_ids, document_ids)
@@ -287,21 +242,31 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             **self.fixed_inputs,
             **{name: value for name, value in media.items() if not is_token_type(name)},
         )
+        return self._run_base(inputs, media_twins, token_indices, logits_to_keep)
+
+    def _run_base(
+        self,
+        inputs: dict[str, Any],
+        media_twins: Tensor | None,
+        token_indices: Tensor | None,
+        logits_to_keep: int | Tensor,
+    ) -> CausalLMOutputWithPast:
+        """The base's output with the logits that `forward` is asked for."""
+        keeps = token_indices is None and takes(self.base, "logits_to_keep")
         with ExitStack() as hooks:
             if self.draft is not None:
                 hooks.enter_context(self.draft.acting_on(stream_ids))
             if media_twins is not None and media_twins.shape[1]:
                 hooks.enter_context(media_features_of_twins(self.base, media_twins))
-            if token_indices is None and takes(self.base, "logits_to_keep"):
-                return self.base(**inputs, logits_to_keep=logits_to_keep)
-            if token_indices is None:
-                output = self.base(**inputs)
-                kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-                output.logits = output.logits[:, kept]
-                return output
-            hooks.enter_context(head_on(self.base, token_indices))
-            output = self.base(**inputs)
-        output.logits = output.logits[0]
+            if token_indices is not None:
+                hooks.enter_context(head_on(self.base, token_indices))
+            output = self.base(**inputs, **({"logits_to_keep": logits_to_keep} if keeps else {}))
+        if token_indices is not None:
+            output.logits = output.logits[0]
+        elif not keeps:
+            output.logits = output.logits[
+                :, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            ]
         return output
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:

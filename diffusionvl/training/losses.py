@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from ..modeling.attention import layer_masks
 from ..modeling.block_masks import CLEAN, PADDING, TokenTags
 from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
-from ..modeling.modeling_diffusionvl import head_on
+from ..modeling.hooks import head_on
 from ..objective.corruption import Corrupted, Supervised, corrupt, mask_tokens, row_generator
 from ..objective.distillation import divergence, draft_weights, places_in_blocks
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights

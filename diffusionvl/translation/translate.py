@@ -59,15 +59,10 @@ def translate(
     set_chat_template(processor, chat_template, base)
     header_ids = _header_ids(processor, base, block_origin)
     model = checkpoint.model(dtype)
-    rows = model.get_input_embeddings().num_embeddings
-    own = processor.tokenizer.mask_token_id is not None
-    mask_token_id = add_mask_token(model, processor)
-    origin = origin_of_row(rows, mask_token_id, own)
-    logger.info("mask token %r has id %d: %s", processor.tokenizer.mask_token, mask_token_id, origin)
     diffusion_config = DiffusionVLConfig(
         model.config,
         block_size=block_size,
-        mask_token_id=mask_token_id,
+        mask_token_id=add_mask_token(model, processor),
         position_mode=position_mode,  # type: ignore[arg-type]
         block_origin=block_origin,  # type: ignore[arg-type]
         clean_attention=clean_attention,  # type: ignore[arg-type]
@@ -152,8 +147,8 @@ def _eos_token_ids(model: PreTrainedModel, processor: ProcessorMixin) -> list[in
 def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
     """Gives the tokenizer a mask token: its own if it has one, else a new one on an unused row of the embeddings.
 
-    Embedding matrices are usually longer than the vocabulary. The new token takes the first row behind it, whose
-    weights are kept as they are; only if there is none, one row is added, the mean of the others.
+    Embedding matrices are usually longer than the vocabulary. The new token takes the first row after it, whose
+    weights are kept as they are; only if there is none, one row is added, the mean of the others. The log says which.
 
     Returns:
         The mask token's id.
@@ -161,7 +156,8 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
     Raises:
         UserError: The mask token would mean something else, too.
     """
-    tokenizer = processor.tokenizer
+    tokenizer, rows = processor.tokenizer, model.get_input_embeddings().num_embeddings
+    own = tokenizer.mask_token_id is not None
     taken = [*placeholder_ids(model.config), tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
     if tokenizer.mask_token_id in taken and tokenizer.mask_token_id is not None:
         raise UserError(
@@ -176,4 +172,6 @@ def add_mask_token(model: PreTrainedModel, processor: ProcessorMixin) -> int:
                 "token, by the tokenizer or by config.json; set the tokenizer's mask_token to a token of its own"
             )
     give_row(model, tokenizer.mask_token_id)
+    origin = origin_of_row(rows, tokenizer.mask_token_id, own)
+    logger.info("mask token %r has id %d: %s", tokenizer.mask_token, tokenizer.mask_token_id, origin)
     return tokenizer.mask_token_id

@@ -14,7 +14,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from diffusionvl import load_processor
 from diffusionvl.checkpoints import checkpoint
-from diffusionvl.checkpoints.loading import load_config
+from diffusionvl.checkpoints.loading import load_config, load_model
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.prompts import encode, question
 
@@ -123,3 +123,26 @@ def test_a_wrong_value_in_config_json_is_one_line(tmp_path):
         load_config(str(tmp_path))
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "[" * 5000, "{"])
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
+def test_broken_settings_are_named_in_one_line(translated_dir, tmp_path, name, content):
+    shutil.copytree(translated_dir, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(ValueError, match=str(tmp_path / "model")) as error:
+        load_processor(str(tmp_path / "model"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_token_without_a_row_and_a_config_without_a_base_are_refused(translated_dir, tmp_path):
+    for change, reason in (
+        ({"mask_token_id": 10**6}, "mask_token_id is 1000000"),
+        ({"base_config": None}, "base_config"),
+    ):
+        folder = tmp_path / next(iter(change))
+        shutil.copytree(translated_dir, folder)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=reason):
+            load_model(str(folder))

@@ -1,6 +1,9 @@
 """What a user can mend is one line with exit code 2, in every command; a bug keeps its traceback."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,19 @@ def test_tables():
     rows = [["a", "1"], ["bcd", "22"]]
     assert table(["x", "n"], rows).splitlines() == ["x     n", "-" * 7, "a     1", "bcd  22"]
     assert markdown(["x", "n"], rows).splitlines() == ["| x | n |", "| --- | ---: |", "| a | 1 |", "| bcd | 22 |"]
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision-9.9.dist-info").mkdir()
+    (tmp_path / "torchvision-9.9.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 9.9\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    command = [sys.executable, "-m", "diffusionvl.cli", "translate", "base", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "torchvision 9.9 and torch" in done.stderr
+    assert "uninstall torchvision" in done.stderr

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from diffusionvl.modeling import batch as batch_diffusionvl
-from diffusionvl.modeling.modeling_diffusionvl import head_on
+from diffusionvl.modeling.hooks import head_on
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.training.parts import Parts
 
