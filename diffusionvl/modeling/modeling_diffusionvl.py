@@ -4,7 +4,7 @@ Legend: A axes of a position, B batch, T tokens of a row, L clean tokens, M sele
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -242,7 +242,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             **self.fixed_inputs,
             **{name: value for name, value in media.items() if not is_token_type(name)},
         )
-        return self._run_base(inputs, media_twins, token_indices, logits_to_keep)
+        with nullcontext() if self.draft is None else self.draft.acting_on(stream_ids):
+            return self._run_base(inputs, media_twins, token_indices, logits_to_keep)
 
     def _run_base(
         self,
@@ -254,8 +255,6 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         """The base's output with the logits that `forward` is asked for."""
         keeps = token_indices is None and takes(self.base, "logits_to_keep")
         with ExitStack() as hooks:
-            if self.draft is not None:
-                hooks.enter_context(self.draft.acting_on(stream_ids))
             if media_twins is not None and media_twins.shape[1]:
                 hooks.enter_context(media_features_of_twins(self.base, media_twins))
             if token_indices is not None:
@@ -264,9 +263,8 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         if token_indices is not None:
             output.logits = output.logits[0]
         elif not keeps:
-            output.logits = output.logits[
-                :, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            ]
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            output.logits = output.logits[:, kept]
         return output
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
