@@ -1,8 +1,10 @@
 """The progress bar, the last line of the log, and stopping when the machine is taken away."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -76,8 +78,12 @@ class SaveAndStopOnSigterm(TrainerCallback):
         self._before: Any = signal.SIG_DFL
 
     def on_train_begin(self, args: TrainingArguments, *_: Any, train_dataloader: Any, **kwargs: Any) -> None:
-        """Listens. Processes that load data do not: their trainer ends them, also if all get the signal."""
+        """Starts to listen. Processes that load data ignore the signal, since their trainer ends them in its own time.
+
+        multiprocessing would end by SIGTERM those that an error has left, and wait for them for ever.
+        """
         self._before = signal.signal(signal.SIGTERM, self._note)
+        Finalize(None, _end_loaders, exitpriority=0)
         loader = train_dataloader.base_dataloader  # accelerate's, around torch's own
         loader.worker_init_fn = partial(_deaf, loader.worker_init_fn)
 
@@ -95,6 +101,13 @@ class SaveAndStopOnSigterm(TrainerCallback):
 
     def _note(self, number: int, frame: Any) -> None:
         self._signalled = True
+
+
+def _end_loaders() -> None:
+    """Ends the processes that load data, when this process ends."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _deaf(init: Callable[[int], None], worker: int) -> None:

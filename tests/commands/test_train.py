@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import yaml
@@ -191,6 +192,13 @@ def test_an_image_that_is_missing_in_the_middle_of_a_run(recipe, tmp_path, capfd
     assert "records.jsonl:4" in message
     assert gone in message
     assert "Traceback" not in message
+
+
+def test_a_process_that_loads_data_does_not_outlive_an_error(recipe, tmp_path):
+    path = recipe(per_device_train_batch_size=1, max_steps=4, dataloader_num_workers=1)
+    broken = json.dumps(record("is it?", "no", str(tmp_path / "gone.png")))
+    (tmp_path / "records.jsonl").write_text(f"{broken}\n{broken}\n{broken}\n")
+    assert processes.wait(processes.start(processes.train, [path]), timeout=120) == [2]
 
 
 def test_a_run_over_packed_rows(recipe, tmp_path, capfd):
