@@ -1,7 +1,7 @@
 """`python -m eval.run SUITE MODEL`: runs a suite by lmms-eval, a process group for each task.
 
 A task that is finished is not run again. lmms-eval ends with exit code 0 whatever happens, so each run is judged by
-what it wrote; a failure is told with its reason, and the exit code is 1.
+what it wrote; a failure is reported with its reason, and the exit code is 1.
 """
 
 import argparse
@@ -172,13 +172,13 @@ def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
         found = read_run(job.folder)
         if found and found.asked != job.asked and not arguments.overwrite:
             other = [name for name in job.asked if found.asked.get(name) != job.asked[name]]
-            told = "; ".join(
+            changes = "; ".join(
                 "of files that have changed"
                 if name == "files"
                 else f"{name} {found.asked.get(name)} there, {job.asked[name]} now"
                 for name in other
             )
-            raise UserError(f"{job.folder} holds another run ({told}); give another --out or --name, or --overwrite")
+            raise UserError(f"{job.folder} holds another run ({changes}); give another --out or --name, or --overwrite")
     return jobs
 
 
@@ -312,7 +312,7 @@ def joined(pairs: Mapping[str, Any]) -> str:
 
 
 def failure_reason(log: Path) -> str:
-    """The last error that a log tells of, or its last line."""
+    """Returns the last error in a log, or its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [match[1] for line in lines if (match := REASON.match(line)) and "ChildFailedError" not in line]
     return (errors or lines or ["the log is empty"])[-1][:500]

@@ -82,7 +82,7 @@ class Film:
 
 
 def sureness(confidence: float) -> float:
-    """Places a confidence on a scale from 0 to 1 that tells 0.9 from 0.99 and 0.999: models are seldom less sure."""
+    """Places a confidence on a scale from 0 to 1 that keeps 0.9, 0.99 and 0.999 apart: models are seldom less sure."""
     return 1 - (1 - min(max(confidence, 0.0), 1.0)) ** 0.25
 
 
@@ -113,7 +113,7 @@ def make_film(
             If left out, the answer ends with its first end-of-sequence or padding token.
 
     Raises:
-        UserError: There is no history, or it is that of several prompts.
+        UserError: There is no history, or it is of several prompts.
     """
     if not history:
         raise UserError("there is no denoising history to draw; call generate() with output_history=True")

@@ -1,4 +1,4 @@
-"""How likely a continuation is: exactly for an AR model, as a lower bound for a block-diffusion model.
+"""Computes how likely a continuation is: exactly for an AR model, as a lower bound for a block-diffusion model.
 
 Legend: A axes of a position, P prompt, C continuation, L = P + C + fill, R tokens of the blocks that hold the
 continuation, K samples, n scored tokens of a block, V vocabulary.
@@ -18,15 +18,15 @@ from ..objective.corruption import row_generator
 from ..objective.loss import cross_entropy
 from .decoding import on_model
 
-NOISY_TOKENS = 4096  # of one forward, so that the mask of a long continuation stays small
+NOISY_TOKENS = 4096  # most noisy tokens of a forward, so that the mask of a long continuation stays small
 
 
 @torch.no_grad()
 def log_likelihood(model: PreTrainedModel, inputs: Mapping[str, Tensor], continuation: Tensor) -> tuple[float, bool]:
-    """An AR model's log-probability of a continuation in nats, and whether greedy decoding gives it.
+    """Returns an AR model's log-probability of a continuation in nats, and whether greedy decoding writes it.
 
     Args:
-        model: AR, in eval mode.
+        model: An AR model in eval mode.
         inputs: One prompt [1, P] with its images.
         continuation: Tokens [C].
     """
@@ -47,11 +47,11 @@ class _Scored:
     """A prompt and its continuation, laid out for scoring.
 
     Attributes:
-        ids: Clean tokens, filled with masks to the last block's edge [L].
-        blocks: Block of each [L].
-        positions: [A, L].
+        ids: Clean tokens, filled up with masks to the edge of the last block [L].
+        blocks: Block of each token [L].
+        positions: Position of each token [A, L].
         first: Index of the first token of the first block that holds continuation.
-        scored: Which of the tokens behind `first` are continuation [R].
+        scored: Which of the tokens from `first` on are continuation [R].
         media: Image inputs of the prompt.
     """
 
@@ -71,22 +71,23 @@ def likelihood_bound(
     samples: int,
     seed: int,
 ) -> float:
-    """A lower bound of the log-probability that an answer begins with a continuation, in nats.
+    """Returns a lower bound of the log-probability that an answer begins with a continuation, in nats.
 
     A block's n tokens are scored by the evidence lower bound that the model is trained with (BD3-LM, equation 8).
-    Its integral over t is taken by hand: with t uniform, the number l of masked tokens comes out as
+    Its integral over t has a closed form: with t uniform, it is a sum over the number l of masked tokens,
 
         log p(block) >= - sum over l = 1 .. n of 1/l * E[ sum of the cross-entropies of l tokens, masked at random ]
 
-    so a sample masks l tokens and weighs them with n / l; the samples' l are spread evenly over 1 .. n. What follows
-    the continuation in its last block stays masked: it is not asked for. With one token a block the bound is exact.
+    so a sample masks l tokens and gives them the weight n / l; the l of the samples are spread evenly over 1 .. n. What
+    follows the continuation in its last block stays masked, since it is not asked for. With one token a block the bound
+    is exact.
 
     Args:
-        model: In eval mode.
+        model: The model in eval mode.
         inputs: One prompt [1, P] with its images.
         continuation: Tokens [C].
-        samples: K.
-        seed: Of the masks. They depend on nothing else, so that the choices of a question are scored alike.
+        samples: Number K of samples.
+        seed: Seed of the masks, which depend on nothing else: all choices of a question are masked alike.
     """
     laid_out = _lay_out(model, inputs, continuation)
     masks, weights = zip(
@@ -102,7 +103,7 @@ def likelihood_bound(
 
 
 def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Tensor], continuation: Tensor) -> _Scored:
-    """Puts a continuation behind its prompt and fills its last block with masks."""
+    """Appends a continuation to its prompt and fills its last block with masks."""
     inputs = on_model(inputs, model)
     prompt = inputs["input_ids"][0]
     media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
@@ -119,7 +120,7 @@ def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Te
 
 
 def _sample(laid_out: _Scored, generator: torch.Generator, sample: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Which tokens one sample masks [R], and what they weigh [R]; the fill holds masks already."""
+    """Draws which tokens one sample masks [R], and their weights [R]; the fill holds masks already."""
     blocks = laid_out.blocks[laid_out.first :].cpu()
     scored = laid_out.scored
     masked, weights = torch.zeros_like(scored), torch.zeros(len(scored))
@@ -136,13 +137,13 @@ def _sample(laid_out: _Scored, generator: torch.Generator, sample: int, samples:
 def _weighted_loss(
     model: DiffusionVLForConditionalGeneration, laid_out: _Scored, masked: Tensor, weights: Tensor
 ) -> Tensor:
-    """Weighted cross-entropy, summed over K noisy copies that share one clean stream.
+    """Sums the weighted cross-entropy over K noisy copies that share one clean stream.
 
     Args:
-        model: In eval mode.
-        laid_out: What is scored.
+        model: The model in eval mode.
+        laid_out: The prompt and its continuation.
         masked: Which tokens of each copy are masked [K, R].
-        weights: Of the masked tokens that are scored [K, R].
+        weights: Weights of the masked tokens that are scored [K, R].
     """
     copies, width = masked.shape
     length, first = len(laid_out.ids), laid_out.first

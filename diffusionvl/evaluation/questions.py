@@ -1,4 +1,4 @@
-"""From lmms-eval's questions to conversations that `data.prompts.encode` takes."""
+"""Turns lmms-eval's questions into conversations that `data.prompts.encode` takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Prompt:
     """One question, ready to be encoded.
 
     Attributes:
-        record: Its turns, images opened, videos not yet read.
-        images: Those of the record, RGB.
+        record: The turns, with images opened and videos not yet read.
+        images: The images of the record, RGB.
         question: The text of the user's turns alone, for people.
     """
 
@@ -31,7 +31,7 @@ class Prompt:
 
 
 def messages_of(context: str, visuals: Sequence[Any] | None) -> list[Message]:
-    """The simple form of lmms-eval as one user turn: images first, then the text, as in training."""
+    """Turns the simple form of lmms-eval into one user turn: images first, then the text, as in training."""
     parts = [{"type": "image" if _is_image(visual) else "video", "url": visual} for visual in visuals or ()]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": context}]}]
 
@@ -47,11 +47,11 @@ def build_prompt(
 
     Args:
         messages: Turns of lmms-eval; their content is a list of parts with `text`, or an image or a video under `url`.
-        name: Of the question, for messages.
-        form: `messages`: as the task has it. `reference`: one user turn as the reference's evaluation writes it, all
+        name: Name of the question in error messages.
+        form: `messages`: as the task has it. `reference`: one user turn as the reference's evaluation writes it: all
             images joined by spaces, a line break, then all text.
-        system_prompt: Put in front of the conversation if it is not empty.
-        frames: Which frames of a video are taken, as `Video.settings`.
+        system_prompt: Text of a system turn before the conversation, or nothing.
+        frames: Which frames of a video are taken, as in `Video.settings`.
 
     Raises:
         UserError: The form or a part is unknown.
@@ -70,7 +70,7 @@ def build_prompt(
 
 
 def _parts(message: Message, name: str, frames: dict[str, float]) -> list[str | Shown]:
-    """Texts, images and videos of one turn."""
+    """Lists texts, images and videos of one turn."""
     parts: list[str | Shown] = []
     content = message["content"]
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
@@ -102,7 +102,7 @@ def _open(image: Any, name: str) -> Image.Image:
 
 
 def _reference_parts(parts: Sequence[str | Shown]) -> list[str | Shown]:
-    """`<image> <image>\\ntext`."""
+    """Joins parts as `<image> <image>\\ntext`."""
     joined: list[str | Shown] = []
     for shown in (part for part in parts if not isinstance(part, str)):
         joined += [" ", shown] if joined else [shown]
@@ -111,7 +111,7 @@ def _reference_parts(parts: Sequence[str | Shown]) -> list[str | Shown]:
 
 
 def _as_part(one: str | Shown) -> dict[str, Any]:
-    """A text, image or video as a part of a message."""
+    """Writes a text, image or video as a part of a message."""
     if isinstance(one, str):
         return {"type": "text", "text": one}
     return {"type": "video", "video": one} if isinstance(one, Video) else {"type": "image", "image": one}

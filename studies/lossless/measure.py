@@ -233,7 +233,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def machine(dtype: str) -> dict[str, Any]:
-    """Describes when and on what the figures were measured; the load tells how busy the machine was."""
+    """Describes when and on what the figures were measured; the load shows how busy the machine was."""
     return {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

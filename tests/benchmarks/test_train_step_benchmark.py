@@ -52,11 +52,11 @@ def test_what_is_counted_is_what_the_shapes_say(tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a GPU, its memory is measured")
-def test_memory_is_told_that_a_run_holds_and_lets_go():
+def test_memory_is_counted_that_a_run_holds_and_lets_go():
     assert peak_mib(lambda: torch.ones(2**24).sum()) == pytest.approx(64, abs=4)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # 5.23's; 5.17 knows no other name
 def test_gradient_checkpointing_runs_layers_twice(tmp_path):
     found = measured(tmp_path / "checkpointing.json", "--gradient-checkpointing", "--parts", LANGUAGE)[ROW, LANGUAGE]
-    assert 1.2 < found["ours"]["tflop"] / language_tflop(56, 8) < 4 / 3  # forward, but for what nothing is saved behind
+    assert 1.2 < found["ours"]["tflop"] / language_tflop(56, 8) < 4 / 3  # a forward more, of all but the last layer

@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line(capsys, argv, part):
 
 
 @pytest.mark.parametrize("settings", [["--block-size", "0"], ["--out", "FILE"], ["--out", "FILE/inside"]])
-def test_a_translation_that_can_not_be(base_dir, tmp_path, capsys, settings):
+def test_a_translation_that_cannot_be(base_dir, tmp_path, capsys, settings):
     (tmp_path / "file").write_text("not a folder")
     settings = [word.replace("FILE", str(tmp_path / "file")) for word in settings]
     code, out, err = run(capsys, "translate", base_dir, "--out", str(tmp_path / "out"), *settings)

@@ -59,7 +59,7 @@ def test_heavy_imports_wait_for_good_arguments(argv):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_streams_the_answer_and_tells_its_cost(checkpoint, image, capsys):
+def test_streams_the_answer_and_prints_its_cost(checkpoint, image, capsys):
     argv = ("--model", checkpoint, "--image", image, "--max-new-tokens", "16")
     code, streamed, cost = run(capsys, *argv)
     assert code == 0

@@ -48,8 +48,8 @@ def history(tokenizer):
 
 def test_a_token_has_the_step_and_the_confidence_of_its_revelation(history, tokenizer):
     film = make_film(history, tokenizer, PROMPT)
-    told = [(token.text, token.step, token.block, round(token.confidence, 2)) for token in film.tokens]
-    assert told == [
+    seen = [(token.text, token.step, token.block, round(token.confidence, 2)) for token in film.tokens]
+    assert seen == [
         ("The", 0, 0, 0.9),
         (" shape", 2, 0, 0.5),
         (" is", 1, 0, 0.6),
@@ -64,7 +64,7 @@ def test_a_token_has_the_step_and_the_confidence_of_its_revelation(history, toke
     assert film.captions[3] == "block 2 of 2  ·  step 1 of 1  ·  6 tokens in 4 steps"
 
 
-def test_answer_length_cuts_what_was_denoised_behind_it(history, tokenizer):
+def test_answer_length_cuts_what_was_denoised_after_it(history, tokenizer):
     film = make_film(history, tokenizer, PROMPT, answer_length=4)
     assert [token.after_end for token in film.tokens] == [False] * 4 + [True] * 3
 
@@ -153,7 +153,7 @@ def test_colors_are_viridis():
         assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 6
 
 
-def test_high_confidences_can_be_told_apart():
+def test_high_confidences_look_different():
     places = [sureness(confidence) for confidence in (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)]
     assert places == sorted(places)
     assert (places[0], places[-1]) == (0, 1)

@@ -69,7 +69,7 @@ def test_figures_of_another_block_size_or_threshold_are_not_compared(tmp_path):
     }
 
 
-def test_what_is_published_and_not_measured_is_told(tmp_path, capsys):
+def test_what_is_published_and_not_measured_is_listed(tmp_path, capsys):
     settings = {"block_size": 8, "confidence_threshold": 0.6}
     finished_run(tmp_path, "mine", "table-7", "detailcaps_captions", "dynamic-0.6", settings=settings)
     assert compare.main([str(tmp_path)]) == 0

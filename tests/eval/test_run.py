@@ -11,7 +11,7 @@ from eval import bertscore, run
 from eval.results import COSTS, read_run, read_samples
 from eval.suites import read_suite
 
-# Writes what lmms-eval 0.7.3 writes, the samples of two processes one behind the other.
+# Writes what lmms-eval 0.7.3 writes, the samples of two processes one after the other.
 STAND_IN = (
     f"COSTS = {COSTS}"
     + """
@@ -139,7 +139,7 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_this_one(lmms_eva
         (["local", "--name", "a,b"], "a,b holds ',', at which lmms-eval cuts its options; give another place"),
     ],
 )
-def test_what_can_not_be_run(change, message, translated_dir, tmp_path, capsys):
+def test_what_cannot_be_run(change, message, translated_dir, tmp_path, capsys):
     suite, *flags = change
     assert run.main([suite, translated_dir, "--out", str(tmp_path), *flags]) == 2
     assert message in capsys.readouterr().err
@@ -199,7 +199,7 @@ def captions(lmms_eval):
     return ["table-7", "--name", "mine", "--out"]
 
 
-def test_bertscore_is_optional_and_told(captions, translated_dir, tmp_path, capsys, monkeypatch):
+def test_bertscore_is_optional(captions, translated_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bertscore, "find_spec", lambda name: None)
     assert run.main([*captions, str(tmp_path), translated_dir]) == 0
     assert "BERTScore is left out, the package bert-score is missing; pip install" in capsys.readouterr().out

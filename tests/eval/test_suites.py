@@ -59,7 +59,7 @@ def test_tokens_a_step_become_steps_of_the_checkpoints_block():
         ("tasks: [{name: a}]\ntitle: t\nsource: s\ndata: hub\ngen_kwargs: {steps: 8}\n", "is called 'denoising_steps'"),
     ],
 )
-def test_broken_suite_is_told_with_its_file(text, message, tmp_path):
+def test_broken_suite_is_reported_with_its_file(text, message, tmp_path):
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"mine.yaml.*{message}"):

@@ -61,8 +61,8 @@ def test_bound_is_the_mean_over_all_masks_of_a_block(origin, translated_dir, inp
     for level in (1, 2):
         subsets = list(itertools.combinations(range(2), level))
         for subset in subsets:
-            told = [mask if index in subset else token for index, token in enumerate(continuation)]
-            tokens = [*prompt, *told, *[mask] * fill]
+            seen = [mask if index in subset else token for index, token in enumerate(continuation)]
+            tokens = [*prompt, *seen, *[mask] * fill]
             logits = clean_logits(model, inputs, tokens, [*blocks, *[blocks[-1]] * fill])
             found = sum(float(logits[place + index, continuation[index]]) for index in subset)
             expected += found / level / len(subsets)

@@ -120,14 +120,14 @@ def test_ar_base_answers_by_the_same_plugin(batch_size, base_dir, processor, pic
     assert speed.forwards == speed.tokens
 
 
-def test_settings_of_model_args_win_and_that_is_told(translated_dir, images, caplog):
-    told = []
-    handle = lmms_eval_model.logger.add(told.append, format="{message}")
+def test_settings_of_model_args_win_and_that_is_logged(translated_dir, images, caplog):
+    seen = []
+    handle = lmms_eval_model.logger.add(seen.append, format="{message}")
     model = build(DiffusionVLChat, translated_dir, images, batch_size=5, max_new_tokens=3)
     results = model.generate_until(requests(DiffusionVLChat))
     lmms_eval_model.logger.remove(handle)
     assert max(result.token_counts.output_tokens for result in results) == 3
-    assert [line.strip() for line in told] == [
+    assert [line.strip() for line in seen] == [
         "max_new_tokens=12 of shapes gives way to max_new_tokens=3 of model_args"
     ]
 

@@ -86,7 +86,7 @@ def test_ar_is_greedy_unless_asked_to_draw():
     assert drawn.generate == {"max_new_tokens": MAX_NEW_TOKENS, **expected}
 
 
-def test_what_is_not_done_is_told():
+def test_what_is_not_done_is_reported():
     decoding = decode({"do_sample": False, "temperature": 0.7, "image_aspect_ratio": "pad", "max_new_tokens": 8})
     assert decoding.generate["do_sample"] is False
     assert [note.split()[0] for note in decoding.notes] == ["image_aspect_ratio='pad'", "temperature=0.7"]

@@ -57,7 +57,7 @@ def test_refuses_a_translation_without_a_log(base_dir, translated_dir, tmp_path,
         (["--confidence-threshold", "nan"], "confidence_threshold"),
     ],
 )
-def test_bad_values_are_told_before_anything_is_loaded(base_dir, tmp_path, capsys, argv, said):
+def test_bad_values_are_reported_before_anything_is_loaded(base_dir, tmp_path, capsys, argv, said):
     assert main([base_dir, "no such folder", "--out", str(tmp_path / "out"), *argv]) == 2
     assert said in capsys.readouterr().err
 

@@ -39,12 +39,12 @@ def test_long_test_answers_agree_with_the_official_short_ones():
     for record in known:
         question, answer = texts(record)
         shape = shapes[record["images"][0]]
-        told = {
+        seen = {
             easy_vqa.LONG_QUESTIONS[0]: f"{shape} on a plain",
             easy_vqa.LONG_QUESTIONS[1]: f"Only one {shape} is present",
             easy_vqa.LONG_QUESTIONS[2]: f"shape is a {shape}.",
         }
-        assert told[question] in answer
+        assert seen[question] in answer
 
 
 def test_training_never_sees_a_test_picture(tmp_path):
@@ -76,10 +76,10 @@ def test_redrawn_pictures_have_the_shape_and_colour_of_the_official_ones(tmp_pat
     assert len(redrawn) > 3500  # of the others, the questions leave shape or colour open
     assert len({record["images"][0] for record in redrawn}) == len(redrawn)
     for record in redrawn[:300]:
-        told = " ".join(texts(record))
+        seen = " ".join(texts(record))
         colors = {tuple(pixel) for pixel in np.array(Image.open(record["images"][0])).reshape(-1, 3).tolist()}
-        if "The image shows a single" in told:
-            color = told.split("The image shows a single ")[1].split()[0]
+        if "The image shows a single" in seen:
+            color = seen.split("The image shows a single ")[1].split()[0]
             assert COLORS[color] in colors
 
 
@@ -135,7 +135,7 @@ def test_the_command_writes_conversations(tmp_path, monkeypatch, capsys):
     assert "conversations.jsonl: 4,000 records" in capsys.readouterr().out
 
 
-def test_a_folder_that_can_not_be_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr("sys.argv", ["easy_vqa", "--out", str(tmp_path / "file"), "--attributes", "shape"])
     assert easy_vqa.main() == 2

