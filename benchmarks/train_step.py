@@ -1,4 +1,4 @@
-"""What a training step costs: the reference's layout, ours, ours packed, and an AR step of the same model and rows.
+"""Measures what a training step costs: the reference's layout, ours, ours packed, and an AR step of the same rows.
 
 All take the same rows through the same random Qwen2.5-VL, forward and backward, in turn, in one process:
 
@@ -93,12 +93,12 @@ class Measured:
 
     @property
     def tokens_per_second(self) -> float:
-        """Clean tokens a second."""
+        """Number of clean tokens in a second."""
         return self.clean_tokens / self.seconds
 
 
 def attention_flops(query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, **_: Any) -> int:
-    """Operations of attention on CPUs, which PyTorch does not count: two products over [B, H, Q, K]; half if causal."""
+    """Counts attention on CPUs, which PyTorch leaves out: two products over [B, H, Q, K]; half of them if causal."""
     batch, heads, queries, channels = query
     return 4 * batch * heads * queries * key[2] * channels // (2 if causal else 1)
 
@@ -106,7 +106,7 @@ def attention_flops(query: Any, key: Any, value: Any, dropout: float = 0.0, caus
 def attention_backward_flops(
     grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, dropout: float, causal: bool, **_: Any
 ) -> int:
-    """Backward, there are five products: the scores are computed again."""
+    """Counts those of the backward: five products, since the scores are computed again."""
     return attention_flops(query, key, value, dropout, causal) * 5 // 2
 
 
@@ -117,7 +117,7 @@ CPU_ATTENTION = {
 
 
 def peak_mib(run: Callable[[], Any]) -> float:
-    """Most memory that a run holds beyond what was held before it."""
+    """Returns the most memory that a run holds beyond what was held before it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -136,7 +136,7 @@ def _resident(name: str) -> int:
 
 
 def clock() -> float:
-    """Seconds, with nothing left to do on a GPU."""
+    """Returns the time in seconds, once nothing is left to do on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -160,7 +160,7 @@ def measure(
         del contenders["packed"]
 
     def step(contender: str) -> float:
-        """Forward and backward of all batches; the sum of their losses."""
+        """Runs forward and backward of all batches, and returns the sum of their losses."""
         loss_of, batches = contenders[contender]
         total = 0.0
         for batch in batches:
@@ -199,7 +199,7 @@ def measure(
 
 
 def ratios(results: list[Measured]) -> dict[str, float]:
-    """What the contenders of one part of one case cost against one another."""
+    """Compares what the contenders of one part of one case cost."""
     by_name = {result.contender: result for result in results}
     reference, ours, ar = (by_name[name] for name in ("reference", "ours", "AR"))
     found = {
@@ -215,7 +215,7 @@ def ratios(results: list[Measured]) -> dict[str, float]:
 
 
 def report(results: list[Measured]) -> dict[str, Any]:
-    """Prints one part of one case, and gives it for the JSON."""
+    """Prints one part of one case, and returns it for the JSON."""
     case, part = results[0].case, results[0].part
     print(f"\n{case}: {part}, {results[0].clean_tokens} tokens, {results[0].rounds} rounds")
     for result in results:

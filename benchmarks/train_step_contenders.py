@@ -1,4 +1,4 @@
-"""What `train_step.py` compares: random models, rows, and the losses of the reference, of ours and of an AR step."""
+"""The contenders of `train_step.py`: random models, rows, and the losses of the reference, ours and an AR step."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ BLOCK_SIZE = 8
 
 
 class Shape(NamedTuple):
-    """Sizes of a model. `small` has layers, LM head and vision tower in about the proportions of the 3B."""
+    """Sizes of a model; `small` has layers, LM head and vision tower in about the proportions of the 3B."""
 
     vocabulary: int
     hidden: int
@@ -52,12 +52,12 @@ class Document(NamedTuple):
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of all pictures."""
+        """Number of tokens of all pictures."""
         return self.pictures * (self.side // 2) ** 2
 
 
 def build_model(shape: Shape) -> DiffusionVLForConditionalGeneration:
-    """A random Qwen2.5-VL; the last four ids of its vocabulary are special."""
+    """Builds a random Qwen2.5-VL; the last four ids of its vocabulary are special."""
     torch.manual_seed(0)
     image, pad, end, mask = range(shape.vocabulary - 4, shape.vocabulary)
     head_dim = shape.hidden // shape.heads
@@ -93,7 +93,7 @@ def build_model(shape: Shape) -> DiffusionVLForConditionalGeneration:
 
 
 def build_document(document: Document, number: int, config: DiffusionVLConfig, layout: str, see: bool) -> Row:
-    """A row of random tokens: pictures, a prompt, a response that ends at a block's edge; unseen pictures are words."""
+    """Builds a row of random tokens: pictures (words if unseen), a prompt, a response that ends at a block's edge."""
     generator = torch.Generator().manual_seed(number)
     image_id = config.base_config.image_token_id
     begin = document.image_tokens + document.prompt
@@ -117,7 +117,7 @@ def build_document(document: Document, number: int, config: DiffusionVLConfig, l
 def build_batches(
     model: DiffusionVLForConditionalGeneration, case: list[Document], layout: str, see: bool, packed: bool = False
 ) -> list[Batch]:
-    """A batch for each row, or one for all of them packed."""
+    """Builds a batch for each row, or one for all of them packed."""
     config = model.config
     rows = [build_document(document, number, config, layout, see) for number, document in enumerate(case)]
     on_gpu = model.device.type == "cuda"
@@ -130,19 +130,19 @@ def build_batches(
 
 
 def masked_tokens(labels: Tensor) -> Tensor:
-    """Every second supervised token, as an index into the flattened batch."""
+    """Returns every second supervised token, as an index into the flattened batch."""
     return (labels.flatten() != IGNORED).nonzero()[::2, 0]
 
 
 def diffusion_inputs(model: DiffusionVLForConditionalGeneration, batch: Batch, masked: Tensor) -> dict[str, Any]:
-    """The model's inputs, with the mask token where tokens are masked."""
+    """Returns the model's inputs, with the mask token where tokens are masked."""
     ids = batch["input_ids"]
     x_t = ids.flatten().index_fill(0, masked, model.config.mask_token_id).view_as(ids)
     return {name: value for name, value in batch.items() if name not in ("labels", "rows")} | {"input_ids": x_t}
 
 
 def reference_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> Tensor:
-    """As the reference computes it: a dense mask of numbers, and logits of all noisy tokens, of which some are used."""
+    """Computes the loss as the reference does: a dense mask of numbers, and logits of all noisy tokens."""
     masked, length = masked_tokens(batch["labels"]), batch["labels"].numel() // 2
     seen = dense_mask(TokenTags(batch["block_ids"], batch["stream_ids"], batch["document_ids"]))
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
@@ -153,7 +153,7 @@ def reference_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> 
 
 
 def our_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> Tensor:
-    """As our trainer computes it."""
+    """Computes the loss as our trainer does."""
     masked = masked_tokens(batch["labels"])
     inputs = diffusion_inputs(model, batch, masked)
     logits = model(**inputs, token_indices=masked, use_cache=False).logits
@@ -161,7 +161,7 @@ def our_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> Tensor
 
 
 def ar_loss(model: DiffusionVLForConditionalGeneration, batch: Batch) -> Tensor:
-    """As our trainer computes it with the AR objective, without the diffusion model around the base."""
+    """Computes the loss as our trainer does with the AR objective, without the diffusion model around the base."""
     supervised = (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]
     with head_on(model.base, supervised - 1):
         logits = model.base(

@@ -1,6 +1,6 @@
-"""The untrained base model: a tiny stock Qwen2.5-VL, its own tokenizer and a processor, in hub format.
+"""`python -m studies.quickstart.base --out DIR`: writes the untrained base model of the quickstart.
 
-Run `python -m studies.quickstart.base --out DIR` to write it.
+It is a tiny stock Qwen2.5-VL with a tokenizer and a processor of its own, in the hub's format.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""easy-VQA (PyPI, MIT) as conversation records: one 64x64 picture of one shape, questions, answers.
+"""`python -m studies.quickstart.easy_vqa --out DIR`: writes easy-VQA (PyPI, MIT) as training records.
 
-Run `python -m studies.quickstart.easy_vqa --out DIR` to write training records.
+A record is a conversation about one 64x64 picture of one shape.
 
 The official package holds short questions only. Long questions are added here; their answers are composed
 from the official annotations, so each has exactly one right answer and exact match is well defined.
@@ -33,7 +33,7 @@ RawRecord = dict[str, Any]  # a line of a records file
 
 @cache
 def _load(split: str) -> dict[int, tuple[str, list[tuple[str, str]]]]:
-    """Image number -> (absolute path, official (question, answer) pairs) of the split "train" or "test"."""
+    """Maps image numbers of the split "train" or "test" to an absolute path and official (question, answer) pairs."""
     try:
         import easy_vqa
     except ImportError as error:
@@ -46,7 +46,7 @@ def _load(split: str) -> dict[int, tuple[str, list[tuple[str, str]]]]:
 
 
 def pictures_of(split: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(path, official (question, answer) pairs) of every picture of the split "train" or "test"."""
+    """Lists path and official (question, answer) pairs of every picture of the split "train" or "test"."""
     return list(_load(split).values())
 
 
@@ -69,7 +69,7 @@ def annotation(pairs: list[tuple[str, str]]) -> tuple[str | None, str | None]:
         for question, answer in pairs:
             words = set(question.rstrip("?").split())
             if answer in ("yes", "no"):
-                # "is there not a red shape?" turns the meaning of the answer round.
+                # "is there not a red shape?" reverses the meaning of the answer.
                 holds = (answer == "yes") != bool(words & {"not", "no"})
                 (present if holds else absent).update(words & names)
             else:
@@ -112,14 +112,14 @@ def long_answer(question: str, shape: str, color: str) -> str:
 
 
 def corpus() -> list[str]:
-    """Every text a tokenizer for this data must know: the official TRAIN texts and all long ones."""
+    """Lists every text that a tokenizer for this data must know: the official TRAIN texts and all long ones."""
     official = {text for _, pairs in _load("train").values() for pair in pairs for text in pair}
     longs = {long_answer(q, shape, color) for q in LONG_QUESTIONS for shape in SHAPES for color in COLORS}
     return sorted(official | longs | set(LONG_QUESTIONS))
 
 
 def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> RawRecord:
-    """One conversation about one image; the picture stands in the first user turn only."""
+    """Writes one conversation about one image; the picture stands in the first user turn alone."""
     messages = []
     for turn, (question, answer) in enumerate(pairs):
         picture = [{"type": "image"}] if turn == 0 else []
@@ -129,7 +129,7 @@ def _record(name: str, image: str, pairs: list[tuple[str, str]]) -> RawRecord:
 
 
 def _conversation(pairs: list[tuple[str, str]], longs: tuple[int, int], turns: int, rng: random.Random) -> list:
-    """Up to `turns` short (question, answer) pairs and a number of long ones, in random order."""
+    """Draws up to `turns` short (question, answer) pairs and a number of long ones, in random order."""
     shape, color = annotation(pairs)
     chosen = rng.sample(pairs, min(turns, len(pairs)))
     if shape and color:
@@ -140,7 +140,7 @@ def _conversation(pairs: list[tuple[str, str]], longs: tuple[int, int], turns: i
 
 
 def _shuffled(repeats: int, rng: random.Random) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-    """(record name, image path, official pairs) of every TRAIN image, `repeats` times."""
+    """Yields record name, image path and official pairs of every TRAIN image, `repeats` times."""
     for repeat in range(repeats):
         images = list(_load("train").items())
         rng.shuffle(images)
@@ -149,7 +149,7 @@ def _shuffled(repeats: int, rng: random.Random) -> Iterator[tuple[str, str, list
 
 
 def _redraw(number: int, path: str, pairs: list[tuple[str, str]], drawn: Path, rng: random.Random) -> str:
-    """Path of a new picture of the same shape and colour; of the official one where the questions leave these open."""
+    """Draws a new picture of the same shape and colour; keeps the official one where the questions leave these open."""
     shape, color = annotation(pairs)
     if not shape or not color:
         return path
@@ -165,7 +165,7 @@ def train_records(
     longs: tuple[int, int] = (0, 1),
     drawn: Path | None = None,
 ) -> list[RawRecord]:
-    """Multi-turn conversations over the official TRAIN images.
+    """Writes multi-turn conversations about the official TRAIN images.
 
     Args:
         repeats: conversations per image, each with another draw and order of its questions.
@@ -192,7 +192,7 @@ def train_records(
 
 
 def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> list[RawRecord]:
-    """Single-turn records over the TRAIN images that ask for the shape or the colour alone.
+    """Writes single-turn records about the TRAIN images that ask for the shape or the colour alone.
 
     In a mixture the colour is learned first and the shape lags; asked alone (`colors=False`), the shape is
     learned in a few hundred steps. Other arguments and errors as in `train_records`.
@@ -209,15 +209,14 @@ def attribute_records(repeats: int = 1, seed: int = 0, colors: bool = True) -> l
 
 
 def test_records(kind: str = "short", limit: int | None = None) -> list[RawRecord]:
-    """Single-turn records, one question each, over the official TEST images.
+    """Writes single-turn records, one question each, about the official TEST images.
 
     Args:
         kind: "short" for the 9,673 official questions, "long" for the long ones.
         limit: Number of records to keep, spread evenly over the images; all if left out.
 
     Raises:
-        UserError: the package easy-vqa is missing.
-        UserError: another `kind`.
+        UserError: The package easy-vqa is missing, or `kind` is another.
     """
     if kind not in ("short", "long"):
         raise UserError(f"kind must be 'short' or 'long', got {kind!r}")

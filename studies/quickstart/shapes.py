@@ -1,4 +1,4 @@
-"""Draws more pictures in the manner of easy-VQA, for training: one coloured shape on a light background, 64x64."""
+"""Draws more training pictures like easy-VQA's: one coloured shape on a light background, 64x64."""
 
 import random
 
@@ -24,12 +24,12 @@ def draw_shape(shape: str, color: str, rng: random.Random) -> Image.Image:
     """Draws one shape of random size and place.
 
     Args:
-        shape: circle, rectangle or triangle (upright, equilateral).
-        color: a name in `COLORS`.
-        rng: source of randomness.
+        shape: Name of the shape: circle, rectangle or triangle (upright, equilateral).
+        color: A name in `COLORS`.
+        rng: Source of randomness.
 
     Raises:
-        UserError: another shape or colour.
+        UserError: There is no such shape or colour.
     """
     if color not in COLORS:
         raise UserError(f"color must be one of {list(COLORS)}, got {color!r}")
