@@ -55,10 +55,10 @@ class Job:
 
     Attributes:
         run: Task and settings.
-        folder: Of the results.
+        folder: Folder of the results.
         asked: What decides the answers.
         kind: `ar` or `block_diffusion`.
-        block_size: Of the checkpoint, if it has one.
+        block_size: Block size of the checkpoint, if it has one.
     """
 
     run: Run
@@ -116,7 +116,7 @@ def check_values(arguments: argparse.Namespace, suite: Suite) -> None:
 
 
 def parse_pairs(text: str, flag: str) -> dict[str, Any]:
-    """`a=1,b=2` as a mapping, numbers and truth values read as lmms-eval reads them.
+    """Reads `a=1,b=2` as a mapping; numbers and truth values are read as lmms-eval reads them.
 
     Raises:
         UserError: A part has no `=`.
@@ -129,7 +129,7 @@ def parse_pairs(text: str, flag: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number or a truth value, or else the text."""
+    """Reads a number or a truth value, or else returns the text."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -139,7 +139,7 @@ def _value(text: str) -> Any:
 
 
 def plan(arguments: argparse.Namespace, suite: Suite) -> list[Job]:
-    """What is to be run, and where it goes.
+    """Lists what is to be run, and where it goes.
 
     Raises:
         UserError: The checkpoint cannot be read, a setting is not for this model or suite, or a folder holds a run
@@ -281,7 +281,7 @@ def run_one(arguments: argparse.Namespace, suite: Suite, job: Job) -> RunRecord:
 
 
 def lmms_eval_command(arguments: argparse.Namespace, job: Job, raw: Path) -> list[str]:
-    """The command line of lmms-eval. DEBUG makes it stop at errors: one of several processes would wait for ever."""
+    """Builds the command line of lmms-eval. DEBUG makes it stop at errors; else several processes wait for ever."""
     launcher = [sys.executable]
     if arguments.nproc > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(arguments.nproc)]
@@ -307,7 +307,7 @@ def lmms_eval_command(arguments: argparse.Namespace, job: Job, raw: Path) -> lis
 
 
 def joined(pairs: Mapping[str, Any]) -> str:
-    """A mapping as lmms-eval reads it."""
+    """Writes a mapping as lmms-eval reads it."""
     return ",".join(f"{name}={value}" for name, value in pairs.items())
 
 
@@ -319,7 +319,7 @@ def failure_reason(log: Path) -> str:
 
 
 def setup(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """On what a run was made."""
+    """Describes when and on what a run was made."""
     import torch
 
     cuda = torch.cuda.is_available() and arguments.device != "cpu"

@@ -1,4 +1,4 @@
-"""`python -m eval.speed MODEL --ar BASE --full-diffusion FULL`: speed beside quality in one command.
+"""`python -m eval.speed MODEL --ar BASE --full-diffusion FULL`: measures speed beside quality.
 
 The protocol behind the paper's 2.0x on DetailCaps (`--suite detailcaps`), or its offline variant on easy-VQA's long
 answers (`--suite local-speed`, the default). All models answer the same questions, at equal numbers of tokens a step.
