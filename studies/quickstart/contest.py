@@ -87,7 +87,7 @@ def contest(
     results = [Result(one.name, [""] * len(records), [False] * len(records)) for one in contenders]
     # Questions of one length need little padding, and their answers tend to end together.
     order = sorted(range(len(records)), key=lambda index: len(question(records[index])))
-    with tqdm(total=len(contenders) * len(records), desc=", ".join(one.name for one in contenders)) as bar:
+    with tqdm(total=len(contenders) * len(records), desc=f"answers of {len(contenders)} contenders") as bar:
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             inputs = prompts(processor, [records[index] for index in chosen])
