@@ -51,6 +51,14 @@ def target_of(words):
 
 
 @cache
+def code_files():
+    """Paths of the repository's code."""
+    folders = (*OURS, "scripts", "tests")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.name.endswith(SCRIPTS)]
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+@cache
 def help_of(module, *words):
     """What a command prints for `--help`."""
     out = io.StringIO()
@@ -77,9 +85,27 @@ def known_flags(target, words):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    """A file that exists, and, in a page, a heading: its words in lower case, joined by dashes."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)", FENCED.sub("", page.read_text(encoding="utf-8"))):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" in link or (target.exists() and not anchor):
+            continue
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE) if target.exists() else []
+        if anchor not in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]:
+            broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_that_is_named_exists(page):
+    """Files, as `x.py` or `folder/x.py`, and what `folder/x.py: name` says is in them."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    for named, inside in re.findall(r"`([\w./]+\.(?:py|sh|sbatch))(?:: ([\w.]+))?[`(]", text):
+        paths = [path for path in code_files() if f"/{path}".endswith(f"/{named}")]
+        assert paths, named
+        assert not inside or any(inside.rpartition(".")[2] in (ROOT / path).read_text() for path in paths), inside
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
