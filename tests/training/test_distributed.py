@@ -12,7 +12,9 @@ from helpers import losses
 from safetensors.torch import load_file
 
 from diffusionvl import DiffusionVLForConditionalGeneration
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.training.run_folder import newest_checkpoint
+from diffusionvl.translation.translate import translate
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,27 @@ def test_one_process_that_is_told_stops_all(recipe, alone, tmp_path):
     assert newest_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-3")
     run(recipe, tmp_path, "ddp")
     assert_close(tmp_path, alone, 1e-4)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_a_draft_only_adapter_is_trained_by_two_processes(recipe, base_dir, tmp_path, engine):
+    """As by one, in bf16, too; the base is not in what is saved."""
+    causal = str(tmp_path / "causal")
+    save_checkpoint(*translate(base_dir, block_size=4, clean_attention="causal"), causal)
+    more = [
+        "--model",
+        causal,
+        "--lora_r",
+        "4",
+        "--lora_on",
+        "noisy",
+        "--draft",
+        "yes",
+        "--gradient_checkpointing",
+        "yes",
+    ]
+    alone = run(recipe, tmp_path / "alone", "ddp", world_size=1, more=more)
+    assert_close(run(recipe, tmp_path / "two", engine, more=more), alone, 1e-4)
+    assert all(name.startswith("draft.") for name in load_file(alone / "model.safetensors"))
+    run(recipe, tmp_path / "half", engine, more=[*more, "--bf16", "yes", "--dtype", "bfloat16"])
+    assert losses(tmp_path / "half")[0] == pytest.approx(losses(alone)[0], rel=0.05)
