@@ -167,10 +167,11 @@ class DecodingBatch:
         runs = [request.canvas.run(span) for request, span in zip(requests, spans, strict=True)]
         static = self.static_shapes and media is None
         if static:  # all slots; those that have nothing to run see one column, and nobody reads what they give
-            idle = Run(range(0), [], [[] for _ in runs[0].positions], [], 0, 0)
             places = [rows.index(slot) if slot in rows else None for slot in range(self.cache.max_slots)]
             rows = [*range(self.cache.max_slots)]
-            runs = [idle if place is None else runs[place] for place in places]
+            ends = [request.canvas.end for request in self.requests] + [0] * len(rows)
+            idle = [Run(range(0), [], [[] for _ in runs[0].positions], [], 0, ends[slot]) for slot in rows]
+            runs = [idle[slot] if place is None else runs[place] for slot, place in enumerate(places)]
             wanted = [[] if place is None else wanted[place] for place in places]
         packed = pack(
             rows, runs, self.model.config.mask_token_id, self._device, self.model.config.block_size if static else 1

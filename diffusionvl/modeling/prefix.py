@@ -67,6 +67,8 @@ class PrefixCache:
         if not self._max_tokens or not arrival.cached:
             return
         for request in arrival.requests:
+            if request.media_key is not None:
+                continue  # it has begun, in a step that failed before it was read
             if arrival.media and (len(arrival.requests) > 1 or self._batch.placeholders_in_windows(arrival.requests)):
                 continue  # their images and videos cannot be told apart, or are read in every step
             request.media_key = digest(arrival.media)
