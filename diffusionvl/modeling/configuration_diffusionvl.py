@@ -77,7 +77,7 @@ class DiffusionVLConfig(PreTrainedConfig):
             text = base_config.get_text_config(decoder=True).to_dict()
             # PreTrainedConfig would reset the base's choice to None, which eager attention then stands for.
             kwargs.setdefault("attn_implementation", base_config._attn_implementation)
-            kwargs.setdefault("tie_word_embeddings", base_config.tie_word_embeddings)
+            kwargs.setdefault("tie_word_embeddings", base_config.to_dict().get("tie_word_embeddings", False))
             kwargs.setdefault("pad_token_id", text.get("pad_token_id"))
             kwargs.setdefault("eos_token_id", text.get("eos_token_id"))
         super().__init__(**kwargs)

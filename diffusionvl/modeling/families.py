@@ -107,8 +107,10 @@ def is_token_type(name: str) -> bool:
 def media_inputs(base: PreTrainedModel) -> frozenset[str]:
     """Names of a base's image and video inputs: what its forward takes beyond what its decoder does.
 
-    They go through the base's vision tower, once.
+    They go through the base's vision tower, once. A language model has none.
     """
+    if auto_class(base.config) is transformers.AutoModelForCausalLM:
+        return frozenset()
     whole, text = (inspect.signature(part.forward).parameters for part in (base, base.get_decoder()))
     of_tokens = {name for name in whole if is_token_type(name)}
     return frozenset(whole.keys() - text.keys() - of_tokens - {"labels", "logits_to_keep"})

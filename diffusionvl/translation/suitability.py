@@ -58,6 +58,8 @@ def _reason(config: PreTrainedConfig) -> str | None:
         return "transformers has no causal language model and no image-text-to-text model of this type"
     if any(has_state(model_class, text_config) for model_class in classes):
         return "it keeps a recurrent state (Mamba, linear attention), which no attention mask rules"
+    if not classes[0].can_generate():
+        return "it does not write text"
     inputs = inspect.signature(classes[0].forward).parameters
     if "cross_attention_mask" in inputs or "cross_attention_states" in inputs:
         return (
