@@ -251,7 +251,8 @@ def write_page(page: Path, results: list[dict[str, Any]]) -> None:
     count = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
     lines = [
         f"Of {len(results)} model types, {count[PROVED]} are proved, {count[REFUSED]} are refused, {count[WRONG]} are "
-        f"accepted and wrong, and {count[UNBUILT]} could not be built small (`bash scripts/sweep_families.sh`, {date.today()}, "
+        f"accepted and wrong, and {count[UNBUILT]} could not be built small "
+        f"(`bash scripts/sweep_families.sh`, {date.today()}, "
         f"transformers {transformers.__version__}, torch {torch.__version__}).",
         "",
         "| verdict | why | model types |",
