@@ -44,6 +44,18 @@ def test_cuda_graphs_write_the_same_tokens(translated_dir, processor, pictures):
     assert [request.tokens for request in requests] == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_speculative_decoding_writes_what_autoregressive_decoding_writes(translated_dir, inputs, dtype):
+    """In half precision a near tie may fall otherwise, after which texts part: there only first tokens are compared."""
+    model, inputs = lively(translated_dir, clean_attention="causal").to("cuda", dtype), inputs.to("cuda")
+    found, expected = (
+        model.generate(**inputs, max_new_tokens=20, decoding=decoding) for decoding in ("speculative", "autoregressive")
+    )
+    width = 20 if dtype == torch.float32 else 1
+    first = inputs["input_ids"].shape[1]
+    assert torch.equal(found[:, first : first + width], expected[:, first : first + width])
+
+
 def test_half_precision_is_near_single_precision(translated_dir, inputs):
     model, inputs = lively(translated_dir).cuda(), inputs.to("cuda")
     settings = {"max_new_tokens": 4, "output_history": True, "return_dict_in_generate": True}
