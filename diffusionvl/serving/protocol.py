@@ -135,7 +135,7 @@ class AnswerBody(_Body):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     decoding: str | None = None
     draft_size: Positive | None = None
     remasking: str | None = None

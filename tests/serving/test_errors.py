@@ -33,6 +33,7 @@ def refused(response, status, param=None, *said):
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": 1e-30}, "temperature"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty"),  # all scores would be infinite
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"n": 0}, "n"),

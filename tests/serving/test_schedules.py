@@ -75,7 +75,7 @@ async def ask_some(url, requests, count, aborted):
 def test_whatever_comes_and_goes_everybody_gets_what_generate_gives(model, processor, pictures, count):
     requests = mixed_requests(model, processor, pictures)
     assert len({str(expected) for _, expected in requests}) > 18
-    with serving(model, processor, max_batch_size=5) as server:
+    with serving(model, processor, max_batch_size=5, max_waiting=1000) as server:
         assert asyncio.run(ask_some(server.url, requests, count, aborted=0.2)) > 0.6 * count
         server.wait_until_idle()
         assert server.metric("answers_ended_total", reason="abort") > 3
