@@ -30,6 +30,7 @@ from transformers.utils import (
 )
 
 from ..data.chat_template import check_template, with_opening
+from ..data.images import open_alike
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import auto_class, caps_scores
@@ -202,6 +203,7 @@ class Checkpoint:
             processor = without_video(processor_class).from_pretrained(self.path, backend="pil")
         if not isinstance(processor, ProcessorMixin):  # of a family without one, AutoProcessor gives a part
             raise UserError(f"{self.path}: a {type(processor).__name__} alone does not read text and images")
+        open_alike(processor.image_processor)
         if isinstance(processor.chat_template, str):
             processor.chat_template = with_opening(processor.chat_template, processor.tokenizer)
         return processor

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -22,6 +22,7 @@ from .record import DataError, Picture, SizedPicture, WebPicture
 
 # Pillow reads some formats by running other programs (EPS), so only these are tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+ADDRESSES = ("http://", "https://", "data:")
 MOST_BYTES = 2**28  # of a picture's file
 TIMEOUT = 20  # seconds, of a picture on the web
 
@@ -191,3 +192,20 @@ def _file(image: str | bytes | WebPicture) -> str | io.BytesIO:
             raise ValueError(f"it has more than {MOST_BYTES} bytes")
         return io.BytesIO(content)
     return io.BytesIO(image)
+
+
+def open_alike(image_processor: Any) -> None:
+    """Makes an image processor open files and pictures by `open_image`, as training does; addresses stay its own.
+
+    transformers clips pictures of more than 8 bits, and lays transparent ones on black.
+    """
+    stock = type(image_processor)
+
+    def fetch_images(self: Any, images: Any) -> Any:
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, Image.Image) or (isinstance(images, str) and not images.startswith(ADDRESSES)):
+            return open_image(images, "an image")
+        return stock.fetch_images(self, images)
+
+    image_processor.__class__ = type(stock.__name__, (stock,), {"fetch_images": fetch_images})

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import QUESTION, conversation, prompts
@@ -146,3 +147,23 @@ def test_a_mask_token_without_a_row_and_a_config_without_a_base_are_refused(tran
         (folder / "config.json").write_text(json.dumps(settings | change))
         with pytest.raises(ValueError, match=reason):
             load_model(str(folder))
+
+
+def test_the_processor_opens_pictures_as_training_does(translated_dir, tmp_path):
+    """Through transformers' own chat template, too: a ramp of 16 bits is not clipped, transparent parts are white."""
+    processor = load_processor(translated_dir)
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    means = []
+    for name in ("deep.png", "clear.png"):
+        content = [{"type": "image", "image": str(tmp_path / name)}, {"type": "text", "text": QUESTION}]
+        message = [{"role": "user", "content": content}]
+        inputs = processor.apply_chat_template(message, tokenize=True, return_dict=True, return_tensors="pt")
+        scale, pixels = processor.image_processor, inputs["pixel_values"]
+        first = pixels.reshape(len(pixels), 3, -1)[:, 0] * scale.image_std[0] + scale.image_mean[0]
+        means.append(float(first.mean()))
+    assert means == pytest.approx([0.5, 1.0], abs=0.01)
+    processor.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "Qwen2VLImageProcessor"
