@@ -73,6 +73,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         self.metrics = TrainingMetrics(args.device, peak_of(args.device, args.peak_tflops))
         self._flops = StepFlops(model)
         self._totals: dict[str, float] = defaultdict(float)  # of the whole run
+        self._bad_before = 0.0  # bad samples of earlier epochs, which may be the same records
         if isinstance(train_dataset, PackedRowDataset):
             self._totals["bad_samples"] = train_dataset.bad_samples
         self._evaluation = EvaluationLoss()
@@ -99,6 +100,9 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             return
         if self.train_dataset is not None:
             self.train_dataset.set_epoch(kwargs["epoch"])
+        if kwargs["epoch"] > kwargs["epochs_trained"]:
+            own = self.train_dataset.bad_samples if isinstance(self.train_dataset, PackedRowDataset) else 0
+            self._bad_before = self._bad_samples() - own
         super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -169,7 +173,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
     def _check_bad_samples(self) -> None:
         """Stops when more samples were left out than is allowed: of this process at once, of all at each log."""
         allowed = self.train_dataset.max_bad_samples if self.train_dataset is not None else 0
-        if allowed and self._totals["bad_samples"] + self.metrics.sum_of("bad_samples") > allowed:
+        if allowed and self._bad_samples() - self._bad_before > allowed:
             raise DataError(f"more than max_bad_samples={allowed} samples cannot be used; mend the ones reported above")
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -203,6 +207,10 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         data = self.train_dataset.rows if isinstance(self.train_dataset, PackedRowDataset) else self.train_dataset
         names = [data.records[row].name for row in rows[:NAMED_ROWS]] if data is not None else []
         return ", ".join(names) + (f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else "")
+
+    def _bad_samples(self) -> float:
+        """Bad samples since the run began: of all processes up to the last log, of this one since."""
+        return self._totals["bad_samples"] + self.metrics.sum_of("bad_samples")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in transformers, which knows a norm by its name and so decays `norm1` and `ln_q`; here by its class."""
@@ -274,7 +282,7 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
             )
         return
     if args.objective == "ar":
-        raise UserError("objective='ar' does not fit a block-diffusion model; it needs the AR model")
+        raise UserError(f"objective='ar' does not fit a {config.model_type!r} model; it needs the AR model")
     causal = config.clean_attention == "causal"
     for name in ("draft", "ar_weight"):
         if getattr(args, name) and not causal:

@@ -235,6 +235,8 @@ def test_bad_samples_may_be_left_out_and_counted(recipe, tmp_path, capfd, packin
     assert "records.jsonl:5: broken JSON" in err
     assert gone in err
     assert log_of(tmp_path / "out")[-1]["bad_samples"] == 2
+    # A second epoch meets the same records, which count once.
+    assert main([path, "--max_bad_samples", "2", "--num_train_epochs", "2", "--overwrite", "yes"]) == 0
 
 
 def run_to(recipe, steps, **settings):
