@@ -54,7 +54,7 @@ def assemble(
         folder.
 
     Raises:
-        UserError: `lm` is no causal LM, `vision` no known tower, or their files do not fit together.
+        UserError: `lm` is not a causal LM, `vision` is not a known tower, or their files do not fit together.
     """
     if image_grid not in IMAGE_GRIDS:
         raise UserError(f"image_grid must be one of {IMAGE_GRIDS}, got {image_grid!r}")
@@ -147,7 +147,7 @@ def join(
 def check_same_logits(model: PreTrainedModel, language_model: PreTrainedModel) -> None:
     """Checks that the assembled model writes text as its LM does.
 
-    Some LMs scale or cap their logits behind the LM head, which a LLaVA does not.
+    Some LMs scale or cap their logits after the LM head, which a LLaVA does not.
 
     Raises:
         UserError: It does not.

@@ -46,7 +46,7 @@ def load_tower(path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Loads a vision tower and its image processor, without its last layer and its pooling head.
 
     Raises:
-        UserError: It is no SigLIP or CLIP, broken, or its image processor gives pictures of another size.
+        UserError: It is not a SigLIP or a CLIP, is broken, or its image processor gives pictures of another size.
     """
     config = Checkpoint(path).config
     config = config.vision_config if config.model_type in DUAL_ENCODERS else config

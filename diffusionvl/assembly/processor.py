@@ -56,7 +56,7 @@ def build_processor(
 
 
 def wrap_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The LM's own chat template behind a few lines that write content parts as text.
+    """The LM's own chat template after a few lines that write content parts as text.
 
     Raises:
         UserError: The LM's template does not take a user turn, or loses its text.

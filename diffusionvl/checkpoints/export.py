@@ -83,7 +83,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def add_auto_map(path: Path, classes: dict[str, str]) -> None:
-    """Writes into a JSON file which class of the folder's code stands behind which Auto class."""
+    """Writes into a JSON file which class of the folder's code each Auto class loads."""
     settings = {**_read(path), "auto_map": classes}
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

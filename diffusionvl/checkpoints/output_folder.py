@@ -72,8 +72,8 @@ def check_output(out: str, command: str, inputs: Sequence[str] = (), overwrite: 
         overwrite: As of `output_folder`.
 
     Raises:
-        UserError: It is no path, a file, an input or a folder around one, or holds something that the command did not
-            make.
+        UserError: It has no name, is a file, an input or a folder around one, or holds something that the command did
+            not make.
     """
     if not out.strip():
         raise UserError("the output folder has an empty name; give a new folder")

@@ -33,7 +33,7 @@ class TextProcessor(ProcessorMixin):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: A part is no text.
+            ValueError: A part is not text.
         """
         batched = bool(conversation) and isinstance(conversation[0], list)
         chats = [[_as_text(message) for message in chat] for chat in (conversation if batched else [conversation])]

@@ -93,7 +93,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     required = [name for name in REQUIRED if not isinstance(settings, dict) or settings.get(name) is None]
     for name in ("text_config", "vision_config"):
         if not required and not isinstance(settings.get(name) or {}, dict):
-            raise UserError(f"{path}: {name} is {settings[name]!r}, no config; copy it from the hub again")
+            raise UserError(f"{path}: {name} is {settings[name]!r}, not a config; copy it from the hub again")
     text = {} if required else settings.get("text_config") or settings
     missing = required or [name for name in TEXT_REQUIRED if text.get(name) is None]
     if missing:
@@ -106,7 +106,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: lacks ['vision_config']; copy it from the hub again")
     least, most = (settings.get(name) or usual for name, usual in PIXELS.items())
     if not isinstance(least, int) or not isinstance(most, int) or not 0 < least <= most:
-        raise UserError(f"{path}: min_pixels {least!r} and max_pixels {most!r} are no numbers of pixels; mend them")
+        raise UserError(f"{path}: min_pixels {least!r} and max_pixels {most!r} are not numbers of pixels; mend them")
     return settings
 
 

@@ -94,7 +94,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Reads `config.json`, as data: its remote code is not run.
 
     Raises:
-        UserError: It is missing or broken, lacks a setting, or describes what is no Llama.
+        UserError: It is missing or broken, lacks a setting, or describes something else than a Llama.
     """
     path = folder / "config.json"
     try:
@@ -102,10 +102,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); give the folder of a LLaDA checkpoint") from error
     if not isinstance(settings, dict) or settings.get("model_type") != "llada":
-        raise UserError(f"{path}: is no config of a LLaDA; its model_type must be 'llada'")
+        raise UserError(f"{path}: is not the config of a LLaDA; its model_type must be 'llada'")
     missing = sorted(name for name in REQUIRED if not isinstance(settings.get(name), int | float))
     if missing:
-        raise UserError(f"{path}: lacks {missing}, or they are no numbers; copy it from the hub again")
+        raise UserError(f"{path}: lacks {missing}, or they are not numbers; copy it from the hub again")
     strange = {name: settings[name] for name, usual in LLAMA.items() if settings.get(name, usual) != usual}
     if strange:
         wanted = {name: LLAMA[name] for name in strange}
@@ -146,7 +146,7 @@ def llama_names(config: LlamaConfig) -> dict[str, str]:
 def convert_tokenizer(folder: str, mask_token_id: int) -> PreTrainedTokenizerBase:
     """LLaDA's tokenizer with what it leaves to its users: the mask token, the end of a turn, a template that can stop.
 
-    Its chat template opens an answer behind every conversation, asked or not; here it does when asked
+    Its chat template opens an answer after every conversation, asked or not; here it does when asked
     (`add_generation_prompt`), as other templates do.
 
     Raises:

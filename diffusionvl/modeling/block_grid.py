@@ -12,7 +12,7 @@ from .families import media_types, reads_images_whole
 def block_starts(input_ids: list[int], header_ids: list[int], eos_ids: list[int]) -> list[int]:
     """Where the block grid starts anew in a conversation when each response has its own blocks.
 
-    A response opens behind `header_ids` and ends with the next end-of-turn id; the text behind it starts anew too.
+    A response opens after `header_ids` and ends with the next end-of-turn id; the text after it starts anew, too.
     Training and decoding both cut their grid here, so that they cannot differ.
 
     Args:
@@ -45,7 +45,7 @@ def block_grid(length: int, block_size: int, starts: list[int] | None = None) ->
         starts: Where the grid starts anew (`block_starts`); empty for one grid from index 0.
 
     Returns:
-        Integer tensor [L]; a part that is no multiple of D ends in a shorter block.
+        Integer tensor [L]; a part whose length is not a multiple of D ends in a shorter block.
     """
     blocks: list[int] = []
     edges = [0, *(start for start in starts or [] if start < length), length]
@@ -58,7 +58,7 @@ def block_grid(length: int, block_size: int, starts: list[int] | None = None) ->
 def keep_whole(blocks: Tensor, inside: Tensor) -> Tensor:
     """Block index of every token where each run of tokens that `inside` marks is to see itself in both directions.
 
-    A run (an image) joins the block of its last token; the tokens in front of it stay where they are. With D = 4
+    A run (an image) joins the block of its last token; the tokens before it stay where they are. With D = 4
     (`t` text, `i` image)::
 
         tokens     t  t  i  i  i  i  i  t  t

@@ -25,7 +25,7 @@ class DiffusionVLConfig(PreTrainedConfig):
         clean_attention: `block` lets the clean tokens of a block see one another, as the paper has it; `causal` lets a
             clean token see what the AR base lets it see, so that its keys, values and logits are the base's own.
         response_header_ids: The ids that open a response (for Qwen `<|im_start|>assistant\\n`). With
-            `block_origin="response"` they tell where a prompt's earlier responses stand.
+            `block_origin="response"` they mark where a prompt's earlier responses stand.
         base_model_name_or_path: The AR checkpoint that was translated, for the model card.
         draft_adapter: Of a draft-only checkpoint, the settings of its adapter (`modeling/draft_adapter.py`): `rank`,
             `alpha`, `base`, the AR checkpoint whose weights it belongs to, or None where they are in the same folder,

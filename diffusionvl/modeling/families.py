@@ -13,8 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import UserError
 
-# Families whose image tokens see one another in both directions, as the text behind them sees them all.
+# Families whose image tokens see one another in both directions, as the text after them sees them all.
 WHOLE_IMAGE_FAMILIES = ("gemma3",)
+# Families that read a whole prompt in both directions.
+PREFIX_FAMILIES = ("paligemma",)
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, by transformers' names
 ATTENTION = ("attention", FULL, SLIDING)  # hybrids with recurrent layers say "attention"
@@ -65,7 +67,7 @@ def has_state(model_class: type[PreTrainedModel], text_config: PreTrainedConfig)
 
 
 def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
-    """How many tokens each type of a base's layers looks back, None for all; by the convention of transformers.
+    """The number of tokens that each type of a base's layers looks back, None for all, by transformers' conventions.
 
     A base of one type takes one mask for all layers. One of several (Gemma 2 and 3, Qwen with a sliding window) takes
     a mask for each type.
@@ -74,7 +76,7 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
         Windows by the names that the base gives its types.
 
     Raises:
-        UserError: Some layers are no attention that a mask rules, or slide over positions with several axes.
+        UserError: Some layers are not attention that a mask rules, or slide over positions with several axes.
     """
     text = base_config.get_text_config(decoder=True).to_dict()
     window = text.get("sliding_window")
@@ -89,7 +91,7 @@ def layer_windows(base_config: PreTrainedConfig) -> dict[str, int | None]:
     if SLIDING in windows and position_axes(base_config) > 1:
         raise UserError(
             f"model type {base_config.model_type!r} has sliding-window layers over multimodal positions, whose "
-            "distances count no tokens; set use_sliding_window=False in its config"
+            "distances do not count tokens; set use_sliding_window=False in its config"
         )
     return windows
 
@@ -143,7 +145,7 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 
 def native_positions(base: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, media: dict[str, Any]) -> Tensor:
-    """Positions that the AR base itself gives a row: its M-RoPE index, or 0, 1, 2, ... behind the padding.
+    """Positions that the AR base itself gives a row: its M-RoPE index, or 0, 1, 2, ... after the padding.
 
     Args:
         base: The AR base; only its config is read, so its weights may be on the meta device.
@@ -208,6 +210,6 @@ def fixed_inputs(base_config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def sequential_positions(attention_mask: Tensor, axes: int) -> Tensor:
-    """Positions 0, 1, 2, ... behind the padding, the same on every axis. [B, L] -> [A, B, L]."""
+    """Positions 0, 1, 2, ... after the padding, the same on every axis. [B, L] -> [A, B, L]."""
     positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return positions.expand(axes, *positions.shape)

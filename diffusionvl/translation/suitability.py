@@ -16,7 +16,7 @@ from transformers import (
 
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
-from ..modeling.families import cache_input, has_state, layer_windows
+from ..modeling.families import PREFIX_FAMILIES, cache_input, has_state, layer_windows
 
 NEEDED_INPUTS = ("attention_mask", "position_ids")
 
@@ -58,6 +58,10 @@ def _reason(config: PreTrainedConfig) -> str | None:
         return "transformers has no causal language model and no image-text-to-text model of this type"
     if any(has_state(model_class, text_config) for model_class in classes):
         return "it keeps a recurrent state (Mamba, linear attention), which no attention mask rules"
+    if text_config.to_dict().get("use_bidirectional_attention"):
+        return "its images, or all its tokens, see one another in both directions in some of the layers"
+    if config.model_type in PREFIX_FAMILIES:
+        return "it reads a whole prompt in both directions, pictures and question alike"
     if not classes[0].can_generate():
         return "it does not write text"
     inputs = inspect.signature(classes[0].forward).parameters

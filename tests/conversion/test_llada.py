@@ -221,9 +221,9 @@ def test_it_takes_the_road_of_any_language_model(llada_dir, tower_dirs, pictures
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("model_type", "llama", "is no config of a LLaDA"),
+        ("model_type", "llama", "is not the config of a LLaDA"),
         ("n_layers", None, r"lacks \['n_layers'\]"),
-        ("n_layers", "3", r"lacks \['n_layers'\], or they are no numbers"),
+        ("n_layers", "3", r"lacks \['n_layers'\], or they are not numbers"),
         ("n_heads", 5, r"(?s)config.json: cannot be a Llama's \(.*32.*5"),
         ("block_type", "sequential", "'block_type': 'sequential'.*which is.*'llama'"),
         ("include_qkv_bias", True, "'include_qkv_bias': True"),
