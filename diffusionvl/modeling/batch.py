@@ -86,10 +86,6 @@ class DecodingBatch:
         ids, known = [model.config.mask_token_id, *self._placeholders], text.vocab_size
         self._forbidden = torch.tensor([one for one in ids if one < known], dtype=torch.long, device=self._device)
 
-    def add(self, request: Request) -> None:
-        """Appends a row, of which nothing is in the cache."""
-        self.requests.append(request)
-
     def remove(self, row: int) -> None:
         """Removes a row and frees its slot; the last row takes its place."""
         last = len(self.requests) - 1
@@ -173,9 +169,8 @@ class DecodingBatch:
             idle = [Run(range(0), [], [[] for _ in runs[0].positions], [], 0, ends[slot]) for slot in rows]
             runs = [idle[slot] if place is None else runs[place] for slot, place in enumerate(places)]
             wanted = [[] if place is None else wanted[place] for place in places]
-        packed = pack(
-            rows, runs, self.model.config.mask_token_id, self._device, self.model.config.block_size if static else 1
-        )
+        config = self.model.config
+        packed = pack(rows, runs, config.mask_token_id, self._device, config.block_size if static else 1)
         if static:
             packed = packed._replace(start=None, length=self.cache.max_length, open=False)
         width = packed.ids.shape[1]

@@ -1,4 +1,4 @@
-"""The engine: requests come and go, and each step denoises all rows that are there.
+"""The engine: requests come and go, and each step runs all rows that are there.
 
 Legend: B prompts that arrive together, P padded prompt, D block size.
 """
@@ -166,7 +166,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Request]:
-        """Reads prompts that have come to their turn, and takes one denoising step with every row.
+        """Reads prompts that have come to their turn, and takes one step with every row.
 
         A forward that raises is tried again with each of its rows alone; a request that raises alone ends with
         `error`, and the others go on.
@@ -190,13 +190,13 @@ class Engine:
             return changed + [one for one, length in going if one.finished or len(one.tokens) > length]
 
     def stream(self, request: Request, drafts: bool = False) -> Iterator[Chunk]:
-        """Drives the engine until a request has ended, and yields its tokens, each once and in order, block by block.
+        """Drives the engine until a request has ended, and yields its final tokens, each once and in order.
 
         Other requests go on meanwhile. A stream that is closed before its end aborts its request.
 
         Args:
             request: What `add_request` returned.
-            drafts: Yield the block after every denoising step, too.
+            drafts: Also yield, after every step, the tokens that may still change.
 
         Raises:
             UserError: The request was added to another engine.
@@ -231,7 +231,7 @@ class Engine:
             self.abort(request)
 
     def draft(self, request: Request) -> list[int]:
-        """The block of a request as it is now, with mask tokens and without the prompt's; nothing if it has no row."""
+        """Tokens after a request's answer that may still change, the mask id where still masked; none without a row."""
         return request.draft if request in self._batch.requests else []
 
     def abort(self, request: Request) -> None:
