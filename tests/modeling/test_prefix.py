@@ -52,6 +52,26 @@ def test_a_chats_next_turn_reads_what_is_new(translated_dir, processor, pictures
     engine.check_integrity()
 
 
+def test_a_row_that_began_in_a_step_that_failed_goes_on(translated_dir, processor, pictures, monkeypatch):
+    """Its picture is in what it has copied, and is no longer at hand."""
+    model, inputs = lively(translated_dir, clean_attention="causal"), prompts(processor, (QUESTION, pictures[0]))
+    engine = Engine(model, max_length=128, prefix_cache_tokens=1000)
+    expected = answer(engine, inputs).tokens
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    request = engine.add_request(**inputs, **NEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_run", fail)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert request.reused > 10
+    while engine.busy:
+        engine.step()
+    assert request.tokens == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "engine_settings", "decodings"),
     [
