@@ -106,7 +106,10 @@ def build(model_type: str) -> tuple[Any, Any]:
     for parameter in model.parameters():  # some initialise to zeros what training would change
         if parameter.ndim > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
-    return model, TextProcessor(build_tokenizer(TEXT_TEMPLATE))
+    tokenizer = build_tokenizer(TEXT_TEMPLATE)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.eval()(input_ids=torch.arange(20, 30)[None])  # sizes that do not fit together show here
+    return model, TextProcessor(tokenizer)
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -159,14 +162,15 @@ def prove(model_type: str) -> dict[str, Any]:
             check_config(CONFIG_MAPPING[model_type](), "base")
         except UserError as refusal:
             return {"verdict": REFUSED, "reason": str(refusal).split(": ", 1)[1]}
+        except Exception as own:
+            return {"verdict": UNBUILT, "reason": _last_line(own)}
         return {"verdict": UNBUILT, "reason": _last_line(failure)}
     reads_images = auto_class(base.config) is not transformers.AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as folder:
-        base.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        base.eval().save_pretrained(f"{folder}/base")
+        base.save_pretrained(f"{folder}/base")
         processor.save_pretrained(f"{folder}/base")
-        base = Checkpoint(f"{folder}/base").model().eval()
         try:
+            base = Checkpoint(f"{folder}/base").model().eval()
             if reads_images:
                 check_config(base.config, "base")
                 model = wrapped(base, processor)
