@@ -91,13 +91,13 @@ def draft(arguments: argparse.Namespace) -> int:
     code = run(*settings(arguments, work), records=own)
     if code == STOPPED:
         return code
+    for mode in MODES:  # one prompt at a time, as a user waits for it
+        code = ask(arguments, work / "run", work / f"held-out-{mode}.jsonl", arguments.held_out, mode, 1)
+        if code:
+            return code
     for path in (work / "run").iterdir():
         if path.is_file() and not path.name.startswith("."):
             shutil.copyfile(path, out / path.name)
-    for mode in MODES:  # alone, as a user waits for them
-        code = ask(arguments, out, work / f"held-out-{mode}.jsonl", arguments.held_out, mode, 1)
-        if code:
-            return code
     report(out, work)
     return 0
 

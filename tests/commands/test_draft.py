@@ -1,0 +1,53 @@
+"""`diffusionvl draft`: from an AR model and prompts to an adapter whose answers are the model's own."""
+
+import json
+
+import pytest
+from helpers import QUESTION, run
+
+from diffusionvl.checkpoints.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def records(pictures, tmp_path):
+    """A file of five prompts with pictures."""
+    lines = [
+        {"images": [pictures[n % 3]], "messages": [{"role": "user", "content": f"<image>{QUESTION} {n}"}]}
+        for n in range(5)
+    ]
+    (tmp_path / "records.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return str(tmp_path / "records.jsonl")
+
+
+FEW = ("--held-out", "2", "--steps", "2", "--rows", "2", "--max-new-tokens", "8", "--block-size", "4", "--rank", "2")
+
+
+def test_a_model_learns_to_draft_its_own_answers(base_dir, records, tmp_path, capsys):
+    out = tmp_path / "draft"
+    code, printed, err = run(capsys, "draft", base_dir, "--records", records, "--out", str(out), *FEW)
+    assert code == 0, err
+    assert "2 of 2 answers are equal in both." in printed
+    assert "## What was gained" in (out / "README.md").read_text()
+    assert len((out / "work/answers.jsonl").read_text().splitlines()) == 5
+    config = Checkpoint(str(out)).config
+    assert (config.draft_adapter["base"], config.block_size, config.clean_attention) == (base_dir, 4, "causal")
+    assert Checkpoint(str(out)).model().draft is not None
+    # Run again, it finds that all of it is done.
+    code, printed, err = run(capsys, "draft", base_dir, "--records", records, "--out", str(out), *FEW)
+    assert code == 0, err
+    assert "nothing is left to do" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--block-size", "1"), "--block-size 1: give 2 or more"),
+        (("--held-out", "5"), "--held-out 5 leaves none of 5 records"),
+        (("--records", "none.jsonl"), "none.jsonl"),
+    ],
+)
+def test_an_input_that_cannot_be_used(base_dir, records, tmp_path, capsys, flags, part):
+    argv = ("draft", base_dir, "--records", records, "--out", str(tmp_path / "draft"), *flags)
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert part in err
