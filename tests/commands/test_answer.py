@@ -148,3 +148,26 @@ def test_a_setting_that_ar_models_do_not_have_is_one_line(answer, base_dir):
     code, _, err, _ = answer(base_dir, "--remasking", "low_confidence_static")
     assert code == 2
     assert "an autoregressive checkpoint has no remasking" in err
+
+
+def test_a_record_without_an_expected_answer_is_answered_and_not_scored(translated_dir, tmp_path, capsys):
+    path, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "why?"}]}\n')
+    argv = (
+        "answer",
+        str(path),
+        "--model",
+        translated_dir,
+        "--out",
+        str(out),
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+    )
+    code, printed, _ = run(capsys, *argv)
+    assert code == 0
+    assert "exact match" not in printed
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert line["tokens"] <= 4
+    assert not {"expected", "exact_match"} & line.keys()
