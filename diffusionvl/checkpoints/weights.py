@@ -35,6 +35,8 @@ def load_weights(model_class: Any, path: str, dtype: str | torch.dtype = "auto",
         )
     except (SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: its weights are broken ({brief(error)}); copy or save it again") from error
+    except OSError as error:  # a folder without weights, too
+        raise UserError(f"{path}: its weights cannot be read ({brief(error)}); copy or save it again") from error
     except ImportError as error:  # which says how to install it
         raise UserError(f"{path}: its model needs a package that is not here ({brief(error)})") from error
     finally:

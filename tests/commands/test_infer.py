@@ -191,6 +191,8 @@ def test_bad_models(base, checkpoint, capsys, tmp_path):
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     refused(capsys, ["--model", str(broken)], [str(broken), "weights are broken"])
+    weights.unlink()
+    refused(capsys, ["--model", str(broken)], [str(broken), "weights cannot be read"])
 
 
 def test_missing_weights_are_not_made_up(checkpoint, capsys, tmp_path):
