@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -86,12 +87,13 @@ class EngineThread:
         self._live: dict[Request, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     def start(self) -> None:
         """Starts the thread, whose events go to the running event loop."""
@@ -129,12 +131,15 @@ class EngineThread:
         except Exception:
             log.exception("the engine's thread has ended")
         finally:
+            self._ended = True
+            with suppress(Exception):  # whoever has asked meanwhile is to hear of it, too
+                self._take()
             self._fail_all(ApiError(503, "the engine has stopped"))
             self._deliver()
 
     def _take(self) -> bool:
         """Does what has come in; waits for something if the engine is idle. Returns whether to go on."""
-        wait = not self._engine.busy
+        wait = not (self._engine.busy or self._ended)
         while True:
             try:
                 order = self._inbox.get(wait)
