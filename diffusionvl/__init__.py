@@ -78,18 +78,10 @@ def __getattr__(name: str) -> Any:
 
 # A module of `modeling` registers its class with the Auto classes when it is imported. That takes seconds, so it waits
 # until somebody reaches for an Auto class.
-def _register_config(_: Any) -> None:
-    importlib.import_module(".modeling.configuration_diffusionvl", __name__)
+def _register(auto: Any) -> None:
+    kind = auto.__name__.rpartition(".")[2].removesuffix("_auto")
+    importlib.import_module(f".modeling.{kind}_diffusionvl", __name__)
 
 
-def _register_model(_: Any) -> None:
-    importlib.import_module(".modeling.modeling_diffusionvl", __name__)
-
-
-def _register_processor(_: Any) -> None:
-    importlib.import_module(".modeling.processing_diffusionvl", __name__)
-
-
-wrapt.register_post_import_hook(_register_config, "transformers.models.auto.configuration_auto")
-wrapt.register_post_import_hook(_register_model, "transformers.models.auto.modeling_auto")
-wrapt.register_post_import_hook(_register_processor, "transformers.models.auto.processing_auto")
+for _kind in ("configuration", "modeling", "processing"):
+    wrapt.register_post_import_hook(_register, f"transformers.models.auto.{_kind}_auto")
