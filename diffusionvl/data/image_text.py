@@ -1,6 +1,7 @@
 """The tokens of a text with images, known from the images' sizes alone."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,17 +52,30 @@ class ImageText:
                 torch.tensor(patches) // images.merge_size**2
             )
             return ids.repeat_interleave(repeats)
-        key = tuple(sizes)
-        if key not in self._replacements:
-            self._replacements[key] = self._ask(sizes)
-        written = [text for pair in zip(self._replacements[key], parts[1:], strict=True) for text in pair]
-        ids = tokenizer("".join([parts[0], *written]), add_special_tokens=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
+        return self._joined(text, sizes) if self._regardless else self._whole(text, sizes)
 
-    def _ask(self, sizes: list[tuple[int, int]]) -> list[str]:
-        """What the processor writes for each image of a turn, which may depend on their number (LLaVA-OneVision)."""
+    @cached_property
+    def _regardless(self) -> bool:
+        """Whether the processor writes an image without regard to what is around it (Idefics 2 merges neighbours)."""
+        text, sizes = f"a{self.placeholder}{self.placeholder}b {self.placeholder}", [(64, 64)] * 3
+        return torch.equal(self._joined(text, sizes), self._whole(text, sizes))
+
+    def _joined(self, text: str, sizes: list[tuple[int, int]]) -> Tensor:
+        """The tokens [n] of a text, given what the processor writes for such images elsewhere."""
+        key, parts = tuple(sizes), text.split(self.placeholder)
+        if key not in self._replacements:
+            between = self._whole(self.separator.join([self.placeholder] * len(sizes)), sizes)
+            written = self.processor.tokenizer.decode(between, clean_up_tokenization_spaces=False)
+            # Of all images of a turn at once, since it may depend on their number (LLaVA-OneVision).
+            self._replacements[key] = written.split(self.separator)
+        pairs = zip(self._replacements[key], parts[1:], strict=True)
+        joined = "".join([parts[0], *(piece for pair in pairs for piece in pair)])
+        return torch.tensor(self.processor.tokenizer(joined, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+    def _whole(self, text: str, sizes: list[tuple[int, int]]) -> Tensor:
+        """The tokens [n] of a text as the processor writes it, with blank images."""
         blank = [Image.new("RGB", (width, height)) for height, width in sizes]
-        text = self.separator.join([self.placeholder] * len(sizes))
-        inputs = self.processor(text=[text], images=[blank], return_tensors="pt", add_special_tokens=False)
-        written = self.processor.tokenizer.decode(inputs["input_ids"][0], clean_up_tokenization_spaces=False)
-        return written.split(self.separator)
+        inputs = self.processor(
+            text=[text], images=[blank] if blank else None, return_tensors="pt", add_special_tokens=False
+        )
+        return inputs["input_ids"][0].long()
