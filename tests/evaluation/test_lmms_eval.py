@@ -223,7 +223,6 @@ def test_reference_prompt_joins_images_in_front_of_the_text(translated_dir, imag
         ({"block_size": 4}, "block_size=4: this checkpoint was trained with blocks of 8"),
         ({"denoising_steps": 9}, "give 1 to 8"),
         ({"num_beams": 3}, "has no beams"),
-        ({"repetition_penalty": 1.2}, "leave it out"),
         ({"confidence_threshold": 2.0}, r"confidence_threshold must be a number in \[0, 1\]"),
         ({"do_sample": True, "temperature": 0}, "contradicts"),
         ({"decode": "ar"}, "give its AR base"),

@@ -84,24 +84,24 @@ def test_damage_is_seen(tmp_path, name, harm):
     assert name in damage(tmp_path)
 
 
-def hold(folder):
+def hold(folder, held):
     with locked(folder):
-        open(folder + "/held", "w").close()
+        open(held, "w").close()
         time.sleep(600)
 
 
 def test_two_runs_do_not_write_into_one_folder(recipe, tmp_path):
-    (holder,) = processes.start(hold, str(tmp_path))
-    while not (tmp_path / "held").exists():
+    out, held, output = str(tmp_path / "out"), tmp_path / "held", tmp_path / "stderr"
+    (holder,) = processes.start(hold, out, str(held))
+    while not held.exists():
         time.sleep(0.01)
-    with pytest.raises(ValueError, match="another run is writing into it"), locked(str(tmp_path)):
+    with pytest.raises(ValueError, match="another run is writing into it"), locked(out):
         pass
-    output = tmp_path / "stderr"
-    assert processes.run(processes.train, [recipe, "--output_dir", str(tmp_path)], output=str(output)) == [2]
-    assert output.read_text().startswith(f"diffusionvl train: error: output_dir '{tmp_path}': another run is writing")
+    assert processes.run(processes.train, [recipe, "--output_dir", out], output=str(output)) == [2]
+    assert output.read_text().startswith(f"diffusionvl train: error: '{out}': another run is writing into it")
     holder.kill()
     assert processes.wait([holder]) == [-signal.SIGKILL]
-    with locked(str(tmp_path)):  # free, whatever the other left behind
+    with locked(out):  # free, whatever the other left behind
         pass
 
 
