@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.command_line import Parser
-from .commands.model_flags import DECODING, add_model_flags, check_model_path, given_settings
+from .commands.model_flags import DECODING, add_model_flags, check_model_path, check_translated, given_settings
 from .drawing import FILM_SUFFIXES
 from .modeling.errors import UserError
 
@@ -152,16 +152,9 @@ def load(
         UserError: The checkpoint is an AR one, incomplete or broken.
     """
     from .checkpoints.checkpoint import Checkpoint
-    from .modeling.configuration_diffusionvl import DiffusionVLConfig
 
-    name = arguments.model
-    checkpoint = Checkpoint(name, arguments.trust_remote_code)
-    config = checkpoint.config
-    if not isinstance(config, DiffusionVLConfig):
-        raise UserError(
-            f"--model {name!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
-            f"run `diffusionvl translate {name} --out DIR` first and give DIR"
-        )
+    checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
+    check_translated(checkpoint.config, arguments.model, "--model ")
     processor = checkpoint.processor
     model: Any = checkpoint.model(arguments.dtype)
     return model.eval().to(device), processor

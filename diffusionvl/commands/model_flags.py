@@ -41,6 +41,26 @@ def check_model_path(model: str) -> None:
         raise UserError(f"--model {model!r}: no such folder; give a checkpoint that `diffusionvl translate` wrote")
 
 
+def check_translated(config: Any, model: str, flag: str = "") -> None:
+    """Checks that a checkpoint holds a block-diffusion model.
+
+    Args:
+        config: The checkpoint's config.
+        model: Its folder or hub id.
+        flag: The flag that named it, with a space after it; nothing for an argument without a flag.
+
+    Raises:
+        UserError: It is an AR checkpoint.
+    """
+    from ..modeling.configuration_diffusionvl import DiffusionVLConfig
+
+    if not isinstance(config, DiffusionVLConfig):
+        raise UserError(
+            f"{flag}{model!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
+            f"run `diffusionvl translate {model} --out DIR` first and give DIR"
+        )
+
+
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the decoding settings that were given.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..modeling.errors import UserError
 from .command_line import Parser
+from .model_flags import check_translated
 
 
 def build_parser() -> Parser:
@@ -54,7 +55,6 @@ def _serve(arguments: argparse.Namespace) -> None:
     api_key = None if arguments.api_key_file is None else _read_key(arguments.api_key_file)
     from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.loading import find_device
-    from ..modeling.configuration_diffusionvl import DiffusionVLConfig
     from ..serving.app import create_app
     from ..serving.server import run
     from ..serving.settings import ServingSettings
@@ -70,12 +70,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     )
     device = find_device(arguments.device)
     checkpoint = Checkpoint(arguments.model, arguments.trust_remote_code)
-    config = checkpoint.config
-    if not isinstance(config, DiffusionVLConfig):
-        raise UserError(
-            f"{arguments.model!r} is an autoregressive checkpoint (model type {config.model_type!r}); "
-            f"run `diffusionvl translate {arguments.model} --out DIR` first and give DIR"
-        )
+    check_translated(checkpoint.config, arguments.model)
     processor = checkpoint.processor
     model = checkpoint.model(arguments.dtype).eval().to(device)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
