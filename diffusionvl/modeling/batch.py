@@ -17,6 +17,7 @@ from .cache import SlotCache, pack
 from .canvas import Run
 from .errors import UserError
 from .families import placeholder_ids
+from .logprobs import read_scores, score_tokens
 from .remasking import REMASKING, Draft
 from .request import Request
 from .sampling import Sampling, choose_next, choose_tokens
@@ -125,13 +126,15 @@ class DecodingBatch:
             for own, state in states:
                 own.set_state(state)
             raise
-        for request, columns, (tokens, confidences, kept) in zip(requests, wanted, found, strict=True):
+        for request, columns, (tokens, confidences, kept, *scores) in zip(requests, wanted, found, strict=True):
             count = len(columns)
             try:
                 if keep:
                     request.canvas.see()
                 if not request.finished:
                     drawn = [int(token) for token in tokens[:count]]
+                    if (most := request.settings.top_logprobs) is not None:
+                        request.score([read_scores(scores, place, most) for place in range(count)])
                     request.receive(drawn, confidences[:count], [bool(own) for own in kept[:count]], self.tokenizer)
             except Exception as error:
                 request.end("error", error)
@@ -201,9 +204,7 @@ class DecodingBatch:
                 **(media or {}),
             ).logits
 
-    def _draw(
-        self, requests: list[Request], wanted: list[list[int]], logits: Tensor
-    ) -> list[tuple[list[float], list[float], list[float]]]:
+    def _draw(self, requests: list[Request], wanted: list[list[int]], logits: Tensor) -> list[tuple[list[float], ...]]:
         """Draws a token for each wanted column and decides which are kept, by each row's own settings.
 
         Args:
@@ -212,24 +213,34 @@ class DecodingBatch:
             logits: Of these columns [M, V].
 
         Returns:
-            Tokens, their confidences, and which are kept, for each row; lists of the longest row's length.
+            Tokens, their confidences, which are kept, and what `score_tokens` returns where rows want it, for each
+            row; lists of the longest row's length.
         """
+        parts = logits.split([len(columns) for columns in wanted])
         own = [
             logits.new_empty(0) if request.finished else self._adjusted(request, part)
-            for request, part in zip(requests, logits.split([len(columns) for columns in wanted]), strict=True)
+            for request, part in zip(requests, parts, strict=True)
         ]
         groups: dict[Sampling, list[int]] = {}
         for place, request in enumerate(requests):
             if not request.finished:
                 groups.setdefault(request.sampling, []).append(place)
         width = max(len(columns) for columns in wanted)
-        found = torch.zeros(3, len(requests), width, device=self._device)
+        scored = {
+            place: request.settings.top_logprobs
+            for place, request in enumerate(requests)
+            if request.settings.top_logprobs is not None and not request.finished
+        }
+        most = min(max(scored.values(), default=0), logits.shape[1])
+        found = torch.zeros(4 + 2 * most if scored else 3, len(requests), width, device=self._device)
         for sampling, places in groups.items():
             rows = [requests[place] for place in places]
             drawn = self._draw_alike(sampling, rows, [own[place] for place in places], width)
-            found[:, places] = torch.stack([values.float() for values in drawn])
-        tokens, confidences, kept = found.tolist()  # the one wait for the device
-        return [*zip(tokens, confidences, kept, strict=True)]
+            found[:3, places] = torch.stack([values.float() for values in drawn])
+        for place in scored:
+            tokens = found[0, place, : len(parts[place])].long()
+            found[3:, place, : len(tokens)] = score_tokens(parts[place], tokens, most)
+        return [*zip(*found.tolist(), strict=True)]  # the one wait for the device
 
     def _adjusted(self, request: Request, logits: Tensor) -> Tensor:
         """A row's logits after its own processors."""

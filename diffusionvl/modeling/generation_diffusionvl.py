@@ -18,6 +18,7 @@ from .engine import Engine
 from .errors import UserError
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .inputs import read_call
+from .logprobs import TokenLogprob
 from .request import DenoisingStep, Request
 from .sampling import Generators
 
@@ -31,6 +32,7 @@ class DiffusionVLGenerationOutput(ModelOutput):
         tokens_per_forward: Answer tokens (the end of sequence counts, padding does not) a forward, for each row [B].
         forwards: Forwards that each row took part in, reading the prompt included [B].
         acceptance: Number of forwards of each row that wrote n tokens [B, n]; None where blocks are denoised.
+        logprobs: What the model thought of each token of each answer, with `top_logprobs`.
         history: The denoising steps, with `output_history`.
     """
 
@@ -38,6 +40,7 @@ class DiffusionVLGenerationOutput(ModelOutput):
     tokens_per_forward: Tensor | None = None
     forwards: Tensor | None = None
     acceptance: Tensor | None = None
+    logprobs: list[list[TokenLogprob]] | None = None
     history: list[DenoisingStep] | None = None
 
 
@@ -197,6 +200,7 @@ def _output_of(
         tokens_per_forward=lengths / forwards.clamp(min=1),
         forwards=forwards,
         acceptance=_acceptance(requests),
+        logprobs=None if requests[0].settings.top_logprobs is None else [request.logprobs for request in requests],
         history=history,
     )
 

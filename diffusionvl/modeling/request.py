@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .canvas import Canvas, Shown
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
+from .logprobs import TokenLogprob
 from .sampling import Sampling
 
 
@@ -65,6 +66,7 @@ class Request:
             where something raised for it, or `not_a_number` where its scores were not; None while it goes on.
         error: What was raised, with `error`.
         forwards: Number of forwards that it took part in, reading the prompt included.
+        logprobs: Of each of the tokens, with `top_logprobs`: in the step that wrote it, or that verified it.
         history: The denoising steps, [1, D] each, with `output_history`; columns count from the prompt's first token.
         reused: Number of prompt tokens whose keys and values are those of an earlier row.
         media_key: A digest of its images and videos; None where they are in one piece with another row's.
@@ -81,12 +83,14 @@ class Request:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     forwards: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     history: list[DenoisingStep] = field(default_factory=list)
     reused: int = 0
     media_key: bytes | None = None
 
     def __post_init__(self) -> None:
         self.sampling = Sampling(*(getattr(self.settings, name) for name in Sampling._fields))
+        self._scored: dict[int, TokenLogprob] = {}
         self.seed = 0
         if self.sampling.decoding != "denoise" and self.sampling.temperature > 0:
             device = "cpu" if self.generator is None else self.generator.device
@@ -163,10 +167,20 @@ class Request:
         if new:
             self._take(new, tokenizer)
 
+    def score(self, scores: list[TokenLogprob]) -> None:
+        """Notes the log-probabilities that a step has found for its wanted columns; those of a later step replace them.
+
+        Comes before `receive`, which writes some of these columns.
+        """
+        self._scored.update(zip(self.canvas.targets, scores, strict=True))
+
     def _take(self, block: list[int], tokenizer: Any) -> None:
         """Appends final tokens, up to the end of the answer if it lies in them."""
         block = block[: self.longest - len(self.tokens)]
         self.tokens, reason = end_of_answer(self.tokens, block, self.settings, tokenizer)
+        if self._scored:
+            columns = range(self.prompt_length + len(self.logprobs), self.prompt_length + len(self.tokens))
+            self.logprobs += [self._scored.pop(column) for column in columns]
         if reason is None and len(self.tokens) == self.longest:
             reason = "length"
         if reason is None and self.stopping_criteria:

@@ -175,5 +175,11 @@ SETTINGS = {
     "return_dict_in_generate": Setting(
         False, _SWITCH, "output", "Return a `DiffusionVLGenerationOutput` instead of the sequences alone."
     ),
+    "top_logprobs": Setting(
+        None,
+        _or_none(_whole(0), " for no log-probabilities"),
+        "output",
+        "Number of tokens whose log-probabilities are kept beside that of each token of the answer.",
+    ),
     "output_history": Setting(False, _SWITCH, "output", "Keep every step in the output, for a film."),
 }
