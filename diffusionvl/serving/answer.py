@@ -38,16 +38,15 @@ class AnswerResponse(Response):
         status, writer = 200, None
         try:
             async with service.ask(body) as answers:
-                writer = Writer(
-                    body, service.settings.name, service.tokenizer, len(answers.jobs), answers.prompt_tokens
-                )
+                writer = Writer(body, service, len(answers.jobs), answers.prompt_tokens)
                 if body.stream:
                     started = True
                     await _start_stream(send)
                     await _send(send, writer.opening())
                 async for event in answers:
-                    chunk = writer.part(event)
-                    if body.stream and chunk:
+                    if not body.stream:
+                        writer.take(event)
+                    elif chunk := writer.part(event):
                         await _send(send, chunk)
             if body.stream:
                 await _send(send, writer.closing(), more=False)

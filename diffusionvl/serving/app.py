@@ -159,6 +159,8 @@ def _invalid_body(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body, with its field's name."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part != "body"]
+    if first["type"] == "contradiction":
+        place.append(first["ctx"]["field"])
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
     if first["type"] == "json_invalid":
         return bad_request("the body is not JSON")

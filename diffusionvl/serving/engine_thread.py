@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.engine import Engine
+from ..modeling.logprobs import TokenLogprob
 from ..modeling.request import FinishReason, Request
 from .errors import ApiError
 from .metrics import Metrics
@@ -27,6 +28,7 @@ class Event(NamedTuple):
     Attributes:
         choice: Number of the answer in its request.
         tokens: Tokens that follow those of earlier events.
+        logprobs: What the model thought of each of them; empty unless it was asked for.
         finish_reason: Why the answer has ended; None while it goes on.
         forwards: Forwards that the answer has taken part in so far.
         reused: Number of prompt tokens that were not read again.
@@ -36,6 +38,7 @@ class Event(NamedTuple):
 
     choice: int
     tokens: list[int]
+    logprobs: Sequence[TokenLogprob] = ()
     finish_reason: FinishReason | None = None
     forwards: int = 0
     reused: int = 0
@@ -195,7 +198,7 @@ class EngineThread:
 
     def _publish(self, job: Job, request: Request) -> None:
         """Sends what a step has written for a job."""
-        tokens = request.tokens[job.sent :]
+        tokens, logprobs = request.tokens[job.sent :], request.logprobs[job.sent :]
         draft = None if request.finished or not request.history else self._draft(request)
         request.history.clear()
         if not tokens and not request.finished and draft is None:
@@ -207,8 +210,8 @@ class EngineThread:
         if request.finished:
             del self._live[request]
             self._metrics.ended(request)
-        event = Event(job.index, tokens, request.finish_reason, request.forwards, request.reused, draft, request.error)
-        self._outbox.append((job, event))
+        ended = request.finish_reason, request.forwards, request.reused
+        self._outbox.append((job, Event(job.index, tokens, logprobs, *ended, draft, request.error)))
 
     def _draft(self, request: Request) -> list[tuple[int | None, float]]:
         """What the last step has left open."""
@@ -222,7 +225,7 @@ class EngineThread:
         for request, job in self._live.items():
             request.finish_reason = request.finish_reason or "error"
             self._metrics.ended(request)
-            self._outbox.append((job, Event(job.index, [], "error", request.forwards, error=error)))
+            self._outbox.append((job, Event(job.index, [], (), "error", request.forwards, error=error)))
         self._live.clear()
         self._count()
 

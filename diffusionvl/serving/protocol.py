@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, model_v
 from pydantic_core import PydanticCustomError
 
 MOST_CHOICES = 128
+MOST_LOGPROBS = 20
 INTEGER = 2**31 - 1
 # A smaller temperature divides scores beyond what 32 bits hold; 0 is the limit.
 LEAST_TEMPERATURE = 1e-6
@@ -20,8 +21,14 @@ def _not_tiny(value: float | None) -> float | None:
 
 Positive = Annotated[int, Field(ge=1, le=INTEGER)]
 Token = Annotated[int, Field(ge=0, le=INTEGER)]
+Logprobs = Annotated[int, Field(ge=0, le=MOST_LOGPROBS)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)]
+
+
+def _contradiction(field: str, reason: str) -> PydanticCustomError:
+    """What is wrong with a field beside the others; `app` reads the field's name."""
+    return PydanticCustomError("contradiction", "{reason}", {"field": field, "reason": reason})
 
 
 class _Body(BaseModel):
@@ -154,7 +161,7 @@ class AnswerBody(_Body):
         if not self.stream:
             for name, given in (("stream_options", self.stream_options is not None), ("drafts", self.drafts)):
                 if given:
-                    raise PydanticCustomError("not_a_stream", f"{name} is for streams; give stream: true, too")
+                    raise _contradiction(name, "is for streams; give stream: true, too")
         return self
 
     @property
@@ -178,12 +185,18 @@ class AnswerBody(_Body):
         return self.max_tokens
 
     @property
+    def most_probable(self) -> int | None:
+        """Number of most probable tokens that come with each token of the answer; None for no log-probabilities."""
+        return None
+
+    @property
     def engine_settings(self) -> dict[str, Any]:
         """Settings that were given, as `Engine.add_request` takes them."""
         names = ("temperature", "top_p", "remasking", "confidence_threshold", "entropy_bound", "denoising_steps")
         more = ("sub_block_size", "decoding", "draft_size", "repetition_penalty")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         settings |= {"max_new_tokens": self.longest, "stop_strings": self.stops or None}
+        settings["top_logprobs"] = self.most_probable
         if self.top_k is not None:
             settings["top_k"] = max(self.top_k, 0)
         return {name: value for name, value in settings.items() if value is not None}
@@ -215,11 +228,15 @@ class ChatBody(AnswerBody):
     Attributes:
         messages: The chat so far.
         max_completion_tokens: The newer name of `max_tokens`.
+        logprobs: Whether choices carry the log-probability of each token.
+        top_logprobs: Number of most probable tokens beside each token; needs `logprobs`.
         generation_config: Settings as transformers' chat command sends them; fields of their own come first.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
     generation_config: Json[TransformersSettings] | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
@@ -228,8 +245,6 @@ class ChatBody(AnswerBody):
 
     harmless = {
         **AnswerBody.harmless,
-        "logprobs": [False],
-        "top_logprobs": [0],
         "response_format": [{"type": "text"}],
         "tools": [[]],
         "tool_choice": ["none", "auto"],
@@ -249,10 +264,17 @@ class ChatBody(AnswerBody):
     def _check_lengths(self) -> "ChatBody":
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise PydanticCustomError("contradiction", "max_tokens and max_completion_tokens differ; give one of them")
+            raise _contradiction("max_completion_tokens", "differs from max_tokens; give one of them")
         if self.messages[-1].role == "assistant":
-            raise PydanticCustomError("no_question", "messages must end with a turn of the user")
+            raise _contradiction("messages", "must end with a turn of the user")
+        if self.top_logprobs and not self.logprobs:
+            raise _contradiction("top_logprobs", "needs logprobs; give logprobs: true, too")
         return self
+
+    @property
+    def most_probable(self) -> int | None:
+        """Number of most probable tokens that come with each token of the answer; None for no log-probabilities."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @property
     def longest(self) -> int | None:
@@ -271,17 +293,24 @@ class CompletionBody(AnswerBody):
 
     Attributes:
         prompt: A text, its token ids, or a list of either.
+        logprobs: Number of most probable tokens that come, with their log-probabilities, beside each token's own.
     """
 
     prompt: str | list[str] | list[Token] | list[list[Token]]
+    logprobs: Logprobs | None = None
 
-    harmless = {**AnswerBody.harmless, "best_of": [1], "echo": [False], "logprobs": [], "suffix": [""]}
+    harmless = {**AnswerBody.harmless, "best_of": [1], "echo": [False], "suffix": [""]}
 
     @model_validator(mode="after")
     def _check_prompts(self) -> "CompletionBody":
         if not 1 <= len(self.prompts) <= MOST_CHOICES:
-            raise PydanticCustomError("prompts", f"prompt must hold 1 to {MOST_CHOICES} prompts")
+            raise _contradiction("prompt", f"must hold 1 to {MOST_CHOICES} prompts")
         return self
+
+    @property
+    def most_probable(self) -> int | None:
+        """Number of most probable tokens that come with each token of the answer; None for no log-probabilities."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:

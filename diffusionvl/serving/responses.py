@@ -3,12 +3,16 @@
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..modeling.logprobs import TokenLogprob
 from ..modeling.request import FinishReason
 from .engine_thread import Event
+from .logprobs import Cursor, of_chat, of_completion
 from .protocol import AnswerBody, ChatBody
+from .service import Service
 from .text import GrowingText
 
 FINISH_REASONS: dict[FinishReason, str] = {
@@ -27,8 +31,10 @@ class Choice:
 
     Attributes:
         growing: Turns its tokens into text.
+        cursor: Finds where its tokens begin in the text.
         text: The text so far.
         tokens: The tokens so far.
+        logprobs: What the model thought of each of them, where that is asked for.
         finish_reason: In OpenAI's words, once it has ended.
         forwards: Number of forwards that it has taken.
         reused: Number of prompt tokens that were not read again for it.
@@ -36,8 +42,10 @@ class Choice:
     """
 
     growing: GrowingText
+    cursor: Cursor
     text: str = ""
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     forwards: int = 0
     reused: int = 0
@@ -58,6 +66,7 @@ class Choice:
         text = self.growing.add(event.tokens, event.finish_reason is not None)
         self.text += text
         self.tokens += event.tokens
+        self.logprobs += event.logprobs
         self.forwards, self.reused = event.forwards, event.reused
         if event.finish_reason is not None:
             self.finish_reason = FINISH_REASONS[event.finish_reason]
@@ -69,18 +78,17 @@ class Writer:
 
     Args:
         body: The request.
-        model: Name of the model.
-        tokenizer: Decodes the answers.
+        service: Names the model, and decodes the answers.
         count: Number of answers.
         prompt_tokens: Number of tokens of the prompts.
     """
 
-    def __init__(self, body: AnswerBody, model: str, tokenizer: Any, count: int, prompt_tokens: int) -> None:
+    def __init__(self, body: AnswerBody, service: Service, count: int, prompt_tokens: int) -> None:
         self.body, self.chat = body, isinstance(body, ChatBody)
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._head = {"id": self.id, "created": int(time.time()), "model": model}
-        self._tokenizer, self._prompt_tokens = tokenizer, prompt_tokens
-        self.choices = [Choice(GrowingText(tokenizer, body.stops)) for _ in range(count)]
+        self._head = {"id": self.id, "created": int(time.time()), "model": service.settings.name}
+        self._tokenizer, self._spelling, self._prompt_tokens = service.tokenizer, service.spelling, prompt_tokens
+        self.choices = [Choice(GrowingText(self._tokenizer, body.stops), Cursor(self._spelling)) for _ in range(count)]
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -94,6 +102,10 @@ class Writer:
             "forwards": sum(choice.forwards for choice in self.choices),
         }
 
+    def take(self, event: Event) -> None:
+        """Takes an event of a response that is not a stream."""
+        self.choices[event.choice].take(event)
+
     def whole(self) -> dict[str, Any]:
         """The response that is not a stream, once all answers have ended."""
         choices = []
@@ -103,7 +115,7 @@ class Writer:
                 {
                     "index": index,
                     **(content if self.chat else {"text": choice.text}),
-                    "logprobs": None,
+                    "logprobs": self._logprobs(choice, choice.tokens, choice.logprobs),
                     "finish_reason": choice.finish_reason,
                     **({"token_ids": choice.tokens} if self.body.return_token_ids else {}),
                 }
@@ -124,6 +136,8 @@ class Writer:
         struck = choice.struck(event)
         text = choice.take(event)
         ours: dict[str, Any] = {"token_ids": event.tokens} if self.body.return_token_ids and event.tokens else {}
+        if event.logprobs:
+            ours["logprobs"] = self._logprobs(choice, event.tokens, event.logprobs)
         if struck:
             ours["struck"] = [self._text(token) for token in struck]
         if text or ours:
@@ -154,6 +168,14 @@ class Writer:
         choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason, **ours}
         usage = {"usage": None} if self.body.include_usage else {}
         return self._sse({**self._head, "object": self._kind, "choices": [choice], **usage})
+
+    def _logprobs(self, choice: Choice, tokens: list[int], entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """`logprobs` of tokens of a choice that follow those of earlier calls; None where it is not asked for."""
+        if self.body.most_probable is None:
+            return None
+        if self.chat:
+            return of_chat(self._spelling, tokens, entries)
+        return of_completion(self._spelling, tokens, entries, choice.cursor)
 
     def _text(self, token: int | None) -> str | None:
         """A draft's text, which has none where it is masked."""

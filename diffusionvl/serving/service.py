@@ -16,6 +16,7 @@ from ..modeling.engine import Engine
 from ..modeling.errors import UserError
 from .engine_thread import EngineThread, Event, Job
 from .errors import ApiError, bad_request
+from .logprobs import Spelling
 from .metrics import Metrics
 from .prompts import encode_chat, encode_completion
 from .protocol import AnswerBody, ChatBody, CompletionBody
@@ -67,6 +68,7 @@ class Service:
 
     Attributes:
         tokenizer: For the event loop's thread alone: a tokenizer is not safe between threads.
+        spelling: Spells its tokens.
         draining: Whether new requests are refused because the server is about to end.
         open: Number of answers that are open.
     """
@@ -75,6 +77,7 @@ class Service:
         self.settings, self.metrics = settings, Metrics()
         self.draining, self.open = False, 0
         self.tokenizer = copy.deepcopy(processor.tokenizer)
+        self.spelling = Spelling(self.tokenizer)
         self.default_length: int = model.generation_config.max_new_tokens
         self._block_size: int = model.config.block_size
         self._capacity = settings.max_batch_size + settings.max_waiting
