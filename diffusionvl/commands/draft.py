@@ -21,6 +21,8 @@ LEAST = {
     "rank": 1,
     "steps": 1,
     "rows": 1,
+    "views": 1,
+    "checkpoints": 1,
     "held_out": 1,
     "max_new_tokens": 1,
     "answer_batch_size": 1,
@@ -50,6 +52,8 @@ def build_parser() -> Parser:
     training.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the adapter's matrices (16)")
     training.add_argument("--steps", type=int, default=400, metavar="N", help="optimizer steps (400)")
     training.add_argument("--rows", type=int, default=12, metavar="N", help="answers of a step (12)")
+    training.add_argument("--views", type=int, default=1, metavar="N", help="random cuts of each into drafts (1)")
+    training.add_argument("--checkpoints", type=int, default=1, metavar="N", help="saved on the way and kept (1)")
     training.add_argument("--learning-rate", type=float, default=3e-3, metavar="X", help="its peak (3e-3)")
     training.add_argument("--targets", choices=["data", "teacher"], default="data", help="as of `train` (data)")
     training.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the training (42)")
@@ -86,8 +90,7 @@ def draft(arguments: argparse.Namespace) -> int:
     code = ask(arguments, work / "start", work / "answers.jsonl", count, "autoregressive", arguments.answer_batch_size)
     if code:
         return code
-    answers = read_lines(work / "answers.jsonl")
-    own = [with_answer(records[line["index"]], line["answer"]) for line in answers[arguments.held_out :]]
+    own = own_answers(records, work / "answers.jsonl", arguments.max_new_tokens)[arguments.held_out :]
     code = run(*settings(arguments, work), records=own)
     if code == STOPPED:
         return code
@@ -108,7 +111,7 @@ def start(arguments: argparse.Namespace, folder: Path) -> None:
         return
     from ..checkpoints.checkpoint import Checkpoint, save_checkpoint
     from ..checkpoints.output_folder import output_folder
-    from ..training.draft import add_draft
+    from ..training.draft import draft_settings
     from ..translation.translate import translate
 
     translated, processor = translate(
@@ -120,9 +123,9 @@ def start(arguments: argparse.Namespace, folder: Path) -> None:
     )
     base = Checkpoint(arguments.base, arguments.trust_remote_code).model(arguments.dtype)
     translated.config.base_config = base.config  # without a row for the mask token, which the adapter has itself
+    translated.config.draft_adapter = draft_settings(arguments.base, arguments.rank)
     model = type(translated)(translated.config, base)
     model.generation_config = translated.generation_config
-    add_draft(model, arguments.base, arguments.rank)
     with output_folder(str(folder), "draft") as unfinished:
         save_checkpoint(model, processor, unfinished)
 
@@ -150,10 +153,22 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def with_answer(record: "Record", text: str) -> "Record":
-    """A record whose last turn is an answer of the base's own."""
-    turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-    return replace(record, messages=[*split(record)[0].messages, turn])
+def own_answers(records: Any, file: Path, longest: int) -> "list[Record]":
+    """Records whose last turn is the base's own answer, in their order.
+
+    Args:
+        records: The records that were answered.
+        file: The answers.
+        longest: Number of tokens of the longest answer; one as long as that may have been cut, and does not end.
+    """
+    found = []
+    for line in read_lines(file):
+        record = records[line["index"]]
+        turn: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": line["answer"]}]}
+        if line["tokens"] >= longest:
+            turn["unfinished"] = True
+        found.append(replace(record, messages=[*split(record)[0].messages, turn]))
+    return found
 
 
 def settings(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any, Any]:
@@ -163,11 +178,12 @@ def settings(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any, Any]:
 
     return (
         ModelArguments(str(work / "start"), dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code),
-        DataArguments(arguments.records, image_root=arguments.image_root),
+        DataArguments(arguments.records, image_root=arguments.image_root, noisy_views=arguments.views),
         BlockDiffusionConfig(
             output_dir=str(work / "run"),
             draft=True,
             draft_decay=arguments.block_size / 4,
+            random_block_size=True,  # so that drafts of every size are learnt
             targets=arguments.targets,
             max_steps=arguments.steps,
             per_device_train_batch_size=arguments.rows,
@@ -175,8 +191,8 @@ def settings(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any, Any]:
             warmup_steps=0.1,
             weight_decay=0.0,
             seed=arguments.seed,
-            save_steps=max(arguments.steps // 4, 1),
-            save_total_limit=1,
+            save_steps=max(arguments.steps // (arguments.checkpoints if arguments.checkpoints > 1 else 4), 1),
+            save_total_limit=arguments.checkpoints,
             resume_from_checkpoint="last",
             disable_tqdm=False,
         ),

@@ -162,7 +162,7 @@ class ConversationEncoder:
                 )
             shown = Record(record.messages[first:index], record.name)
             pieces.append(self._prompt_piece(prompt[done:], shown, render))
-            pieces.append(self._response_piece(response, record.messages[index].get("supervised", True)))
+            pieces.append(self._response_piece(response, record.messages[index]))
             done, first = len(prompt) + len(response), index + 1
         if self.supervision == "structural":  # the reference keeps, and supervises, what follows the last response
             tail = self._tokenize(whole[done:])
@@ -225,10 +225,12 @@ class ConversationEncoder:
         shown = Record([{"role": "user", "content": content}], "smallest image")
         return self._prepare(write(self.processor, shown), shown)
 
-    def _response_piece(self, text: str, supervised: bool) -> Piece:
-        """Tokenises a response; all of it carries loss, or nothing."""
+    def _response_piece(self, text: str, message: dict[str, Any]) -> Piece:
+        """Tokenises a response; all of it carries loss, or nothing. One that is `unfinished` has no end of turn."""
         input_ids = self._tokenize(text)
-        labels = input_ids.clone() if supervised else torch.full_like(input_ids, IGNORED)
+        if message.get("unfinished", False):
+            input_ids = input_ids[:-1]
+        labels = input_ids.clone() if message.get("supervised", True) else torch.full_like(input_ids, IGNORED)
         return Piece(input_ids, labels, is_response=True)
 
     def _truncate(self, pieces: list[Piece]) -> tuple[list[Piece], bool]:

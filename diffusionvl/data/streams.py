@@ -135,6 +135,24 @@ def draft_blocks(supervised: Tensor, block_size: int, source: random.Random) -> 
     return starts.long().cumsum(0)
 
 
+def join_views(rows: list[Row]) -> Row:
+    """One row whose noisy streams are those of rows of the same tokens, each of which is cut into other blocks."""
+    first = rows[0]
+    length = int((first.stream_ids == 0).sum())
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(first, name)[..., :length], *(getattr(row, name)[..., length:] for row in rows)], -1)
+
+    return Row(
+        joined("input_ids"),
+        joined("labels"),
+        joined("block_ids"),
+        torch.cat([first.stream_ids[:length], *(row.stream_ids[length:] + view for view, row in enumerate(rows))]),
+        joined("position_ids"),
+        joined("twins"),
+    )
+
+
 def _with_fill(
     copied: Tensor, ends: Tensor, labels: Tensor, block_ids: Tensor, block_size: int
 ) -> tuple[Tensor, Tensor]:

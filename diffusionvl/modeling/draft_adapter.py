@@ -60,6 +60,7 @@ class DraftAdapter(nn.Module):
         self.mask_token_id = mask_token_id
         self.scale = alpha / rank
         self.indices: Tensor | None = None
+        self._masked: Tensor | None = None
         layers = adapted_layers(base)
         if not layers:
             raise UserError(
@@ -102,12 +103,22 @@ class DraftAdapter(nn.Module):
         return flat.index_add_(0, self.indices, added).view_as(output)
 
     def _known_ids(self, embeddings: nn.Embedding, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Ids that the base's table holds, in place of the mask token's."""
-        self._masked = args[0] == self.mask_token_id
+        """Ids with another one in place of masked tokens, whose own the base's table may not hold.
+
+        A clean token is embedded by the base, whatever its id is.
+        """
+        self._masked = None
+        if self.indices is None:
+            return args
+        noisy = torch.zeros(args[0].numel(), dtype=torch.bool, device=args[0].device)
+        noisy[self.indices] = True
+        self._masked = noisy.view_as(args[0]) & (args[0] == self.mask_token_id)
         return (args[0].masked_fill(self._masked, 0), *args[1:])
 
     def _embed_masks(self, embeddings: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The embeddings [..., E], the mask token's own where a token is masked."""
+        """The embeddings [..., E], the adapter's own where a token is masked."""
+        if self._masked is None:
+            return output
         return torch.where(self._masked[..., None], self.mask_embedding.to(output.dtype), output)
 
 

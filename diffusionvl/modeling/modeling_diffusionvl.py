@@ -77,7 +77,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             raise UserError("config.mask_token_id is not set; `diffusionvl.translate` picks one for an AR model")
         super().__init__(config)
         vocabulary = config.vocab_size if base is None else base.get_input_embeddings().num_embeddings
-        if config.mask_token_id >= vocabulary:
+        if config.mask_token_id >= vocabulary and config.draft_adapter is None:  # an adapter embeds its mask itself
             raise UserError(
                 f"config.mask_token_id is {config.mask_token_id}, but the embeddings have {vocabulary} rows; "
                 "give the id of a row"

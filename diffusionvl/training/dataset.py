@@ -13,7 +13,7 @@ from transformers.modeling_utils import set_zero3_state
 from ..data.collate import collate
 from ..data.conversation import ConversationEncoder, Encoded
 from ..data.record import DataError, Record, Records
-from ..data.streams import IGNORED, Row, build_row, draft_blocks
+from ..data.streams import IGNORED, Row, build_row, draft_blocks, join_views
 from ..modeling.block_grid import clean_blocks, keep_whole, row_blocks
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
@@ -54,7 +54,7 @@ class DraftBlocks(NamedTuple):
 
     Attributes:
         seed: Seed of the run.
-        random_size: Whether a row's block size is drawn from 2 to the checkpoint's D.
+        random_size: Whether a view's block size is drawn from 2 to the checkpoint's D.
     """
 
     seed: int
@@ -69,7 +69,7 @@ class RowDataset(Dataset):
         encoder: Turns a record into tokens.
         config: Config of the model: a `DiffusionVLConfig`, or an AR model's for the AR objective.
         layout: A layout of `build_row`; by default `response_only` for a `DiffusionVLConfig` and `clean` for AR.
-        views: Noisy copies of the supervised blocks in a row.
+        views: Noisy copies of the supervised blocks in a row; of drafts, each is cut anew.
         max_bad_samples: Number of records that may be left out because they cannot be used. At 0 such a record stops
             the trainer; otherwise it is reported on stderr and counted, and the trainer stops when there are more.
         draft: How draft training cuts responses; by the config's block grid if left out.
@@ -182,19 +182,20 @@ class RowDataset(Dataset):
         self.epoch = epoch
 
     def _row(self, encoded: Encoded, positions: Tensor, index: int) -> Row:
-        """The row of an encoded record."""
-        ids = encoded.input_ids
+        """The row of an encoded record; each view of draft training is cut into blocks of its own."""
+        ids, end = encoded.input_ids, self.encoder.end_of_turn_id
         size = self.config.block_size if self.diffusion else 1
-        if self.draft is not None:
-            source = random.Random(f"{self.draft.seed}-{self.epoch}-{index}")
-            size = source.randint(min(2, size), size) if self.draft.random_size else size
-            blocks = draft_blocks(encoded.labels != IGNORED, size, source)
-        else:
-            blocks = row_blocks(self.config, ids) if self.diffusion else self._token_blocks(ids)
         causal = self.diffusion and self.config.clean_attention == "causal"
         mask_blocks = clean_blocks(self.config, ids) if causal else None
-        end = self.encoder.end_of_turn_id
-        return build_row(ids, encoded.labels, blocks, positions, size, end, self.layout, self.views, mask_blocks)
+        if self.draft is None:
+            blocks = row_blocks(self.config, ids) if self.diffusion else self._token_blocks(ids)
+            return build_row(ids, encoded.labels, blocks, positions, size, end, self.layout, self.views, mask_blocks)
+        source, views = random.Random(f"{self.draft.seed}-{self.epoch}-{index}"), []
+        for _ in range(self.views):
+            cut = source.randint(min(2, size), size) if self.draft.random_size else size
+            blocks = draft_blocks(encoded.labels != IGNORED, cut, source)
+            views.append(build_row(ids, encoded.labels, blocks, positions, cut, end, self.layout, 1, mask_blocks))
+        return join_views(views)
 
     def _token_blocks(self, input_ids: Tensor) -> Tensor:
         """Block of each clean token [L] of an AR model: one each, but for images that are read whole."""

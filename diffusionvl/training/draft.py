@@ -1,6 +1,7 @@
 """Training of a draft-only adapter: which weights it has, and that nothing else is trained."""
 
 from pathlib import Path
+from typing import Any
 
 from ..modeling.draft_adapter import DraftAdapter, weights_fingerprint
 from ..modeling.errors import UserError
@@ -28,15 +29,20 @@ def add_draft(
         )
     assert rank is not None
     assert model.config.mask_token_id is not None
-    alpha = 2 * rank if alpha is None else alpha
-    model.draft = DraftAdapter(model.base, model.config.mask_token_id, rank, alpha)
-    model.config.draft_adapter = {
+    settings = draft_settings(base, rank, alpha)
+    model.draft = DraftAdapter(model.base, model.config.mask_token_id, settings["rank"], settings["alpha"])
+    model.config.draft_adapter = settings
+    return model
+
+
+def draft_settings(base: str, rank: int, alpha: float | None = None) -> dict[str, Any]:
+    """What a checkpoint's config holds of its draft-only adapter. Arguments are those of `add_draft`."""
+    return {
         "rank": rank,
-        "alpha": alpha,
+        "alpha": 2 * rank if alpha is None else alpha,
         "base": str(Path(base).resolve()) if Path(base).is_dir() else base,
         "fingerprint": weights_fingerprint(base),
     }
-    return model
 
 
 def train_draft_alone(model: DiffusionVLForConditionalGeneration) -> None:

@@ -5,7 +5,10 @@ import json
 import pytest
 from helpers import QUESTION, run
 
-from diffusionvl.checkpoints.checkpoint import Checkpoint
+from diffusionvl.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from diffusionvl.commands.draft import own_answers
+from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.data.sources.records import read_records
 
 
 @pytest.fixture
@@ -36,6 +39,28 @@ def test_a_model_learns_to_draft_its_own_answers(base_dir, records, tmp_path, ca
     code, printed, err = run(capsys, "draft", base_dir, "--records", records, "--out", str(out), *FEW)
     assert code == 0, err
     assert "nothing is left to do" in printed
+
+
+def test_a_base_without_a_spare_row_for_the_mask_learns_to_draft(base_dir, records, tmp_path, capsys):
+    """The adapter embeds the mask itself, and the base keeps its table."""
+    model, processor = Checkpoint(base_dir).model(), Checkpoint(base_dir).processor
+    model.resize_token_embeddings(len(processor.tokenizer))
+    save_checkpoint(model, processor, str(tmp_path / "base"))
+    out = str(tmp_path / "draft")
+    code, printed, err = run(capsys, "draft", str(tmp_path / "base"), "--records", records, "--out", out, *FEW)
+    assert code == 0, err
+    assert "2 of 2 answers are equal in both." in printed
+    drafted = Checkpoint(out).model()
+    assert drafted.config.mask_token_id == len(processor.tokenizer) == drafted.get_input_embeddings().num_embeddings
+
+
+def test_answers_that_were_cut_teach_no_end(base_dir, records, tmp_path):
+    lines = [{"index": n, "answer": "no", "tokens": tokens} for n, tokens in enumerate((2, 8, 3, 8, 8))]
+    (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    own = own_answers(read_records([records], answered=False), tmp_path / "answers.jsonl", 8)
+    encoder = ConversationEncoder(Checkpoint(base_dir).processor)
+    ended = [encoder.encode(record).input_ids[-1] == encoder.end_of_turn_id for record in own]
+    assert ended == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize(

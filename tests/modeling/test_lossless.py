@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from decoding_requests import LONG, drafts_are_often_right
-from helpers import QUESTION, lively, prompts
+from helpers import QUESTION, assert_same, lively, prompts
 
 from diffusionvl.modeling.draft_canvas import DraftCanvas
 from diffusionvl.modeling.engine import Engine
@@ -95,6 +95,25 @@ def test_an_adapter_on_noisy_tokens_changes_drafts_alone(model, processor, rows,
     assert len({tuple(drafts) for drafts in drafted}) > 5
     drafts_are_often_right(monkeypatch, known_answers(batch, expected))
     assert decode(adapted, batch, "speculative", draft_size=4)[0] == expected
+
+
+def test_a_clean_token_with_the_masks_id_is_the_bases_own(model):
+    """Its embedding is the adapter's where it masks, and the base's where it is a word."""
+    model.config.draft_adapter = {"rank": 4, "alpha": 8, "base": None, "fingerprint": None}
+    mask = model.config.mask_token_id
+    ids = torch.tensor([[7, mask, 9, mask, mask]])
+    adapted = type(model)(model.config, model.base).double()
+    streams = torch.tensor([[0, 0, 0, 1, 1]])
+    tags = {"block_ids": torch.tensor([[0, 1, 2, 3, 3]]), "stream_ids": streams}
+    with torch.no_grad():
+        clean = model.base(ids[:, :3]).logits
+        assert torch.equal(adapted.base(ids[:, :3]).logits, clean)
+        before = adapted(ids, **tags).logits
+        assert_same(before[:, :3], clean)
+        adapted.draft.mask_embedding += 1
+        after = adapted(ids, **tags).logits
+        assert torch.equal(after[:, :3], before[:, :3])
+        assert not torch.equal(after[:, 3:], before[:, 3:])
 
 
 def test_all_ways_to_decode_share_an_engine(model, processor, rows, monkeypatch):

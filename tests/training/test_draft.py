@@ -21,6 +21,7 @@ from diffusionvl.objective.loss import IGNORED
 from diffusionvl.train import main
 from diffusionvl.training.dataset import DraftBlocks
 from diffusionvl.training.losses import clean_targets
+from diffusionvl.training.model_arguments import ModelArguments
 from diffusionvl.translation.translate import translate
 
 
@@ -69,6 +70,30 @@ def test_an_epoch_cuts_anew_and_the_same_epoch_does_not(causal_dir, processor, p
     assert found[0] == found[2] != found[1]
     for index in range(3):
         assert len(rows[index].row) <= rows.measure(index)[0]
+
+
+def test_each_view_is_cut_anew_and_is_what_it_would_be_alone(causal_dir, processor, pictures, tmp_path):
+    """A view has the predictions of a row of its own: views do not see one another."""
+    records = some_records(pictures)
+    rows = trainer_of(causal_dir, processor, records, tmp_path, views=3, draft=True).train_dataset
+    model = Checkpoint(causal_dir).model(torch.float32).eval()
+    for index in range(3):
+        row = rows[index].row
+        assert len(row) <= rows.measure(index)[0]
+        clean = row.stream_ids == 0
+        views = [row.stream_ids == view for view in (1, 2, 3)]
+        assert len({tuple(row.block_ids[view].tolist()) for view in views}) > 1
+        tags = (row.input_ids.masked_fill(~clean, model.config.mask_token_id), row.block_ids, row.stream_ids)
+
+        def logits(kept, tags=tags, row=row):
+            ids, blocks, streams = (values[kept][None] for values in tags)
+            positions = row.position_ids[:, None, kept]
+            with torch.no_grad():
+                return model(ids, block_ids=blocks, stream_ids=streams, position_ids=positions, **row.media).logits[0]
+
+        together = logits(torch.ones_like(clean))
+        for view in views:
+            assert_same(together[view], logits(clean | view)[int(clean.sum()) :], 1e-4)
 
 
 def test_a_noisy_block_of_a_causal_row_has_the_number_of_its_first_token(causal_dir, processor, pictures, tmp_path):
@@ -168,7 +193,7 @@ def drafted(causal_dir, tmp_path_factory):
     return train(folder, causal_dir, folder / "out")
 
 
-def train(folder, model, out, *argv, **changes):
+def train(folder, model, out, *argv, code=0, **changes):
     records = [{"messages": conversation((f"is it {n}?", f"no, it is {n} of them")).messages} for n in range(8)]
     for record in records:
         for turn in record["messages"]:
@@ -190,7 +215,7 @@ def train(folder, model, out, *argv, **changes):
         **changes,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    assert main([str(folder / "recipe.yaml"), *argv]) == 0
+    assert main([str(folder / "recipe.yaml"), *argv]) == code
     return out
 
 
@@ -280,3 +305,34 @@ def test_settings_that_need_a_causal_clean_stream(request, processor, pictures, 
 def test_settings_of_drafts_that_do_not_fit(tmp_path, settings, part):
     with pytest.raises(ValueError, match=part):
         BlockDiffusionConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"train_modules": ["language_model"]}, "train_modules would train the base"),
+        ({"vision_learning_rate": 1e-4}, "vision_learning_rate would train the base"),
+        ({"ar_weight": 0.5}, "ar_weight would train the base"),
+    ],
+)
+def test_a_draft_only_adapter_trains_nothing_else(causal_dir, tmp_path, capsys, changes, part):
+    train(tmp_path, causal_dir, tmp_path / "out", code=2, **changes)
+    assert part in capsys.readouterr().err
+
+
+def test_a_draft_only_adapter_needs_a_causal_clean_stream(translated_dir, tmp_path, capsys):
+    train(tmp_path, translated_dir, tmp_path / "out", code=2, draft=False)
+    assert "needs clean_attention 'causal', got 'block'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({}, "lora_on 'noisy' needs lora_r"),
+        ({"lora_r": 4, "lora_dropout": 0.1}, "lora_dropout is not used with lora_on 'noisy'"),
+        ({"lora_r": 4, "lora_target_modules": ["q_proj"]}, "lora_target_modules is not used with lora_on 'noisy'"),
+    ],
+)
+def test_a_draft_only_adapter_is_low_rank(settings, part):
+    with pytest.raises(ValueError, match=part):
+        ModelArguments("model", lora_on="noisy", **settings)
