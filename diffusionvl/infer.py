@@ -30,6 +30,7 @@ def build_parser() -> Parser:
     parser.add_argument("--model", required=True, help="block-diffusion checkpoint: a folder or a hub id")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeat for more")
+    parser.add_argument("--allow-web", action="store_true", help="fetch pictures that are given by a web address")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; repeat for more")
     parser.add_argument("--fps", type=float, default=2.0, help="frames taken from a second of video (2)")
     parser.add_argument("--max-frames", type=int, default=64, metavar="N", help="most frames taken from a video (64)")
@@ -59,7 +60,10 @@ def check_paths(arguments: argparse.Namespace) -> None:
     check_model_path(arguments.model)
     for flag, paths in (("--image", arguments.image), ("--video", arguments.video)):
         for path in paths:
-            if not Path(path).is_file():
+            if flag == "--image" and _on_the_web(path):
+                if not arguments.allow_web:
+                    raise UserError(f"{flag} {path!r} is on the web; download it, or add --allow-web")
+            elif not Path(path).is_file():
                 raise UserError(f"{flag} {path!r}: no such file")
     if not 0 < arguments.fps < math.inf:
         raise UserError(f"--fps {arguments.fps}: give a number above 0")
@@ -78,8 +82,14 @@ def check_paths(arguments: argparse.Namespace) -> None:
         raise UserError(f"--film {str(film)!r}: unknown suffix; give one of {', '.join(FILM_SUFFIXES)}")
     if not film.parent.is_dir():
         raise UserError(f"--film {str(film)!r}: the folder {str(film.parent)!r} does not exist; make it first")
-    if film.exists() and any(film.samefile(path) for path in (*arguments.image, *arguments.video)):
+    shown = [path for path in (*arguments.image, *arguments.video) if not _on_the_web(path)]
+    if film.exists() and any(map(film.samefile, shown)):
         raise UserError(f"--film {str(film)!r}: would replace a picture that the question is about; give another name")
+
+
+def _on_the_web(path: str) -> bool:
+    """Whether a picture is given by an address rather than a path."""
+    return path.lower().startswith(("http://", "https://"))
 
 
 def _infer(arguments: argparse.Namespace) -> None:
@@ -92,12 +102,12 @@ def _infer(arguments: argparse.Namespace) -> None:
     from .checkpoints.loading import find_device
     from .data.images import open_image
     from .data.prompts import encode, question
-    from .data.record import Video
+    from .data.record import Video, WebPicture
     from .modeling.generation_configuration_diffusionvl import resolve_settings
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    images = [open_image(path, "--image") for path in arguments.image]
+    images = [open_image(WebPicture(path) if _on_the_web(path) else path, "--image") for path in arguments.image]
     device = find_device(arguments.device)
     model, processor = load(arguments, device)
     frames = {"fps": arguments.fps, "max_frames": arguments.max_frames}

@@ -25,6 +25,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         text = row.meaning[0].lower() + row.meaning[1:].removesuffix(".").replace("%", "%%")
         decoding.add_argument(*flags, dest=name, help=f"{text}; {row.range.allowed.partition(', or None')[0]}", **kind)
     decoding.add_argument("--seed", type=int, metavar="N", help="seed of the draws where the temperature is not 0")
+    add_machine_flags(parser)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags for the machine."""
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
     machine.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..modeling.errors import UserError
 from .command_line import Parser
-from .model_flags import check_translated
+from .model_flags import add_machine_flags, check_translated
 
 
 def build_parser() -> Parser:
@@ -33,10 +33,7 @@ def build_parser() -> Parser:
     limits.add_argument(
         "--allow-web-images", default="", metavar="HOSTS", help="fetch pictures from these hosts, with commas between"
     )
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
-    machine.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
-    machine.add_argument("--trust-remote-code", action="store_true", help="run code from the model's folder")
+    add_machine_flags(parser)
     return parser
 
 

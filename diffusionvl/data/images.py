@@ -7,7 +7,6 @@ import io
 import math
 import os
 import stat
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from PIL import Image, ImageFile, ImageOps
 
 from .image_header import is_turned
 from .record import DataError, Picture, SizedPicture, WebPicture
+from .web import WebPolicy, fetch
 
 # Pillow reads some formats by running other programs (EPS), so only these are tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ADDRESSES = ("http://", "https://", "data:")
 MOST_BYTES = 2**28  # of a picture's file
-TIMEOUT = 20  # seconds, of a picture on the web
 
 
 class Sizing(NamedTuple):
@@ -186,11 +185,7 @@ def _file(image: str | bytes | WebPicture) -> str | io.BytesIO:
             raise ValueError(f"it has {found.st_size} bytes, more than {MOST_BYTES}")
         return image
     if isinstance(image, WebPicture):
-        with urllib.request.urlopen(image.url, timeout=TIMEOUT) as answer:  # http and https: `read_picture` saw to it
-            content = answer.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES} bytes")
-        return io.BytesIO(content)
+        return io.BytesIO(fetch(image.url, WebPolicy(most_bytes=MOST_BYTES)))
     return io.BytesIO(image)
 
 

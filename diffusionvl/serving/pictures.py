@@ -1,26 +1,17 @@
 """Pictures in requests: data URIs, and addresses on hosts that the operator allows; never a file."""
 
-import urllib.request
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 from ..data import references
 from ..data.images import image_size, open_image
 from ..data.references import ImageRoot
+from ..data.web import TooLargeError, WebPolicy, fetch
 from .errors import ApiError, bad_request
 from .settings import ServingSettings
 
 SECONDS = 10.0  # that a host may take
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An allowed host must not send the server to one that is not."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Follows nothing, so that the answer is an error."""
 
 
 def read_picture(url: str, param: str, settings: ServingSettings) -> Image.Image:
@@ -50,18 +41,8 @@ def read_picture(url: str, param: str, settings: ServingSettings) -> Image.Image
 
 def _from_web(url: str, param: str, settings: ServingSettings) -> bytes:
     try:
-        host = urlsplit(url).hostname
-    except ValueError as error:
-        raise bad_request(f"is not an address: {error}", param) from error
-    if host not in settings.web_hosts:
-        raise bad_request(
-            f"pictures from the host {host!r} are not allowed here; send the picture itself as a data URI", param
-        )
-    try:
-        with urllib.request.build_opener(_NoRedirect).open(url, timeout=SECONDS) as answer:
-            data = answer.read(settings.max_body_bytes + 1)
-    except (OSError, ValueError) as error:  # of the network, of HTTP, or of the address
-        raise bad_request(f"cannot be fetched: {error}", param) from error
-    if len(data) > settings.max_body_bytes:
-        raise ApiError(413, f"the picture exceeds {settings.max_body_bytes} bytes", param)
-    return data
+        return fetch(url, WebPolicy(settings.web_hosts, settings.max_body_bytes, SECONDS))
+    except TooLargeError as error:
+        raise ApiError(413, f"the picture cannot be fetched: {error}", param) from error
+    except (OSError, ValueError) as error:
+        raise bad_request(f"the picture cannot be fetched: {error}; you can send it as a data URI", param) from error

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,17 @@ def test_text_alone_and_several_images(checkpoint, image, capsys):
         code, out, _ = run(capsys, "--model", checkpoint, *images, "--json", "--max-new-tokens", "8")
         assert code == 0
         assert json.loads(out)["tokens"] <= 8
+
+
+def test_a_picture_may_be_on_the_web_if_that_is_allowed(checkpoint, image, capsys, monkeypatch):
+    argv = ["--model", checkpoint, "--json", "--max-new-tokens", "4"]
+    content = Path(image).read_bytes()
+    monkeypatch.setattr("diffusionvl.data.images.fetch", lambda url, policy: content)
+    code, out, _ = run(capsys, *argv, "--image", "https://a.org/b.png", "--allow-web")
+    assert (code, json.loads(out)["answer"]) == (0, json.loads(run(capsys, *argv, "--image", image)[1])["answer"])
+    code, _, err = run(capsys, *argv, "--image", "https://a.org/b.png")
+    assert code == 2
+    assert "is on the web; download it, or add --allow-web" in err
 
 
 def test_an_answer_ends_at_a_text_or_in_time(checkpoint, capsys):

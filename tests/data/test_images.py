@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from diffusionvl.data import images
 from diffusionvl.data.images import FORMATS, image_size, open_image
 from diffusionvl.data.record import DataError, SizedPicture, WebPicture
+from diffusionvl.data.web import WebPolicy
 
 
 def test_a_missing_image_names_its_path_and_the_remedy(tmp_path):
@@ -205,21 +206,13 @@ def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path, monkeypatch):
         open_image(str(tmp_path / "a.png"), "test")
 
 
-def test_a_picture_is_fetched_from_the_web(tmp_path, monkeypatch):
+def test_a_picture_is_fetched_from_the_web(monkeypatch):
     file = io.BytesIO()
     Image.new("RGB", (8, 4), "red").save(file, "PNG")
     asked = []
-
-    def urlopen(url, timeout):
-        asked.append((url, timeout > 0))
-        return io.BytesIO(file.getvalue())
-
-    monkeypatch.setattr(images.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(images, "fetch", lambda *given: asked.append(given) or file.getvalue())
     assert open_image(WebPicture("https://a.org/b.png"), "test").size == (8, 4)
-    assert asked == [("https://a.org/b.png", True)]
-    monkeypatch.setattr(images, "MOST_BYTES", 10)
-    with pytest.raises(DataError, match=r"test: image 'https://a.org/b.png' cannot be read: .* more than 10 bytes"):
-        open_image(WebPicture("https://a.org/b.png"), "test")
+    assert asked == [("https://a.org/b.png", WebPolicy(most_bytes=images.MOST_BYTES))]
 
 
 @pytest.mark.parametrize(
