@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .noise_schedule import NOISE_ORDERS, T_MIN, reference_t, stratified_t
+from .noise_schedule import NOISE_ORDERS, T_MIN, reference_t, stratified_t, tilted
 
 
 class Supervised(NamedTuple):
@@ -36,6 +36,25 @@ class Supervised(NamedTuple):
             document = torch.arange(len(mask), device=mask.device)[:, None].expand(mask.shape)
         return cls(mask, block, document, torch.zeros_like(block) if stream is None else stream)
 
+    @property
+    def starts(self) -> Tensor:
+        """Whether a token is the first of its block; tokens of a block stand next to one another. [B, T]"""
+        ids = torch.stack([self.block, self.document, self.stream])
+        starts = torch.ones_like(self.mask)
+        starts[:, 1:] = (ids[..., 1:] != ids[..., :-1]).any(0)
+        return starts
+
+    @property
+    def place(self) -> Tensor:
+        """Place of each token in its block, 0 to D - 1. [B, T]"""
+        place = torch.arange(self.mask.shape[1], device=self.mask.device).expand_as(self.mask)
+        return place - torch.where(self.starts, place, 0).cummax(1).values
+
+    @property
+    def run(self) -> Tensor:
+        """Number of each token's block, counted over the batch, each copy on its own. [B, T]"""
+        return self.starts.flatten().cumsum(0).view_as(self.mask) - 1
+
     def share_levels(self, noise_order: str) -> "Supervised":
         """The same tokens, where `block` says which of them share a noise level: all of a view for `sequence`."""
         return self._replace(block=torch.zeros_like(self.block)) if noise_order == "sequence" else self
@@ -47,7 +66,7 @@ class Corrupted(NamedTuple):
     Attributes:
         x_t: Tokens, of which the masked ones are replaced [B, T].
         masked: Whether a token is masked [B, T].
-        t: Noise level of each supervised token's block, 0 elsewhere [B, T].
+        t: Noise level of each supervised token, the probability that it is masked, 0 elsewhere [B, T].
     """
 
     x_t: Tensor
@@ -81,6 +100,7 @@ def corrupt(
     generators: list[torch.Generator],
     noise_order: str = "permuted",
     complementary: bool = False,
+    mask_slope: float = 0.0,
 ) -> Corrupted:
     """Corrupts a batch of documents, each by a generator of its own.
 
@@ -99,6 +119,7 @@ def corrupt(
             reference's order, over all blocks of the batch; a row's noise then depends on its batch. `sequence`:
             one level for all blocks of a document, as in LLaDA (the paper's table 6 compares it).
         complementary: Whether views are pairs of complements.
+        mask_slope: How much more often the last tokens of a block are masked than the first (`tilted`).
 
     Returns:
         The corrupted batch, on `x_0`'s device.
@@ -110,6 +131,7 @@ def corrupt(
         raise ValueError(f"noise_order must be one of {NOISE_ORDERS}, got {noise_order!r}")
     levels = supervised.share_levels(noise_order).block.flatten().cpu()
     t, u = torch.zeros(len(levels)), torch.ones(len(levels))
+    places = relative_places(supervised).flatten().cpu() if mask_slope else None
     reference = None
     if noise_order == "reference":
         blocks = int(levels.max()) + 1
@@ -128,10 +150,19 @@ def corrupt(
             else:
                 distinct, order = levels[view].unique(return_inverse=True)
                 t[view] = stratified_t(len(distinct), own, t_max)[order]
+            if places is not None:
+                t[view] = tilted(t[view], places[view], mask_slope).clamp(T_MIN, t_max)
             # Drawn for the supervised tokens alone, so that neither padding nor the layout of the row changes them.
             u[view] = torch.rand(len(view), generator=own)
     t, u = (noise.view_as(x_0).to(x_0.device) for noise in (t, u))
     return mask_tokens(x_0, supervised.mask, t, u, mask_token_id)
+
+
+def relative_places(supervised: Supervised) -> Tensor:
+    """Place of each token in its block, from -1 for the first to 1 for the last, 0 where it is alone. [B, T]"""
+    run, place = supervised.run.flatten(), supervised.place.float()
+    last = (run.bincount() - 1)[run].view_as(place)
+    return torch.where(last > 0, 2 * place / last.clamp(min=1) - 1, 0.0)
 
 
 def _views(supervised: Supervised) -> dict[int, list[Tensor]]:

@@ -1,12 +1,10 @@
-"""Draft training: what a draft learns from, and how much each place in its block counts.
+"""Distillation: what is learned from a teacher, and how much each place of a draft counts.
 
-Legend: B rows, T tokens of a row, D block size, M tokens that are predicted, V vocabulary.
+Legend: B rows, T tokens of a row, M tokens that are predicted, V vocabulary.
 """
 
 import torch
 from torch import Tensor
-
-from .corruption import Supervised
 
 TARGETS = ("data", "teacher")
 DRAFT_NOISES = ("full", "random")
@@ -27,18 +25,6 @@ def divergence(student: Tensor, teacher: Tensor, top_k: int | None = None) -> Te
         student = student.gather(-1, chosen)
     target = teacher.log_softmax(-1)
     return (target.exp() * (target - student)).sum(-1)
-
-
-def places_in_blocks(supervised: Supervised) -> Tensor:
-    """Place of each noisy token in its block, 0 to D - 1. [B, T]
-
-    Tokens of a block stand next to one another in the noisy stream; what is returned elsewhere means nothing.
-    """
-    ids = torch.stack([supervised.block, supervised.document, supervised.stream])
-    starts = torch.ones_like(supervised.mask)
-    starts[:, 1:] = (ids[..., 1:] != ids[..., :-1]).any(0)
-    place = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
-    return place - torch.where(starts, place, 0).cummax(1).values
 
 
 def draft_weights(places: Tensor, decay: float | None) -> Tensor:

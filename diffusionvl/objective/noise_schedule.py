@@ -55,6 +55,21 @@ def reference_t(u: Tensor) -> Tensor:
     return _rescale((u / total + offset) % 1)
 
 
+def tilted(t: Tensor, place: Tensor, slope: float) -> Tensor:
+    """Probability of a mask where the last tokens of a block are masked more often: t + slope * t (1 - t) * place.
+
+    Decoding writes the first tokens of a block sooner than the last ones, so these meet more states. Efficient-DLM
+    (arXiv 2512.14067) weighs places exponentially; this is linear, keeps the mean over a block at t, and stays between
+    t^2 and 1 - (1 - t)^2.
+
+    Args:
+        t: Noise level of each token's block [n].
+        place: From -1 for the first token of a block to 1 for the last [n].
+        slope: 0 for none, at most 1.
+    """
+    return t + slope * t * (1 - t) * place
+
+
 def _rescale(uniform: Tensor, t_max: float = 1.0) -> Tensor:
     """Maps [0, 1) to [T_MIN, t_max)."""
     return uniform * (t_max - T_MIN) + T_MIN

@@ -16,7 +16,7 @@ from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.streams import draft_blocks
 from diffusionvl.modeling.draft_adapter import weights_fingerprint
 from diffusionvl.objective.corruption import Supervised
-from diffusionvl.objective.distillation import divergence, draft_weights, places_in_blocks
+from diffusionvl.objective.distillation import divergence, draft_weights
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.train import main
 from diffusionvl.training.dataset import DraftBlocks
@@ -110,7 +110,7 @@ def test_a_noisy_block_of_a_causal_row_has_the_number_of_its_first_token(causal_
 def test_places_and_their_weights():
     block = torch.tensor([[0, 1, 2, 3, 2, 2, 2, 5, 5, 2]])
     stream = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, 2]])
-    places = places_in_blocks(Supervised.of(stream > 0, block, stream=stream))
+    places = Supervised.of(stream > 0, block, stream=stream).place
     assert places[0, 4:].tolist() == [0, 1, 2, 0, 1, 0]
     assert draft_weights(places, None).tolist() == [[1.0] * 10]
     weights = draft_weights(torch.arange(5), 2.0)

@@ -1,0 +1,45 @@
+"""Certainty: what makes a model sure of the tokens that it already gets right, so that a step keeps more of them.
+
+Legend: B rows, T tokens of a row, M tokens that are predicted, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from .corruption import Corrupted, Supervised
+
+
+def certainty_loss(logits: Tensor, correct: Tensor) -> Tensor:
+    """Entropy in nats of each prediction that is right already, 0 for the others (dParallel, arXiv 2509.26488).
+
+    Args:
+        logits: [M, V].
+        correct: Whether the most probable token is the right one [M].
+    """
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1) * correct
+
+
+def mask_least_certain(x_0: Tensor, supervised: Supervised, t: Tensor, confidence: Tensor, mask_token_id: int) -> Corrupted:
+    """Masks, of the n supervised tokens of each block, the ceil(t n) of which the model is least certain.
+
+    Chance leaves states that decoding never meets; these are the states that it passes through when it writes the tokens
+    of a block in the order of its confidence, and writes them right.
+
+    Args:
+        x_0: Clean tokens [B, T].
+        supervised: The tokens that carry loss.
+        t: Noise level of each supervised token's block [B, T].
+        confidence: The model's confidence in each token, given a block of masks [B, T].
+        mask_token_id: The id that replaces a masked token.
+    """
+    chosen = supervised.mask.flatten().nonzero()[:, 0]
+    run = supervised.run.flatten()[chosen]
+    order = confidence.flatten()[chosen].argsort(stable=True)
+    order = order[run[order].argsort(stable=True)]  # block by block, the least certain first
+    sizes = run.bincount(minlength=1)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[run[order]]
+    few = rank < (t.flatten()[chosen] * sizes[run]).ceil()
+    masked = torch.zeros_like(supervised.mask).flatten().index_copy(0, chosen, few).view_as(x_0)
+    return Corrupted(x_0.masked_fill(masked, mask_token_id), masked, t.masked_fill(~supervised.mask, 0))
