@@ -20,11 +20,13 @@ def certainty_loss(logits: Tensor, correct: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1) * correct
 
 
-def mask_least_certain(x_0: Tensor, supervised: Supervised, t: Tensor, confidence: Tensor, mask_token_id: int) -> Corrupted:
+def mask_least_certain(
+    x_0: Tensor, supervised: Supervised, t: Tensor, confidence: Tensor, mask_token_id: int
+) -> Corrupted:
     """Masks, of the n supervised tokens of each block, the ceil(t n) of which the model is least certain.
 
-    Chance leaves states that decoding never meets; these are the states that it passes through when it writes the tokens
-    of a block in the order of its confidence, and writes them right.
+    Chance leaves states that decoding never meets; these are the states that it passes through when it writes the
+    tokens of a block in the order of its confidence, and writes them right.
 
     Args:
         x_0: Clean tokens [B, T].

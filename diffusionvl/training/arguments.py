@@ -35,6 +35,8 @@ LEAST = {
     "ar_weight": 0,
     "draft_decay": 1e-3,
     "teacher_top_k": 1,
+    "certainty_weight": 0,
+    "mask_slope": 0,
 }
 # Settings of transformers that would do nothing here, or break the objective, and why.
 UNUSED = {
@@ -111,12 +113,34 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None, metadata={"help": "place k of a draft weighs exp(-(k - 1) / draft_decay); 1 by default"}
     )
     random_block_size: bool = field(
-        default=False, metadata={"help": "draw the size of a row's drafts, up to the checkpoint's block size"}
+        default=False,
+        metadata={"help": "draw each record's block size in each step, of the powers of two up to the checkpoint's"},
+    )
+    block_growth: list[int] | None = field(
+        default=None, metadata={"help": "block sizes that a run goes through, such as 1 4 8; the checkpoint's is last"}
+    )
+    growth_steps: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "block_growth: steps of each size but the last, or their share of the run if below 1; equal shares "
+            "by default"
+        },
+    )
+    mask_slope: float = field(
+        default=0.0, metadata={"help": "mask the last tokens of a block more often than the first, 0 to 1"}
+    )
+    own_states: bool = field(
+        default=False,
+        metadata={"help": "mask what the model is least certain of, as when it decodes; costs one more forward"},
+    )
+    certainty_weight: float = field(
+        default=0.0, metadata={"help": "weight of the entropy of masked tokens that are right already"}
     )
     targets: str = field(
         default="data",
         metadata={
-            "help": f"what drafts learn, one of {TARGETS}: the records' tokens, or what the clean stream predicts"
+            "help": f"what masked tokens learn, one of {TARGETS}: the records' tokens, or what a causal clean stream "
+            "predicts"
         },
     )
     teacher_top_k: int | None = field(
@@ -175,16 +199,13 @@ class BlockDiffusionConfig(TrainingArguments):
         check_choice("normalizer", self.normalizer, NORMALIZERS)
         check_choice("noise_order", self.noise_order, NOISE_ORDERS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
-        if self.weighting == "mask_ratio" and self.noise_order == "reference":
-            raise UserError(
-                "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference"
-            )
         for module in self.train_modules or []:
             check_choice("train_modules", module, PARTS)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false
                 raise UserError(f"{name} must be a number of at least {least}, got {value}")
+        self._check_noise()
         if self.stage is not None:
             self._check_stage(self.stage)
         if self.max_steps == 0:
@@ -220,16 +241,60 @@ class BlockDiffusionConfig(TrainingArguments):
 
     def _check_draft(self) -> None:
         """Raises a UserError for settings of drafts without drafts, or that drafts exclude."""
-        defaults = {"draft_decay": None, "random_block_size": False, "targets": "data", "draft_noise": "full"}
+        defaults = {"draft_decay": None, "draft_noise": "full"}
         for name, default in defaults.items():
             if not self.draft and getattr(self, name) != default:
                 raise UserError(f"{name}={getattr(self, name)!r} belongs to drafts; add draft: true, or take it out")
         if self.teacher_top_k is not None and self.targets != "teacher":
             raise UserError("teacher_top_k needs targets 'teacher'; set it, or take teacher_top_k out")
-        if (self.draft or self.ar_weight) and self.objective == "ar":
-            raise UserError("draft and ar_weight belong to objective 'block_diffusion'; take them out for 'ar'")
         if self.draft and (self.noise_order == "reference" or self.dataloader_persistent_workers):
             raise UserError("draft cuts rows anew in each epoch; take dataloader_persistent_workers or noise_order out")
+
+    def _check_noise(self) -> None:
+        """Raises a UserError for switches of the noise and of the block sizes that exclude one another."""
+        full = self.draft and self.draft_noise == "full"
+        sizes = self.random_block_size or self.block_growth is not None
+        for wrong, what, why in (
+            (self.mask_slope > 1, f"mask_slope={self.mask_slope}", "it is at most 1"),
+            (self.mask_slope and full, "mask_slope", "a draft begins with masks alone; set draft_noise to random"),
+            (self.own_states and full, "own_states", "a draft begins with masks alone; set draft_noise to random"),
+            (self.own_states and self.mask_slope, "mask_slope", "with own_states the model says what is masked"),
+            (self.own_states and self.complementary, "complementary", "with own_states the model says what is masked"),
+            (sizes and self.noise_order == "reference", "noise_order reference", "it knows one block size"),
+            (self.random_block_size and self.block_growth, "random_block_size", "block_growth says the sizes"),
+            (self.growth_steps and not self.block_growth, "growth_steps", "it belongs to block_growth"),
+        ):
+            if wrong:
+                raise UserError(f"{what} does not fit: {why}; take it out")
+        if self.weighting == "mask_ratio" and (self.noise_order == "reference" or self.mask_slope):
+            raise UserError(
+                "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference or "
+                "mask_slope"
+            )
+        switches = ("draft", "ar_weight", "own_states", "mask_slope", "certainty_weight", "random_block_size")
+        for name in (*switches, "block_growth"):
+            if self.objective == "ar" and getattr(self, name):
+                raise UserError(f"{name} belongs to objective 'block_diffusion'; take it out for 'ar'")
+        if self.block_growth is not None:
+            self._check_growth(self.block_growth)
+
+    def _check_growth(self, sizes: list[int]) -> None:
+        """Raises a UserError for block sizes that do not grow, or that a run does not go through."""
+        ascending = sorted({*sizes}) == sizes and len(sizes) > 1 and sizes[0] > 0
+        if not ascending or any(sizes[-1] % size for size in sizes):
+            raise UserError(
+                f"block_growth must be ascending sizes that divide the last, such as [1, 4, 8]; got {sizes}"
+            )
+        lengths = self.growth_steps
+        if lengths is None:
+            return
+        whole, shares = (sum(x for x in lengths if (x >= 1) == of_steps) for of_steps in (True, False))
+        ends = whole / self.max_steps + shares if self.max_steps > 0 else shares
+        if len(lengths) != len(sizes) - 1 or not all(0 < x < float("inf") for x in lengths) or ends >= 1:
+            raise UserError(
+                f"growth_steps must be the steps of each of the sizes {sizes[:-1]}, or their shares of the run, and "
+                f"end before it does; got {lengths}"
+            )
 
     def _check_stage(self, stage: str) -> None:
         """Raises a UserError if the recipe is for another stage."""

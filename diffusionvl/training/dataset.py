@@ -49,18 +49,6 @@ def report_left_out(error: DataError) -> None:
     print(f"diffusionvl train: left out, as max_bad_samples allows: {error}", file=sys.stderr)
 
 
-class DraftBlocks(NamedTuple):
-    """How draft training cuts responses into noisy blocks, at random in each epoch.
-
-    Attributes:
-        seed: Seed of the run.
-        random_size: Whether a view's block size is drawn from 2 to the checkpoint's D.
-    """
-
-    seed: int
-    random_size: bool = False
-
-
 class RowDataset(Dataset):
     """Records as rows of clean and noisy streams.
 
@@ -72,7 +60,8 @@ class RowDataset(Dataset):
         views: Noisy copies of the supervised blocks in a row; of drafts, each is cut anew.
         max_bad_samples: Number of records that may be left out because they cannot be used. At 0 such a record stops
             the trainer; otherwise it is reported on stderr and counted, and the trainer stops when there are more.
-        draft: How draft training cuts responses; by the config's block grid if left out.
+        draft_seed: Seed by which draft training cuts responses into blocks, at random in each epoch; if left out, they
+            are cut by the config's block grid.
 
     Raises:
         UserError: Encoder and model disagree about the token that closes a turn.
@@ -86,7 +75,7 @@ class RowDataset(Dataset):
         layout: str | None = None,
         views: int = 1,
         max_bad_samples: int = 0,
-        draft: DraftBlocks | None = None,
+        draft_seed: int | None = None,
     ) -> None:
         self.records = records
         self.encoder = encoder
@@ -100,7 +89,7 @@ class RowDataset(Dataset):
                 f"model's eos_token_id is {config.eos_token_id}; translate its base again, with this template"
             )
         self.views = views
-        self.draft = draft
+        self.draft_seed = draft_seed
         self.epoch = 0
         self.max_bad_samples = max_bad_samples
         self.pad_to_multiple_of = 1  # of the width of a batch
@@ -140,7 +129,7 @@ class RowDataset(Dataset):
         if encoded is None:
             return 0, 0
         length = len(encoded.input_ids)
-        if self.draft is not None:  # the longest of the rows that it may become
+        if self.draft_seed is not None:  # the longest of the rows that it may become
             supervised = encoded.labels != IGNORED
             responses = int(supervised[:1].sum() + (supervised[1:] & ~supervised[:-1]).sum())
             noisy = int(supervised.sum()) + responses * (self.config.block_size - 1)
@@ -187,14 +176,13 @@ class RowDataset(Dataset):
         size = self.config.block_size if self.diffusion else 1
         causal = self.diffusion and self.config.clean_attention == "causal"
         mask_blocks = clean_blocks(self.config, ids) if causal else None
-        if self.draft is None:
+        if self.draft_seed is None:
             blocks = row_blocks(self.config, ids) if self.diffusion else self._token_blocks(ids)
             return build_row(ids, encoded.labels, blocks, positions, size, end, self.layout, self.views, mask_blocks)
-        source, views = random.Random(f"{self.draft.seed}-{self.epoch}-{index}"), []
+        source, views = random.Random(f"{self.draft_seed}-{self.epoch}-{index}"), []
         for _ in range(self.views):
-            cut = source.randint(min(2, size), size) if self.draft.random_size else size
-            blocks = draft_blocks(encoded.labels != IGNORED, cut, source)
-            views.append(build_row(ids, encoded.labels, blocks, positions, cut, end, self.layout, 1, mask_blocks))
+            blocks = draft_blocks(encoded.labels != IGNORED, size, source)
+            views.append(build_row(ids, encoded.labels, blocks, positions, size, end, self.layout, 1, mask_blocks))
         return join_views(views)
 
     def _token_blocks(self, input_ids: Tensor) -> Tensor:

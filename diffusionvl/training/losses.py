@@ -32,8 +32,10 @@ from ..modeling.attention import layer_masks
 from ..modeling.block_masks import CLEAN, PADDING, TokenTags
 from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
 from ..modeling.hooks import head_on
+from ..objective.block_sizes import split_blocks
+from ..objective.certainty import certainty_loss, mask_least_certain
 from ..objective.corruption import Corrupted, Supervised, corrupt, mask_tokens, row_generator
-from ..objective.distillation import divergence, draft_weights, places_in_blocks
+from ..objective.distillation import divergence, draft_weights
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights
 from .arguments import BlockDiffusionConfig
 
@@ -79,8 +81,10 @@ def block_diffusion_loss(
         step: Optimizer step; a document's noise depends on the seed, the step and its index in the data set alone.
     """
     labels, documents = batch["labels"], batch["document_ids"]
-    supervised = Supervised(labels != IGNORED, batch["block_ids"], documents, batch["stream_ids"])
+    supervised = supervised_tokens(batch)
     noisy = _corrupted(batch, supervised, args, mask_token_id, step)  # steps 1 and 2
+    if args.own_states:
+        noisy = _own_states(model, batch, supervised, noisy.t, mask_token_id)
     tokens = noisy.masked.flatten().nonzero()[:, 0]
     clean = clean_targets(batch) if args.ar_weight else tokens[:0]
     taught = tokens[has_twin(batch).flatten()[tokens]] if args.targets == "teacher" else tokens[:0]
@@ -89,20 +93,52 @@ def block_diffusion_loss(
         clean - 1,
         batch["twins"].flatten()[taught] - 1,
     ]  # each by the token before it
-    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-    inputs |= {"input_ids": noisy.x_t, "token_indices": torch.cat(wanted), "use_cache": False}
-    predictions, clean_predictions, teacher = model(**inputs).logits.split([len(part) for part in wanted])  # step 3
+    logits = _logits(model, batch, noisy.x_t, torch.cat(wanted))  # step 3
+    predictions, clean_predictions, teacher = logits.split([len(part) for part in wanted])
     weights = noise_weights(noisy, args.weighting, supervised.share_levels(args.noise_order))  # step 4
     weights = weights * token_weights(labels, args.normalizer, documents)  # step 5
     if args.draft:
-        weights = weights * draft_weights(places_in_blocks(supervised), args.draft_decay)
+        weights = weights * draft_weights(supervised.place, args.draft_decay)
     losses = _token_losses(predictions, tokens, labels, weights)._replace(noise=noisy)
     if len(taught):
         losses = _taught(losses, torch.isin(tokens, taught), predictions, teacher, weights, args.teacher_top_k)
+    if args.certainty_weight:
+        certainty = certainty_loss(predictions, losses.correct) * weights.flatten()[tokens]
+        losses = losses._replace(weighted=losses.weighted + args.certainty_weight * certainty)
     if len(clean):
         by_document = args.ar_weight * clean_weights(clean, labels, documents, args.normalizer)
         losses = losses._replace(clean=_token_losses(clean_predictions, clean, batch["input_ids"], by_document))
     return losses
+
+
+def supervised_tokens(batch: dict[str, Any]) -> Supervised:
+    """Which tokens of a batch carry loss, and where each stands."""
+    return Supervised(batch["labels"] != IGNORED, batch["block_ids"], batch["document_ids"], batch["stream_ids"])
+
+
+def with_block_sizes(batch: dict[str, Any], sizes: list[int], block_size: int, causal: bool) -> dict[str, Any]:
+    """A batch in which each of the K documents has blocks of another size; labels are fewer where it is smaller."""
+    documents = batch["document_ids"]
+    of_token = torch.tensor(sizes, device=documents.device)[documents.clamp(min=0)]
+    split = split_blocks(supervised_tokens(batch), ~_same_place(batch), of_token, block_size, causal)
+    return {**batch, "block_ids": split.block, "labels": batch["labels"].masked_fill(~split.mask, IGNORED)}
+
+
+def _logits(model: nn.Module, batch: dict[str, Any], input_ids: Tensor, indices: Tensor) -> Tensor:
+    """Logits [M, V] of tokens of the flattened batch [M], whose ids are replaced [B, T]."""
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+    return model(**inputs | {"input_ids": input_ids, "token_indices": indices, "use_cache": False}).logits
+
+
+@torch.no_grad()
+def _own_states(
+    model: nn.Module, batch: dict[str, Any], supervised: Supervised, t: Tensor, mask_token_id: int
+) -> Corrupted:
+    """The batch at its noise levels [B, T], where the model masks what it is least certain of, given masks alone."""
+    x_0, tokens = batch["input_ids"], supervised.mask.flatten().nonzero()[:, 0]
+    logits = _logits(model, batch, x_0.masked_fill(supervised.mask, mask_token_id), tokens)
+    confidence = torch.zeros_like(t).flatten().index_copy(0, tokens, logits.float().softmax(-1).max(-1).values)
+    return mask_least_certain(x_0, supervised, t, confidence.view_as(t), mask_token_id)
 
 
 def _corrupted(
@@ -114,7 +150,8 @@ def _corrupted(
         t = torch.ones_like(x_0, dtype=torch.float32)
         return mask_tokens(x_0, supervised.mask, t, torch.zeros_like(t), mask_token_id)
     generators = [row_generator(args.seed, step, row) for row in batch["rows"].tolist()]
-    return corrupt(x_0, supervised, mask_token_id, generators, args.noise_order, args.complementary)
+    kind = args.noise_order, args.complementary, args.mask_slope
+    return corrupt(x_0, supervised, mask_token_id, generators, *kind)
 
 
 def has_twin(batch: dict[str, Any]) -> Tensor:
@@ -122,11 +159,15 @@ def has_twin(batch: dict[str, Any]) -> Tensor:
 
     The fill after an end of turn is a copy of none; it has a later position than the token that it follows.
     """
-    twins, positions = batch["twins"], batch["position_ids"][0]
-    documents = batch["document_ids"].flatten()
-    same_place = positions == positions.flatten()[twins]
+    twins, documents = batch["twins"], batch["document_ids"].flatten()
     follows = documents[twins] == documents[(twins - 1).clamp(min=0)]
-    return (batch["labels"] != IGNORED) & same_place & follows & (twins > 0)
+    return (batch["labels"] != IGNORED) & _same_place(batch) & follows & (twins > 0)
+
+
+def _same_place(batch: dict[str, Any]) -> Tensor:
+    """Whether a token stands where its clean twin does, which a fill does not. [B, T]"""
+    positions = batch["position_ids"][0]
+    return positions == positions.flatten()[batch["twins"]]
 
 
 def clean_targets(batch: dict[str, Any]) -> Tensor:

@@ -23,8 +23,9 @@ from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .arguments import BlockDiffusionConfig
 from .callbacks import SaveAndStopOnSigterm
+from .checks import check_objective
 from .cost.plan import build_meta_model, outline, plan
-from .dataset import DraftBlocks, RowDataset
+from .dataset import RowDataset
 from .draft import add_draft, train_draft_alone
 from .loss_chart import draw_losses
 from .model_arguments import DataArguments, ModelArguments
@@ -32,7 +33,7 @@ from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others
 from .run_folder import check_settings, is_finished, recorded_settings, resume_from, unfinished
 from .samples import SampleTable
-from .trainer import BlockDiffusionTrainer, check_objective
+from .trainer import BlockDiffusionTrainer
 
 STOPPED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
 
@@ -124,8 +125,8 @@ def build_rows(
             check=not max_bad_samples,
             allow_web=data.allow_web,
         )
-    draft = DraftBlocks(args.seed, args.random_block_size) if args.draft else None
-    return RowDataset(records, encoder, config, views=data.noisy_views, max_bad_samples=max_bad_samples, draft=draft)
+    draft_seed = args.seed if args.draft else None
+    return RowDataset(records, encoder, config, None, data.noisy_views, max_bad_samples, draft_seed)
 
 
 def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) -> RowDataset | PackedRowDataset:

@@ -5,26 +5,28 @@ Legend: B rows, T tokens of a row, M tokens with a loss.
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.record import DataError
-from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
+from ..objective.block_sizes import drawn_size, grown_size
 from ..objective.loss import loss_counts
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
 from .checkpoints import CheckpointTrainer
+from .checks import check_objective, check_rows
 from .cost.flops import StepFlops, peak_of
 from .dataset import RowDataset
-from .losses import COUNTS, TokenLosses, autoregressive_loss, block_diffusion_loss
+from .losses import COUNTS, TokenLosses, autoregressive_loss, block_diffusion_loss, with_block_sizes
 from .metrics import EvaluationLoss, TrainingMetrics
 from .packed_dataset import EpochLengthGroupedSampler, PackedRowDataset, measure_rows
 from .parameters import freeze_others, parameter_groups
@@ -159,6 +161,30 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         """Operations of the last batch, which transformers sums in `total_flos`."""
         return self._operations
 
+    def get_batch_samples(self, epoch_iterator: Iterator, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """As in transformers; rows first get the block sizes of this step, which change the number of their labels."""
+        return super().get_batch_samples(map(self._with_block_sizes, epoch_iterator), *args, **kwargs)
+
+    def _with_block_sizes(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of training with the block sizes of this step."""
+        args, step = self.args, self.state.global_step
+        if args.random_block_size:
+            size = self.model.config.block_size
+            least = 2 if args.draft else 1  # a draft's first mask drafts nothing
+            sizes = [drawn_size(size, least, args.seed, step, row) for row in batch["rows"].tolist()]
+        elif args.block_growth is not None:
+            steps = self.state.max_steps
+            size, last = (grown_size(args.block_growth, args.growth_steps, at, steps) for at in (step, steps - 1))
+            if last != args.block_growth[-1]:
+                raise UserError(
+                    f"growth_steps {args.growth_steps} do not end within the {steps} steps of this run; shorten them"
+                )
+            sizes = [size] * len(batch["rows"])
+        else:
+            return batch
+        config = self.model.config
+        return with_block_sizes(batch, sizes, config.block_size, config.clean_attention == "causal")
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """What the loss of an accumulated batch is divided by, over all processes."""
         if not batch_samples:
@@ -266,54 +292,3 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             self._totals[name] += counts[name]
         self._check_bad_samples()
         return logs | {name: count for name, count in counts.items() if count}
-
-
-def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> None:
-    """Refuses an objective that the model does not fit.
-
-    Raises:
-        UserError: It does not.
-    """
-    if not isinstance(config, DiffusionVLConfig):
-        if args.objective == "block_diffusion":
-            raise UserError(
-                f"objective='block_diffusion' does not fit a {config.model_type!r} model; it needs a checkpoint made "
-                "by `diffusionvl translate`"
-            )
-        return
-    if args.objective == "ar":
-        raise UserError(f"objective='ar' does not fit a {config.model_type!r} model; it needs the AR model")
-    causal = config.clean_attention == "causal"
-    for name in ("draft", "ar_weight"):
-        if getattr(args, name) and not causal:
-            raise UserError(
-                f"{name} needs a checkpoint whose clean stream is causal; translate its base with "
-                "`--clean-attention causal`"
-            )
-    if causal and args.noise_order == "reference":
-        raise UserError("noise_order reference needs clean_attention 'block'; the reference knows no other")
-    if config.draft_adapter is not None:
-        for name in ("train_modules", "vision_learning_rate", "ar_weight"):
-            if getattr(args, name):
-                raise UserError(f"{name} would train the base, which a draft-only adapter leaves as it is; take it out")
-
-
-def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> None:
-    """Refuses settings that rows do not fit.
-
-    Raises:
-        UserError: They do not.
-    """
-    packed = isinstance(dataset, PackedRowDataset)
-    rows = dataset.rows if isinstance(dataset, PackedRowDataset) else dataset
-    if args.complementary and rows.views % 2:
-        raise UserError(f"complementary needs views in pairs, got noisy_views={rows.views}; set noisy_views to 2")
-    if args.objective == "ar" and rows.views != 1:
-        raise UserError(f"noisy_views={rows.views} needs objective block_diffusion; AR has no noisy rows")
-    if args.noise_order == "reference" and (packed or rows.views > 1):
-        raise UserError("noise_order reference is that of unpacked rows with one view; take packing or noisy_views out")
-    strategy = args.train_sampling_strategy
-    if strategy == "batch_rebalance" or (packed and strategy == "group_by_length"):
-        raise UserError(
-            f"train_sampling_strategy {strategy!r} does not fit these rows; take it out, or use packing alone"
-        )

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.errors import UserError
 from studies.learn import easy
-from studies.learn.variants import VARIANTS
+from studies.learn.variants import VARIANTS, file_name
 
 
 def build_parser() -> Parser:
@@ -55,7 +55,7 @@ def _study(arguments: argparse.Namespace) -> None:
     easy.prepare(out, budget)
     for seed in arguments.seeds or range(budget.seeds):
         for name in arguments.variants:
-            path = out / f"{name}-{seed}.json"
+            path = out / file_name(name, seed)
             if not path.exists():
                 print(f"{name}, seed {seed}", flush=True)
                 write(path, {"variant": name, "seed": seed, **easy.learn(out, budget, name, seed), **machine()})

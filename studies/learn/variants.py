@@ -18,6 +18,17 @@ class Variant(NamedTuple):
 VARIANTS = {
     "baseline": Variant({}),
     "causal": Variant({}, "causal"),
-    "causal-ar-0.5": Variant({"ar_weight": 0.5}, "causal"),
-    "causal-ar-1": Variant({"ar_weight": 1.0}, "causal"),
+    "causal, AR 0.5": Variant({"ar_weight": 0.5}, "causal"),
+    "causal, AR 1": Variant({"ar_weight": 1.0}, "causal"),
+    "growth": Variant({"block_growth": [1, 4, 8], "growth_steps": [0.2, 0.3]}),
+    "random size": Variant({"random_block_size": True}),
+    "certainty": Variant({"certainty_weight": 1.0}),
+    "own states": Variant({"own_states": True}),
+    "slope": Variant({"mask_slope": 1.0}),
+    "clean teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "ar_weight": 1.0}, "causal"),
 }
+
+
+def file_name(variant: str, seed: int) -> str:
+    """The name of the file with a run's figures."""
+    return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in variant) + f"-{seed}.json"

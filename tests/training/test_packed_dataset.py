@@ -10,8 +10,8 @@ from diffusionvl import DiffusionVLConfig, RowDataset
 from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.record import DataError
 from diffusionvl.training import BlockDiffusionConfig, PackedRowDataset, measure_rows
+from diffusionvl.training.checks import check_rows
 from diffusionvl.training.packed_dataset import BAD
-from diffusionvl.training.trainer import check_rows
 
 
 def dataset_of(folder, processor, records, max_length=None, supervision="assistant", **settings):
