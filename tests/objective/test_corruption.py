@@ -29,10 +29,11 @@ def batch_of(*rows):
     return torch.randint(0, 90, blocks.shape), supervised, blocks
 
 
-def noised(x_0, supervised, blocks, rows, seed=0, step=0, order="permuted", complementary=False, **ids):
+def noised(x_0, supervised, blocks, rows, seed=0, step=0, order="permuted", complementary=False, mask_slope=0.0, **ids):
     """The corruption of rows of a data set in one step of a run."""
     generators = [row_generator(seed, step, row) for row in rows]
-    return corrupt(x_0, Supervised.of(supervised, blocks, **ids), MASK, generators, order, complementary)
+    tokens = Supervised.of(supervised, blocks, **ids)
+    return corrupt(x_0, tokens, MASK, generators, order, complementary, mask_slope)
 
 
 SHORT, LONG, PARTIAL = [(2, 0)], [(4, 0)] * 5, [(0, 4), (0, 4), (2, 2), (4, 0), (3, 0)]
@@ -301,3 +302,30 @@ def test_the_weights_of_complements_add_up_to_the_supervised_tokens():
     found = torch.stack(sums).mean(0)
     # As for one view: E[1 / t] - 1 = 5.9 for a token.
     assert (found - 40).abs().max() < 4.5 * (5.9 * 40 / 1500) ** 0.5
+
+
+def test_a_slope_masks_the_last_tokens_of_a_block_more_often_and_keeps_the_mean():
+    """A block of four at one level: place k is masked with probability t + slope t (1 - t) (2 k / 3 - 1)."""
+    x_0, supervised, blocks = batch_of([(4, 0)] * 2 + [(1, 0)])
+    tokens = Supervised.of(supervised, blocks)
+    plain, sloped = (
+        [corrupt(x_0, tokens, MASK, [row_generator(0, step, 0)], mask_slope=slope) for step in range(4000)]
+        for slope in (0.0, 0.8)
+    )
+    t = torch.stack([noisy.t[0] for noisy in plain])
+    place = torch.tensor([-1, -1 / 3, 1 / 3, 1] * 2 + [0])
+    expected = (t + 0.8 * t * (1 - t) * place).clamp(min=T_MIN)
+    assert torch.allclose(torch.stack([noisy.t[0] for noisy in sloped]), expected)
+    rate = torch.stack([noisy.masked[0] for noisy in sloped]).float().mean(0)
+    assert torch.allclose(rate, expected.mean(0), atol=0.03)
+    assert rate[3] - rate[0] > 0.2
+
+
+def test_a_sloped_pair_of_complements_masks_each_token_once():
+    x_0, supervised, blocks = batch_of([(4, 0)] * 4)
+    stream = torch.tensor([[1] * 8 + [2] * 8])
+    blocks = torch.cat([blocks[:, :8]] * 2, 1)
+    for step in range(50):
+        noisy = noised(x_0, supervised, blocks, [0], 0, step, complementary=True, stream=stream, mask_slope=1.0)
+        assert torch.equal(noisy.masked[:, :8], ~noisy.masked[:, 8:])
+        assert torch.allclose(noisy.t[:, :8], 1 - noisy.t[:, 8:])

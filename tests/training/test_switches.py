@@ -1,0 +1,174 @@
+"""Switches of the noise, the block sizes and the targets: in packs, views, adapters, resumed runs; their faults."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import assert_same, losses, some_records
+from safetensors.torch import load_file
+
+from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
+from diffusionvl.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl.modeling.block_masks import CLEAN
+from diffusionvl.objective.loss import IGNORED
+from diffusionvl.train import main
+from diffusionvl.training.losses import block_diffusion_loss
+from diffusionvl.translation.translate import translate
+
+SWITCHES = {
+    "growth": {"block_growth": [1, 2, 8], "growth_steps": [0.25, 1]},
+    "random": {"random_block_size": True},
+    "slope": {"mask_slope": 0.7},
+    "own": {"own_states": True},
+    "certainty": {"certainty_weight": 2.0},
+    "own teacher": {"targets": "teacher", "own_states": True, "ar_weight": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def causal_dir(base_dir, tmp_path_factory):
+    """The folder of a translation whose clean stream is causal, D = 8."""
+    folder = str(tmp_path_factory.mktemp("causal"))
+    save_checkpoint(*translate(base_dir, clean_attention="causal"), folder)
+    return folder
+
+
+def trainer_of(folder, processor, records, tmp_path, views=1, **settings):
+    model = Checkpoint(folder).model(torch.float32)
+    defaults = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    args = BlockDiffusionConfig(**defaults, **settings)
+    rows = RowDataset(records, ConversationEncoder(processor), model.config, views=views)
+    return BlockDiffusionTrainer(model, args, rows, processing_class=processor)
+
+
+def gradients(trainer, packs, step):
+    """Gradients of one step over all records, in rows of several documents."""
+    rows = trainer.train_dataset
+    batch = rows.collate([[rows[index] for index in pack] for pack in packs])
+    trainer.state.global_step, trainer.state.max_steps = step, 8
+    (batch,), count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("step", [0, 2, 6])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_packs_with_two_views_take_the_step_of_rows(causal_dir, processor, pictures, tmp_path, name, step):
+    settings = {"normalizer": "tokens", **SWITCHES[name]}
+    trainer = trainer_of(causal_dir, processor, some_records(pictures), tmp_path, views=2, **settings)
+    alone, packed = (gradients(trainer, packs, step) for packs in ([[0], [1], [2]], [[2, 0], [1]]))
+    assert packed[0] == pytest.approx(float(alone[0]), rel=1e-5)
+    for parameter, gradient in alone[1].items():
+        assert_same(packed[1][parameter], gradient)
+
+
+def test_certainty_adds_the_entropy_of_the_masked_tokens_that_are_right(causal_dir, processor, pictures, tmp_path):
+    trainer = trainer_of(causal_dir, processor, some_records(pictures), tmp_path)
+    rows, model = trainer.train_dataset, trainer.model.eval()
+    batch = rows.collate([rows[index] for index in range(3)])
+    mask_id = model.config.mask_token_id
+    plain = block_diffusion_loss(model, batch, trainer.args, mask_id, 0)
+    logits = logits_of(model, batch, plain.noise.x_t)
+    right = plain.tokens[::2]  # random weights would predict none of them
+    batch["labels"].view(-1)[right] = logits[right].argmax(-1)
+    plain = block_diffusion_loss(model, batch, trainer.args, mask_id, 0)
+    trainer.args.certainty_weight = 0.5
+    certain = block_diffusion_loss(model, batch, trainer.args, mask_id, 0)
+    assert torch.equal(plain.surprise, certain.surprise)
+    assert torch.isin(right, plain.tokens[plain.correct]).all()
+    added = certain.weighted - plain.weighted
+    assert (added[~plain.correct] == 0).all()
+    share = plain.weighted / plain.surprise  # the weight of each token
+    entropy = torch.distributions.Categorical(logits=logits[plain.tokens[plain.correct]]).entropy()
+    assert_same(added[plain.correct], 0.5 * entropy * share[plain.correct], 1e-3)
+
+
+def logits_of(model, batch, input_ids):
+    """Logits of all tokens of a batch [B T, V]."""
+    names = ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins", "pixel_values", "image_grid_thw")
+    with torch.no_grad():
+        return model(input_ids=input_ids, **{name: batch[name] for name in names}).logits.flatten(0, 1)
+
+
+def test_own_states_mask_what_the_model_is_least_certain_of(causal_dir, processor, pictures, tmp_path):
+    trainer = trainer_of(causal_dir, processor, some_records(pictures), tmp_path, own_states=True)
+    rows, model = trainer.train_dataset, trainer.model.eval()
+    batch = rows.collate([rows[index] for index in range(3)])
+    mask_id, noisy = model.config.mask_token_id, batch["labels"] != IGNORED
+    noise = block_diffusion_loss(model, batch, trainer.args, mask_id, 0).noise
+    sure = logits_of(model, batch, batch["input_ids"].masked_fill(noisy, mask_id)).softmax(-1).max(-1).values
+    sure = sure.view_as(noisy)
+    numbers = batch["document_ids"] * 1000 + batch["block_ids"]
+    for number in numbers[noisy].unique():
+        own = noisy & (numbers == number) & (batch["stream_ids"] != CLEAN)
+        masked, kept = sure[own & noise.masked], sure[own & ~noise.masked]
+        assert len(masked) == int((noise.t[own][0] * own.sum()).ceil())
+        assert not len(kept) or masked.max() <= kept.min()
+
+
+@pytest.mark.parametrize("extra", [[], ["--lora_r", "4"], ["--packing", "yes", "--noisy_views", "2"]])
+def test_a_resumed_run_is_the_uninterrupted_one(recipe, causal_dir, tmp_path, extra):
+    settings = ["--random_block_size", "yes", "--own_states", "yes", "--certainty_weight", "1", "--ar_weight", "0.5"]
+    argv = [recipe, "--model", causal_dir, "--targets", "teacher", "--teacher_top_k", "4", *settings, *extra]
+    argv += ["--max_steps", "4"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main([*argv, "--output_dir", str(whole)]) == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoint-4")
+    (resumed / "trainer_state.json").unlink()
+    assert main([*argv, "--output_dir", str(resumed)]) == 0
+    assert losses(resumed) == losses(whole)
+    (name,) = (path.name for path in whole.glob("*model*.safetensors"))
+    expected = load_file(whole / name)
+    for parameter, value in load_file(resumed / name).items():
+        assert torch.equal(value, expected[parameter])
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"block_growth": [4, 1, 8]}, r"ascending sizes that divide the last.*got \[4, 1, 8\]"),
+        ({"block_growth": [8]}, "ascending sizes"),
+        ({"block_growth": [0, 8]}, "ascending sizes"),
+        ({"block_growth": [3, 8]}, "divide the last"),
+        ({"block_growth": [1, 8], "growth_steps": [0.5, 0.2]}, "the steps of each of the sizes"),
+        ({"block_growth": [1, 8], "growth_steps": [100], "max_steps": 100}, "end before it does"),
+        ({"block_growth": [1, 4, 8], "growth_steps": [0.5, 0.5]}, "end before it does"),
+        ({"block_growth": [1, 8], "growth_steps": [-1]}, "growth_steps must be"),
+        ({"growth_steps": [0.5]}, "belongs to block_growth"),
+        ({"block_growth": [1, 8], "random_block_size": True}, "block_growth says the sizes"),
+        ({"random_block_size": True, "noise_order": "reference"}, "noise_order reference does not fit"),
+        ({"mask_slope": 1.5}, "it is at most 1"),
+        ({"mask_slope": 0.5, "weighting": "mask_ratio"}, "mask_ratio needs levels"),
+        ({"mask_slope": 0.5, "draft": True}, "draft_noise"),
+        ({"own_states": True, "mask_slope": 0.5}, "the model says what is masked"),
+        ({"own_states": True, "complementary": True}, "complementary does not fit"),
+        ({"certainty_weight": -1.0}, "certainty_weight must be a number of at least 0"),
+        ({"objective": "ar", "own_states": True}, "own_states belongs to objective"),
+    ],
+)
+def test_switches_that_do_not_fit(tmp_path, settings, part):
+    with pytest.raises(ValueError, match=part):
+        BlockDiffusionConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"block_growth": [1, 4]}, "block_growth ends at 4, but the checkpoint's block size is 8"),
+        ({"targets": "teacher"}, "targets needs a checkpoint whose clean stream is causal"),
+    ],
+)
+def test_switches_that_do_not_fit_the_checkpoint(translated_dir, processor, pictures, tmp_path, settings, part):
+    with pytest.raises(ValueError, match=part):
+        trainer_of(translated_dir, processor, some_records(pictures), tmp_path, **settings)
+
+
+def test_growth_that_does_not_end_within_the_run(translated_dir, processor, pictures, tmp_path):
+    settings = {"block_growth": [1, 8], "growth_steps": [4], "num_train_epochs": 4, "per_device_train_batch_size": 3}
+    trainer = trainer_of(translated_dir, processor, some_records(pictures), tmp_path, **settings)
+    with pytest.raises(ValueError, match="do not end within the 4 steps"):
+        trainer.train()
