@@ -22,10 +22,10 @@ def sizes_up_to(block_size: int) -> list[int]:
     return [size for size in powers if size < block_size and block_size % size == 0] + [block_size]
 
 
-def drawn_size(block_size: int, least: int, seed: int, step: int, row: int) -> int:
-    """The block size of one document in one step, one of `sizes_up_to`, but not below `least` unless D is."""
+def drawn_size(block_size: int, least: int, seed: int, step: int, row: int, view: int = 0) -> int:
+    """The block size of a document's noisy copy in one step: of `sizes_up_to`, not below `least` unless D is."""
     sizes = [size for size in sizes_up_to(block_size) if size >= min(least, block_size)]
-    return random.Random(f"{seed}-{step}-{row}-block-size").choice(sizes)
+    return random.Random(f"{seed}-{step}-{row}-{view}-block-size").choice(sizes)
 
 
 def grown_size(sizes: list[int], lengths: list[float] | None, step: int, steps: int) -> int:
@@ -55,7 +55,7 @@ def split_blocks(tokens: Supervised, fill: Tensor, sizes: Tensor, block_size: in
     Args:
         tokens: The tokens, in blocks of D; clean ones are stream 0.
         fill: Whether a token is a fill after an end of turn, which has no clean twin [B, T].
-        sizes: The block size that each token's document gets; divides D [B, T].
+        sizes: The block size that each token's copy gets; divides D [B, T].
         block_size: D.
         causal: Whether every clean token is a block of its own, and a noisy block has the number of its first token.
     """

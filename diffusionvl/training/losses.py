@@ -116,10 +116,17 @@ def supervised_tokens(batch: dict[str, Any]) -> Supervised:
     return Supervised(batch["labels"] != IGNORED, batch["block_ids"], batch["document_ids"], batch["stream_ids"])
 
 
-def with_block_sizes(batch: dict[str, Any], sizes: list[int], block_size: int, causal: bool) -> dict[str, Any]:
-    """A batch in which each of the K documents has blocks of another size; labels are fewer where it is smaller."""
-    documents = batch["document_ids"]
-    of_token = torch.tensor(sizes, device=documents.device)[documents.clamp(min=0)]
+def with_block_sizes(batch: dict[str, Any], sizes: Tensor, block_size: int, causal: bool) -> dict[str, Any]:
+    """A batch whose K documents have blocks of other sizes; labels are fewer where they are smaller.
+
+    Args:
+        batch: From `RowDataset.collate`.
+        sizes: Size of each noisy copy's blocks [K, views]; of one document they are equal, unless `causal`.
+        block_size: D, by which the batch is cut.
+        causal: Whether clean tokens are numbered one by one.
+    """
+    view = (batch["stream_ids"] - 1).clamp(min=0)
+    of_token = sizes.to(view.device)[batch["document_ids"].clamp(min=0), view]
     split = split_blocks(supervised_tokens(batch), ~_same_place(batch), of_token, block_size, causal)
     return {**batch, "block_ids": split.block, "labels": batch["labels"].masked_fill(~split.mask, IGNORED)}
 

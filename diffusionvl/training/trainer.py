@@ -167,22 +167,22 @@ class BlockDiffusionTrainer(CheckpointTrainer):
 
     def _with_block_sizes(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of training with the block sizes of this step."""
-        args, step = self.args, self.state.global_step
+        args, step, steps, config = self.args, self.state.global_step, self.state.max_steps, self.model.config
+        rows, views = batch["rows"].tolist(), max(int(batch["stream_ids"].max()), 1)
         if args.random_block_size:
-            size = self.model.config.block_size
             least = 2 if args.draft else 1  # a draft's first mask drafts nothing
-            sizes = [drawn_size(size, least, args.seed, step, row) for row in batch["rows"].tolist()]
+            causal = config.clean_attention == "causal"  # else all copies see the same clean blocks
+            drawn = [(args.seed, step, row, view * causal) for row in rows for view in range(views)]
+            sizes = torch.tensor([drawn_size(config.block_size, least, *one) for one in drawn]).view(len(rows), -1)
         elif args.block_growth is not None:
-            steps = self.state.max_steps
             size, last = (grown_size(args.block_growth, args.growth_steps, at, steps) for at in (step, steps - 1))
             if last != args.block_growth[-1]:
                 raise UserError(
                     f"growth_steps {args.growth_steps} do not end within the {steps} steps of this run; shorten them"
                 )
-            sizes = [size] * len(batch["rows"])
+            sizes = torch.full((len(rows), views), size)
         else:
             return batch
-        config = self.model.config
         return with_block_sizes(batch, sizes, config.block_size, config.clean_attention == "causal")
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
