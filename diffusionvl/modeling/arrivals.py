@@ -34,7 +34,7 @@ class Arrival:
         """Lays out the B prompts of a call, each without its padding."""
         config, settings = model.config, call.settings
         ids, real, positions = call.input_ids.cpu(), call.attention_mask.cpu(), call.positions.cpu()
-        blocks = model.clean_blocks(call.input_ids, call.attention_mask).cpu()
+        blocks = model.clean_blocks(call.input_ids, call.attention_mask, settings.block_size).cpu()
         requests = []
         for row, generator in enumerate(call.generators):
             prompt = Prompt.build(
@@ -49,10 +49,10 @@ class Arrival:
             canvas: Canvas
             if settings.decoding == "denoise":
                 steps = settings.denoising_steps, settings.sub_block_size
-                canvas = BlockCanvas(prompt, config.mask_token_id, config.block_size, *steps)
+                canvas = BlockCanvas(prompt, config.mask_token_id, settings.block_size, *steps)
             else:
                 auto = settings.draft_size == "auto"
-                size, pace = (config.block_size, model.draft_pace) if auto else (settings.draft_size, None)
+                size, pace = (settings.block_size, model.draft_pace) if auto else (settings.draft_size, None)
                 canvas = DraftCanvas(prompt, config.mask_token_id, size, longest, pace, settings.verify_margin > 0)
             hooks = call.logits_processor, call.stopping_criteria
             requests.append(Request(settings, canvas, longest, generator, deadline, *hooks))

@@ -77,19 +77,19 @@ def keep_whole(blocks: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside, blocks[own_end], blocks)
 
 
-def row_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
-    """Block of each token of one clean row [L], by `config.block_origin`.
+def row_blocks(config: DiffusionVLConfig, input_ids: Tensor, block_size: int | None = None) -> Tensor:
+    """Block of each token of one clean row [L], by `config.block_origin`, of `config.block_size` tokens by default.
 
     Training and decoding both cut their grid here, so that they cannot differ.
     """
     starts: list[int] = []
     if config.block_origin == "response":
         starts = block_starts(input_ids.tolist(), config.response_header_ids, config.end_of_turn_ids)
-    blocks = block_grid(len(input_ids), config.block_size, starts).to(input_ids.device)
+    blocks = block_grid(len(input_ids), block_size or config.block_size, starts).to(input_ids.device)
     return _with_whole_images(config, input_ids, blocks)
 
 
-def clean_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
+def clean_blocks(config: DiffusionVLConfig, input_ids: Tensor, block_size: int | None = None) -> Tensor:
     """Block of each clean token of one row [L] as the mask reads it (`TokenTags.block`), by `config.clean_attention`.
 
     `block`: the blocks of `row_blocks`. `causal`: every clean token is a block of its own, so that it sees what an AR
@@ -97,7 +97,7 @@ def clean_blocks(config: DiffusionVLConfig, input_ids: Tensor) -> Tensor:
     first clean token: `clean_blocks(...)[block_firsts(row_blocks(...))]`.
     """
     if config.clean_attention == "block":
-        return row_blocks(config, input_ids)
+        return row_blocks(config, input_ids, block_size)
     return _with_whole_images(config, input_ids, torch.arange(len(input_ids), device=input_ids.device))
 
 

@@ -342,6 +342,6 @@ class Engine:
         if needed > self.max_length:
             raise UserError(
                 f"a prompt of {request.prompt_length} tokens and an answer of up to {new} need {needed} tokens in "
-                f"blocks of {self.model.config.block_size}, but this engine's rows hold {self.max_length}; shorten "
+                f"blocks of {request.settings.block_size}, but this engine's rows hold {self.max_length}; shorten "
                 "the prompt, lower max_new_tokens, or build the engine with a larger max_length"
             )

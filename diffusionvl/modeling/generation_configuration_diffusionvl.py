@@ -120,7 +120,10 @@ def resolve_settings(
         settings.pad_token_id = settings.eos_token_ids[0]
     _resolve_length(settings, given, prompt_width)
     _resolve_temperature(settings, given)
-    size = model.config.block_size
+    most = model.config.block_size
+    size = settings.block_size = most if settings.block_size is None else settings.block_size
+    if size > most:
+        raise UserError(f"block_size={size} exceeds the checkpoint's; give 1 to {most}")
     settings.denoising_steps = size if settings.denoising_steps is None else settings.denoising_steps
     settings.sub_block_size = size if settings.sub_block_size is None else settings.sub_block_size
     _resolve_decoding(settings, model.config)
@@ -146,8 +149,8 @@ def _resolve_decoding(settings: DiffusionVLGenerationConfig, config: Any) -> Non
             f"clean_attention={config.clean_attention!r}; use decoding='denoise', or translate and train with "
             "clean_attention='causal'"
         )
-    if settings.draft_size != "auto" and settings.draft_size > config.block_size:
-        raise UserError(f"draft_size={settings.draft_size} exceeds the block size; give 1 to {config.block_size}")
+    if settings.draft_size != "auto" and settings.draft_size > settings.block_size:
+        raise UserError(f"draft_size={settings.draft_size} exceeds the block size; give 1 to {settings.block_size}")
     if settings.decoding == "autoregressive":
         settings.draft_size = 0
 

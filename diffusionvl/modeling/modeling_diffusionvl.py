@@ -277,16 +277,19 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         """Block that each clean token [B, L] is denoised with, by `config.block_origin`; 0 in the padding."""
         return self._row_by_row(row_blocks, input_ids, attention_mask)
 
-    def clean_blocks(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Block of each clean token [B, L] as the mask reads it, by `config.clean_attention`; 0 in the padding."""
-        return self._row_by_row(clean_blocks, input_ids, attention_mask)
+    def clean_blocks(self, input_ids: Tensor, attention_mask: Tensor, block_size: int | None = None) -> Tensor:
+        """Block of each clean token [B, L] as the mask reads it, by `config.clean_attention`; 0 in the padding.
+
+        `block_size` is D where it is not `config.block_size`.
+        """
+        return self._row_by_row(clean_blocks, input_ids, attention_mask, block_size)
 
     def _row_by_row(
-        self, grid: Callable[[DiffusionVLConfig, Tensor], Tensor], input_ids: Tensor, attention_mask: Tensor
+        self, grid: Callable[..., Tensor], input_ids: Tensor, attention_mask: Tensor, block_size: int | None = None
     ) -> Tensor:
         blocks = torch.zeros_like(input_ids, dtype=torch.long)
         for row, (ids, real) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
-            blocks[row, real] = grid(self.config, ids[real])
+            blocks[row, real] = grid(self.config, ids[real], block_size)
         return blocks
 
     def _tags(

@@ -100,6 +100,12 @@ SETTINGS = {
         "decoding",
         "Denoise blocks, or write token by token by the clean stream, alone or verifying what masks draft.",
     ),
+    "block_size": Setting(
+        None,
+        _or_none(_whole(1), " for the checkpoint's D"),
+        "decoding",
+        "Tokens of a block, at most the checkpoint's; for models that were trained with `random_block_size`.",
+    ),
     "draft_size": Setting(
         "auto", _DRAFTS, "decoding", "Number of masks that draft in speculative decoding, up to D, or what pays."
     ),
