@@ -124,6 +124,28 @@ def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:
     return [token_id for token_id in ids if token_id is not None]
 
 
+def media_by_image(media: dict[str, Any], placeholders: int) -> list[tuple[int, dict[str, Any]]]:
+    """Image and video inputs of a prompt, in parts that the base can read one by one.
+
+    Qwen-VL families have the patches of all images in one tensor, and the grid of each. Elsewhere all is one part.
+
+    Args:
+        media: The inputs.
+        placeholders: Number of image and video tokens in the prompt.
+
+    Returns:
+        The number of placeholders of each part, and its inputs.
+    """
+    if media.keys() == {"pixel_values", "image_grid_thw"}:
+        patches, grids = media["pixel_values"], media["image_grid_thw"]
+        sizes = grids.prod(-1).tolist()
+        each = len(patches) // placeholders  # patches that become one token
+        if sum(sizes) == len(patches) == each * placeholders and not any(size % each for size in sizes):
+            parts = zip(sizes, patches.split(sizes), grids.split(1), strict=True)
+            return [(size // each, {"pixel_values": own, "image_grid_thw": grid}) for size, own, grid in parts]
+    return [(placeholders, media)]
+
+
 def media_types(base_config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
     """0 for text, 1 for image and 2 for video placeholders, as the Qwen-VL rope index wants them. [...]."""
     types = torch.zeros_like(input_ids)

@@ -5,7 +5,7 @@ Legend: A axes of a position, C columns, H heads, d head size.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,21 @@ from torch import Tensor
 from .arrivals import Arrival
 from .batch import DecodingBatch
 from .canvas import Canvas
-from .families import placeholder_ids
+from .families import media_by_image, placeholder_ids
+
+
+class Shown(NamedTuple):
+    """Columns of a row that stand for an image or a video, or for several that a model takes in one piece.
+
+    Attributes:
+        first: The first of them.
+        end: First column after them.
+        key: A digest of what they show.
+    """
+
+    first: int
+    end: int
+    key: bytes
 
 
 @dataclass(eq=False)
@@ -23,18 +37,26 @@ class KeptRow:
     Attributes:
         facts: Token, limit and positions of each column: all that its keys and values depend on, but for what its
             images and videos show [2 + A, C].
-        media_key: A digest of these images and videos.
+        pictures: These images and videos.
         layers: Keys and values of each layer [H, C, d], by the layer's index.
     """
 
     facts: Tensor
-    media_key: bytes
+    pictures: list[Shown]
     layers: dict[int, tuple[Tensor, Tensor]]
 
     @property
     def length(self) -> int:
         """C."""
         return self.facts.shape[1]
+
+    def common(self, facts: Tensor, pictures: list[Shown]) -> int:
+        """Number of columns with which another row begins like this one."""
+        same = common(self.facts, facts)
+        for picture in pictures:
+            if picture.first < same and (picture.end > same or picture not in self.pictures):
+                return picture.first
+        return same
 
 
 class PrefixCache:
@@ -61,47 +83,50 @@ class PrefixCache:
     def begin(self, arrival: Arrival) -> None:
         """Copies what is kept into the slots of requests that are about to be read, after all other rows have run.
 
-        The images and videos of a prompt are then no longer needed, or else none of them is among what is copied: a
-        model takes those of a row in one piece.
+        The images and videos that they stand for are then no longer needed.
         """
         if not self._max_tokens or not arrival.cached:
             return
         for request in arrival.requests:
-            if request.media_key is not None:
+            if request.pictures is not None:
                 continue  # it has begun, in a step that failed before it was read
             if arrival.media and (len(arrival.requests) > 1 or self._batch.placeholders_in_windows(arrival.requests)):
                 continue  # their images and videos cannot be told apart, or are read in every step
-            request.media_key = digest(arrival.media)
             canvas = request.canvas
-            shown = [column for column, token in enumerate(canvas.prompt.ids) if token in self._placeholders]
-            kept, length = self._longest(canvas, request.media_key, shown)
+            media = self._by_picture(canvas, arrival.media)
+            request.pictures = [*media]
+            kept, length = self._longest(canvas, request.pictures)
             if kept is None:
                 continue
             self._rows.remove(kept)
             self._rows.append(kept)
             self._batch.cache.put(self._batch.requests.index(request), kept.layers, length)
             canvas.kept = request.reused = length
-            if shown and shown[-1] < length:
-                arrival.media = {}
+            left = [own for picture, own in media.items() if picture.end > length]
+            if len(left) < len(media):
+                arrival.media = {name: torch.cat([own[name] for own in left]) for name in (left[0] if left else ())}
 
-    def _longest(self, canvas: Canvas, media_key: bytes, shown: list[int]) -> tuple[KeptRow | None, int]:
-        """The row that has most columns of a new one, and the number of them.
+    def _by_picture(self, canvas: Canvas, media: dict[str, Any]) -> dict[Shown, dict[str, Any]]:
+        """What a row shows, in order, and the inputs for each."""
+        columns = [column for column, token in enumerate(canvas.prompt.ids) if token in self._placeholders]
+        found, begin = {}, 0
+        for count, own in media_by_image(media, len(columns)) if columns else []:
+            picture = Shown(columns[begin], columns[begin + count - 1] + 1, digest(own))
+            found[picture] = own
+            begin += count
+        return found
 
-        Args:
-            canvas: The new row.
-            media_key: Digest of its images and videos.
-            shown: Columns of its placeholders.
-        """
+    def _longest(self, canvas: Canvas, pictures: list[Shown]) -> tuple[KeptRow | None, int]:
+        """The row that has most columns of a new one, which shows these pictures, and the number of them."""
         # The last token is read again: what comes after it is predicted there.
         facts = facts_of(canvas, min(canvas.window, len(canvas.prompt.ids) - 1))
         seen = facts[1].cummax(0).values if facts.shape[1] else facts[1]
         closed = seen <= torch.arange(1, facts.shape[1] + 1)  # nothing up to here sees what comes after
+        for picture in pictures:
+            closed[picture.first : picture.end - 1] = False  # a picture is taken whole
         best, longest = None, 0
         for row in self._rows:
-            same = common(row.facts, facts)
-            if shown and (row.media_key != media_key or same <= shown[-1]):
-                same = min(same, shown[0])
-            ends = closed[:same].nonzero()
+            ends = closed[: row.common(facts, pictures)].nonzero()
             length = int(ends[-1]) + 1 if len(ends) else 0
             if length > longest:
                 best, longest = row, length
@@ -110,13 +135,16 @@ class PrefixCache:
     def keep(self, slot: int) -> None:
         """Keeps the clean columns of a row that has ended and is about to be removed."""
         request = self._batch.requests[slot]
-        canvas, reason = request.canvas, request.finish_reason
-        key, length = request.media_key, canvas.kept
-        if not 0 < length <= self._max_tokens or key is None or reason in ("error", "not_a_number") or not canvas.read:
+        canvas, reason, pictures = request.canvas, request.finish_reason, request.pictures
+        length = canvas.kept
+        if not 0 < length <= self._max_tokens or pictures is None or not canvas.read:
+            return
+        if reason in ("error", "not_a_number"):
             return
         facts = facts_of(canvas, length)
         for row in [*self._rows]:
-            if row.media_key == key and (same := common(row.facts, facts)) in (row.length, length):
+            same = row.common(facts, pictures)
+            if same in (row.length, length):
                 self._rows.remove(row)
                 if same == length:  # all of it is there
                     self._rows.append(row)
@@ -125,7 +153,7 @@ class PrefixCache:
             index: (layer.keys[slot, :, :length].clone(), layer.values[slot, :, :length].clone())
             for index, layer in self._batch.cache.by_index.items()
         }
-        self._rows.append(KeptRow(facts, key, layers))
+        self._rows.append(KeptRow(facts, pictures, layers))
         while self.tokens > self._max_tokens:
             self._rows.pop(0)
 

@@ -69,7 +69,8 @@ class Request:
         logprobs: Of each of the tokens, with `top_logprobs`: in the step that wrote it, or that verified it.
         history: The denoising steps, [1, D] each, with `output_history`; columns count from the prompt's first token.
         reused: Number of prompt tokens whose keys and values are those of an earlier row.
-        media_key: A digest of its images and videos; None where they are in one piece with another row's.
+        pictures: Where its images and videos stand; None until its prompt is about to be read, and where they cannot be
+            told from another row's.
     """
 
     settings: DiffusionVLGenerationConfig
@@ -86,7 +87,7 @@ class Request:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     history: list[DenoisingStep] = field(default_factory=list)
     reused: int = 0
-    media_key: bytes | None = None
+    pictures: list[Any] | None = None
 
     def __post_init__(self) -> None:
         self.sampling = Sampling(*(getattr(self.settings, name) for name in Sampling._fields))

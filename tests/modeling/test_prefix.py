@@ -52,6 +52,45 @@ def test_a_chats_next_turn_reads_what_is_new(translated_dir, processor, pictures
     engine.check_integrity()
 
 
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_a_new_picture_does_not_make_it_read_the_earlier_ones(
+    translated_dir, processor, pictures, monkeypatch, changes
+):
+    model, towers = lively(translated_dir, **changes), []
+    engine = Engine(model, max_length=512, prefix_cache_tokens=1000)
+    tower = type(model.base.model).get_image_features
+    monkeypatch.setattr(
+        type(model.base.model),
+        "get_image_features",
+        lambda self, pixels, grid, **kwargs: towers.append(len(grid)) or tower(self, pixels, grid, **kwargs),
+    )
+    messages = []
+    for shown in ([pictures[0]], [pictures[1], pictures[2]], [], [pictures[0]]):
+        messages.append(turn("user", LONG, *shown))
+        inputs = dict(encode(processor, [Record(messages, "chat")]))
+        expected = alone(model, (inputs, NEW, 0))[0]
+        towers.clear()
+        request = answer(engine, inputs)
+        assert request.tokens == expected
+        assert towers == ([len(shown)] if shown else [])
+        messages.append(turn("assistant", processor.tokenizer.decode(request.tokens, skip_special_tokens=True)))
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_a_prompt_may_part_from_another_anywhere_around_a_picture(translated_dir, processor, pictures, changes):
+    """Wherever blocks end: a picture is reused whole or not at all."""
+    model, rng = lively(translated_dir, **{"block_size": 8, **changes}), random.Random(0)
+    for lead in range(9):
+        engine = Engine(model, max_length=512, prefix_cache_tokens=2000)
+        for number in range(4):
+            record = Record(
+                [turn("system", "x" * lead), turn("user", f"{rng.random()}", *pictures[: 1 + number % 2])], "r"
+            )
+            inputs = dict(encode(processor, [record]))
+            assert answer(engine, inputs).tokens == alone(model, (inputs, NEW, 0))[0]
+
+
 def test_a_row_that_began_in_a_step_that_failed_goes_on(translated_dir, processor, pictures, monkeypatch):
     """Its picture is in what it has copied, and is no longer at hand."""
     model, inputs = lively(translated_dir, clean_attention="causal"), prompts(processor, (QUESTION, pictures[0]))
