@@ -25,6 +25,10 @@ VARIANTS = {
     "certainty": Variant({"certainty_weight": 1.0}),
     "own states": Variant({"own_states": True}),
     "slope": Variant({"mask_slope": 1.0}),
+    "causal, AR 1, own states": Variant({"ar_weight": 1.0, "own_states": True}, "causal"),
+    "causal, AR 1, own states, certainty": Variant(
+        {"ar_weight": 1.0, "own_states": True, "certainty_weight": 0.5}, "causal"
+    ),
     "clean teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "ar_weight": 1.0}, "causal"),
 }
 
