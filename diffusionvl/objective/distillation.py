@@ -20,6 +20,7 @@ def divergence(student: Tensor, teacher: Tensor, top_k: int | None = None) -> Te
             by default.
     """
     teacher, student = teacher.detach().float(), student.float().log_softmax(-1)
+    student = student[..., : teacher.shape[-1]]  # a frozen teacher may lack the mask token's row
     if top_k is not None and top_k < teacher.shape[-1]:
         teacher, chosen = teacher.topk(top_k, dim=-1)
         student = student.gather(-1, chosen)

@@ -143,6 +143,13 @@ class BlockDiffusionConfig(TrainingArguments):
             "predicts"
         },
     )
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "targets teacher: an AR checkpoint to learn from, frozen; the model's own clean stream else"},
+    )
+    teacher_weight: float = field(
+        default=1.0, metadata={"help": "targets teacher: its share of the loss; the rest is the records' tokens'"}
+    )
     teacher_top_k: int | None = field(
         default=None,
         metadata={"help": "targets teacher: its most probable tokens, the only ones that count; all by default"},
@@ -245,8 +252,11 @@ class BlockDiffusionConfig(TrainingArguments):
         for name, default in defaults.items():
             if not self.draft and getattr(self, name) != default:
                 raise UserError(f"{name}={getattr(self, name)!r} belongs to drafts; add draft: true, or take it out")
-        if self.teacher_top_k is not None and self.targets != "teacher":
-            raise UserError("teacher_top_k needs targets 'teacher'; set it, or take teacher_top_k out")
+        for name in ("teacher_top_k", "teacher", "teacher_weight"):
+            if self.targets != "teacher" and getattr(self, name) not in (None, 1.0):
+                raise UserError(f"{name} needs targets 'teacher'; set it, or take {name} out")
+        if not 0 < self.teacher_weight <= 1:
+            raise UserError(f"teacher_weight must be above 0 and at most 1, got {self.teacher_weight}")
         if self.draft and (self.noise_order == "reference" or self.dataloader_persistent_workers):
             raise UserError("draft cuts rows anew in each epoch; take dataloader_persistent_workers or noise_order out")
 

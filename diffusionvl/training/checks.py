@@ -26,7 +26,8 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
     if args.objective == "ar":
         raise UserError(f"objective='ar' does not fit a {config.model_type!r} model; it needs the AR model")
     causal = config.clean_attention == "causal"
-    for name, wanted in (("draft", args.draft), ("ar_weight", args.ar_weight), ("targets", args.targets == "teacher")):
+    own_teacher = args.targets == "teacher" and args.teacher is None
+    for name, wanted in (("draft", args.draft), ("ar_weight", args.ar_weight), ("targets", own_teacher)):
         if wanted and not causal:
             raise UserError(
                 f"{name} needs a checkpoint whose clean stream is causal; translate its base with "

@@ -28,20 +28,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..modeling.attention import layer_masks
-from ..modeling.block_masks import CLEAN, PADDING, TokenTags
-from ..modeling.families import fixed_inputs, layer_windows, mask_inputs
-from ..modeling.hooks import head_on
+from ..modeling.block_masks import CLEAN
 from ..objective.block_sizes import split_blocks
 from ..objective.certainty import certainty_loss, mask_least_certain
 from ..objective.corruption import Corrupted, Supervised, corrupt, mask_tokens, row_generator
 from ..objective.distillation import divergence, draft_weights
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights
 from .arguments import BlockDiffusionConfig
+from .next_tokens import COUNTS, next_logits, teacher_logits
 
-COUNTS = ("truncated", "dropped", "bad_samples")
 NOT_INPUTS = ("labels", "rows", "twins", "error", *COUNTS)  # what a batch holds besides the model's inputs
-CLEAN_TAGS = ("input_ids", "block_ids", "stream_ids", "document_ids", "position_ids", "media_twins")
 
 
 class TokenLosses(NamedTuple):
@@ -69,7 +65,12 @@ class TokenLosses(NamedTuple):
 
 
 def block_diffusion_loss(
-    model: nn.Module, batch: dict[str, Any], args: BlockDiffusionConfig, mask_token_id: int, step: int
+    model: nn.Module,
+    batch: dict[str, Any],
+    args: BlockDiffusionConfig,
+    mask_token_id: int,
+    step: int,
+    teacher: PreTrainedModel | None = None,
 ) -> TokenLosses:
     """The block-diffusion loss of a batch: the cross-entropy of masked tokens, weighted by their noise.
 
@@ -79,6 +80,7 @@ def block_diffusion_loss(
         args: Settings of the run; seed, noise order, weighting and normalizer are read.
         mask_token_id: The id that replaces a masked token.
         step: Optimizer step; a document's noise depends on the seed, the step and its index in the data set alone.
+        teacher: An AR model, frozen, that `targets: teacher` learns from; the clean stream by default.
     """
     labels, documents = batch["labels"], batch["document_ids"]
     supervised = supervised_tokens(batch)
@@ -88,20 +90,18 @@ def block_diffusion_loss(
     tokens = noisy.masked.flatten().nonzero()[:, 0]
     clean = clean_targets(batch) if args.ar_weight else tokens[:0]
     taught = tokens[has_twin(batch).flatten()[tokens]] if args.targets == "teacher" else tokens[:0]
-    wanted = [
-        tokens,
-        clean - 1,
-        batch["twins"].flatten()[taught] - 1,
-    ]  # each by the token before it
+    before = batch["twins"].flatten()[taught] - 1
+    wanted = [tokens, clean - 1, before if teacher is None else before[:0]]  # each by the token before it
     logits = _logits(model, batch, noisy.x_t, torch.cat(wanted))  # step 3
-    predictions, clean_predictions, teacher = logits.split([len(part) for part in wanted])
+    predictions, clean_predictions, told = logits.split([len(part) for part in wanted])
     weights = noise_weights(noisy, args.weighting, supervised.share_levels(args.noise_order))  # step 4
     weights = weights * token_weights(labels, args.normalizer, documents)  # step 5
     if args.draft:
         weights = weights * draft_weights(supervised.place, args.draft_decay)
     losses = _token_losses(predictions, tokens, labels, weights)._replace(noise=noisy)
     if len(taught):
-        losses = _taught(losses, torch.isin(tokens, taught), predictions, teacher, weights, args.teacher_top_k)
+        told = told if teacher is None else teacher_logits(teacher, batch, before)
+        losses = _taught(losses, torch.isin(tokens, taught), predictions, told, weights, args)
     if args.certainty_weight:
         certainty = certainty_loss(predictions, losses.correct) * weights.flatten()[tokens]
         losses = losses._replace(weighted=losses.weighted + args.certainty_weight * certainty)
@@ -199,11 +199,13 @@ def clean_weights(clean: Tensor, labels: Tensor, documents: Tensor, normalizer: 
 
 
 def _taught(
-    losses: TokenLosses, taught: Tensor, predictions: Tensor, teacher: Tensor, weights: Tensor, top_k: int | None
+    losses: TokenLosses, taught: Tensor, predictions: Tensor, told: Tensor, weights: Tensor, args: BlockDiffusionConfig
 ) -> TokenLosses:
-    """Losses in which the tokens that a teacher knows [M] learn its distribution in place of the data's token."""
-    surprise = losses.surprise.masked_scatter(taught, divergence(predictions[taught], teacher, top_k))
-    correct = losses.correct.masked_scatter(taught, predictions[taught].argmax(-1) == teacher.argmax(-1))
+    """Losses in which the tokens that a teacher knows [M] learn its distribution, in place of the data or beside it."""
+    share = args.teacher_weight
+    learned = share * divergence(predictions[taught], told, args.teacher_top_k) + (1 - share) * losses.surprise[taught]
+    surprise = losses.surprise.masked_scatter(taught, learned)
+    correct = losses.correct.masked_scatter(taught, predictions[taught].argmax(-1) == told.argmax(-1))
     return losses._replace(surprise=surprise, correct=correct, weighted=surprise * weights.flatten()[losses.tokens])
 
 
@@ -218,23 +220,9 @@ def autoregressive_loss(
         batch: From `RowDataset.collate`, with clean streams alone; a row's first token carries no loss.
         args: Settings of the run; the normalizer is read.
     """
-    labels, documents, positions = batch["labels"], batch["document_ids"], batch["position_ids"]
+    labels, documents = batch["labels"], batch["document_ids"]
     tokens = (labels != IGNORED).flatten().nonzero()[:, 0]
-    if len(batch["rows"]) > len(labels):  # packed: documents must not see one another
-        tags = TokenTags(batch["block_ids"], batch["stream_ids"], documents)
-        mask = layer_masks(base, layer_windows(base.config), tags, positions[0], positions[0])
-    else:
-        mask = (documents != PADDING).long()
-    with head_on(base, tokens - 1):
-        logits = model(
-            input_ids=batch["input_ids"],
-            attention_mask=mask,
-            position_ids=positions[0] if positions.shape[0] == 1 else positions,
-            use_cache=False,
-            **mask_inputs(base.config, batch["input_ids"]),
-            **fixed_inputs(base.config),
-            **{name: value for name, value in batch.items() if name not in (*CLEAN_TAGS, *NOT_INPUTS)},
-        ).logits[0]
+    logits = next_logits(model, base, batch, tokens - 1)
     return _token_losses(logits, tokens, labels, token_weights(labels, args.normalizer, documents))
 
 

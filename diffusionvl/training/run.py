@@ -29,6 +29,7 @@ from .dataset import RowDataset
 from .draft import add_draft, train_draft_alone
 from .loss_chart import draw_losses
 from .model_arguments import DataArguments, ModelArguments
+from .next_tokens import load_teacher
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others
 from .run_folder import check_settings, is_finished, recorded_settings, resume_from, unfinished
@@ -165,7 +166,8 @@ def build_trainer(
         rows.least_width = data.pack_tokens if data.packing else 0  # one length is compiled once
     train = packed(rows, data, args)
     evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
-    trainer = BlockDiffusionTrainer(model, args, train_dataset=train, eval_dataset=evaluate, processing_class=processor)
+    teacher = load_teacher(args.teacher, model_args.dtype, model.config, processor) if args.teacher else None
+    trainer = BlockDiffusionTrainer(model, args, train, teacher, eval_dataset=evaluate, processing_class=processor)
     if args.sample_steps is not None:
         trainer.add_callback(SampleTable(trainer, rows if evaluate is None else evaluate, args.sample_count))
     return trainer

@@ -41,6 +41,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         model: A `DiffusionVLForConditionalGeneration`, or an AR model for the AR objective.
         args: Settings.
         train_dataset: A `RowDataset` or a `PackedRowDataset`.
+        teacher: An AR model that is learned from; it is neither trained nor saved.
         **kwargs: As in transformers.
 
     Raises:
@@ -54,6 +55,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         model: PreTrainedModel,
         args: BlockDiffusionConfig,
         train_dataset: RowDataset | PackedRowDataset | None = None,
+        teacher: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
         check_objective(model.config, args)
@@ -72,6 +74,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the count over the whole accumulated batch
         self.can_return_loss = True
+        self.teacher = None if teacher is None else teacher.to(args.device)
         self.metrics = TrainingMetrics(args.device, peak_of(args.device, args.peak_tflops))
         self._flops = StepFlops(model)
         self._totals: dict[str, float] = defaultdict(float)  # of the whole run
@@ -134,7 +137,8 @@ class BlockDiffusionTrainer(CheckpointTrainer):
             raise inputs["error"]
         if self.args.objective == "block_diffusion":
             step = self.state.global_step if model.training else 0  # one noise for all evaluations, so losses compare
-            losses = block_diffusion_loss(model, inputs, self.args, self.model.config.mask_token_id, step)
+            mask_token_id = self.model.config.mask_token_id
+            losses = block_diffusion_loss(model, inputs, self.args, mask_token_id, step, self.teacher)
         else:
             losses = autoregressive_loss(model, self.model, inputs, self.args)
         counts = loss_counts(inputs["labels"], self.args.normalizer, inputs["document_ids"])

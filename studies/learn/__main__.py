@@ -19,6 +19,7 @@ from transformers.utils import logging
 from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.errors import UserError
 from studies.learn import easy
+from studies.learn.figures import BASE_FILE
 from studies.learn.variants import VARIANTS, file_name
 
 
@@ -53,6 +54,8 @@ def _study(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(arguments.budget))
     easy.prepare(out, budget)
+    if not (out / BASE_FILE).exists():
+        write(out / BASE_FILE, easy.measure_base(budget))
     for seed in arguments.seeds or range(budget.seeds):
         for name in arguments.variants:
             path = out / file_name(name, seed)

@@ -71,6 +71,12 @@ def prepare(out: Path, budget: Budget) -> None:
                 save_checkpoint(model, processor, folder)
 
 
+def measure_base(budget: Budget) -> dict[str, float]:
+    """What the AR base gets right of the test questions."""
+    base = Checkpoint(str(BASE))
+    return evaluate([Contender("base", base.model("float32").eval())], base.processor, budget)["base"]
+
+
 def learn(out: Path, budget: Budget, name: str, seed: int) -> dict[str, Any]:
     """Trains one variant with one seed, which is also that of the order of the records; returns its figures."""
     begin = time.perf_counter()

@@ -15,8 +15,9 @@ class Variant(NamedTuple):
     clean_attention: str = "block"
 
 
+BASELINE = "baseline"
 VARIANTS = {
-    "baseline": Variant({}),
+    BASELINE: Variant({}),
     "causal": Variant({}, "causal"),
     "causal, AR 0.5": Variant({"ar_weight": 0.5}, "causal"),
     "causal, AR 1": Variant({"ar_weight": 1.0}, "causal"),

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import assert_same, losses, some_records
+from helpers import assert_same, conversation, losses, some_records
 from safetensors.torch import load_file
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
@@ -13,7 +13,8 @@ from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.modeling.block_masks import CLEAN
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.train import main
-from diffusionvl.training.losses import block_diffusion_loss
+from diffusionvl.training.losses import block_diffusion_loss, has_twin
+from diffusionvl.training.next_tokens import load_teacher, teacher_logits
 from diffusionvl.translation.translate import translate
 
 SWITCHES = {
@@ -39,7 +40,8 @@ def trainer_of(folder, processor, records, tmp_path, views=1, **settings):
     defaults = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
     args = BlockDiffusionConfig(**defaults, **settings)
     rows = RowDataset(records, ConversationEncoder(processor), model.config, views=views)
-    return BlockDiffusionTrainer(model, args, rows, processing_class=processor)
+    teacher = load_teacher(args.teacher, "float32", model.config, processor) if args.teacher else None
+    return BlockDiffusionTrainer(model, args, rows, teacher, processing_class=processor)
 
 
 def gradients(trainer, packs, step):
@@ -109,8 +111,9 @@ def test_own_states_mask_what_the_model_is_least_certain_of(causal_dir, processo
         assert not len(kept) or masked.max() <= kept.min()
 
 
-@pytest.mark.parametrize("extra", [[], ["--lora_r", "4"], ["--packing", "yes", "--noisy_views", "2"]])
-def test_a_resumed_run_is_the_uninterrupted_one(recipe, causal_dir, tmp_path, extra):
+@pytest.mark.parametrize("extra", [[], ["--lora_r", "4"], ["--packing", "yes", "--noisy_views", "2", "--teacher"]])
+def test_a_resumed_run_is_the_uninterrupted_one(recipe, base_dir, causal_dir, tmp_path, extra):
+    extra = [*extra, *[base_dir] * ("--teacher" in extra)]
     settings = ["--random_block_size", "yes", "--own_states", "yes", "--certainty_weight", "1", "--ar_weight", "0.5"]
     argv = [recipe, "--model", causal_dir, "--targets", "teacher", "--teacher_top_k", "4", *settings, *extra]
     argv += ["--max_steps", "4"]
@@ -127,9 +130,62 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, causal_dir, tmp_path, ex
         assert torch.equal(value, expected[parameter])
 
 
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("packs", [[[0], [1], [2]], [[2, 0], [1]]])
+def test_a_frozen_teacher_tells_what_the_base_predicts_before_each_masked_token(
+    base_dir, causal_dir, processor, pictures, tmp_path, packs, share
+):
+    """An untrained translation has its base's own clean stream, so both teachers say the same."""
+    records = [*some_records(pictures)[:2], conversation(("is it?", "no, it is a circle and nothing else"))]
+    settings = {"targets": "teacher", "teacher_top_k": 5, "teacher_weight": share}
+    found = []
+    for given in ({}, {"teacher": base_dir}):
+        trainer = trainer_of(causal_dir, processor, records, tmp_path, views=2, **settings, **given)
+        found.append(gradients(trainer, packs, 0))
+    assert found[1][0] == pytest.approx(float(found[0][0]), rel=1e-5)
+    for parameter, gradient in found[0][1].items():
+        assert_same(found[1][1][parameter], gradient, 1e-4)
+    assert all(not parameter.requires_grad for parameter in trainer.teacher.parameters())
+
+
+def test_a_frozen_teacher_serves_a_clean_stream_of_blocks(base_dir, translated_dir, processor, pictures, tmp_path):
+    settings = {"targets": "teacher", "teacher": base_dir, "random_block_size": True}
+    trainer = trainer_of(translated_dir, processor, some_records(pictures), tmp_path, **settings)
+    alone, packed = (gradients(trainer, packs, 1) for packs in ([[0], [1], [2]], [[2, 0], [1]]))
+    assert packed[0] == pytest.approx(float(alone[0]), rel=1e-5)
+    batch = trainer.train_dataset.collate([trainer.train_dataset[0]])
+    batch["labels"] = batch["labels"].masked_fill(~has_twin(batch), IGNORED)
+    before = batch["twins"][batch["labels"] != IGNORED] - 1
+    clean = batch["input_ids"][:, : int((batch["stream_ids"] == CLEAN).sum())]
+    types = {"mm_token_type_ids": (clean == trainer.teacher.config.image_token_id).long()}
+    media = {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
+    with torch.no_grad():
+        expected = trainer.teacher(input_ids=clean, **types, **media).logits[0, before]
+    assert_same(teacher_logits(trainer.teacher, batch, before), expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "part"),
+    [("translated_dir", "is a block-diffusion model"), ("other_base", "has other tokens than the model")],
+)
+def test_a_teacher_that_cannot_teach(request, base_dir, translated_dir, processor, tmp_path, teacher, part):
+    if teacher == "other_base":
+        path = str(tmp_path / "other")
+        shutil.copytree(base_dir, path)
+        other = Checkpoint(base_dir).processor
+        other.tokenizer.add_tokens(["unheard of"])
+        other.save_pretrained(path)
+    else:
+        path = request.getfixturevalue(teacher)
+    with pytest.raises(ValueError, match=part):
+        load_teacher(path, "float32", Checkpoint(translated_dir).config, processor)
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
+        ({"teacher": "base"}, "teacher needs targets 'teacher'"),
+        ({"targets": "teacher", "teacher_weight": 0.0}, "teacher_weight must be above 0"),
         ({"block_growth": [4, 1, 8]}, r"ascending sizes that divide the last.*got \[4, 1, 8\]"),
         ({"block_growth": [8]}, "ascending sizes"),
         ({"block_growth": [0, 8]}, "ascending sizes"),
