@@ -182,7 +182,7 @@ def settings(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any, Any]:
         BlockDiffusionConfig(
             output_dir=str(work / "run"),
             draft=True,
-            draft_decay=arguments.block_size / 4,
+            draft_decay=arguments.block_size / 2,
             random_block_size=True,  # so that drafts of every size are learnt
             targets=arguments.targets,
             max_steps=arguments.steps,

@@ -80,6 +80,8 @@ class DecodingBatch:
         # A row in its last window may be padded, for the sake of others that have two blocks to run.
         self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size, static_shapes)
         self._device = model.get_input_embeddings().weight.device
+        # What other programs do to a CPU is no part of a forward's cost; a GPU is waited for.
+        self._clock = time.thread_time if self._device.type == "cpu" else time.perf_counter
         text = model.base.config.get_text_config(decoder=True)
         self._attention = unmaskable(model.base.get_decoder(), text.num_hidden_layers)
         self._sliding = any(window is not None for window in model.windows.values())
@@ -115,13 +117,13 @@ class DecodingBatch:
             if keep and not self.fused_commit and all(isinstance(row.canvas, BlockCanvas) for row in requests):
                 self._commit(requests, media)
                 media = None if media is None else {}
-            begin, self.model.draft_pace.rows = time.perf_counter(), len(requests)
+            begin, self.model.draft_pace.rows = self._clock(), len(requests)
             wanted = [[] if request.finished else request.canvas.wanted for request in requests]
             logits = self._forward(requests, [request.canvas.span for request in requests], wanted, media)
             found = self._draw(requests, wanted, logits)
             if media is None:  # a prompt costs more than its tokens
                 spans = [request.canvas.span for request in requests]
-                self.model.draft_pace.note_cost(len(spans) * max(map(len, spans)), time.perf_counter() - begin)
+                self.model.draft_pace.note_cost(len(spans) * max(map(len, spans)), self._clock() - begin)
         except BaseException:
             for own, state in states:
                 own.set_state(state)

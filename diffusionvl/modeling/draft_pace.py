@@ -6,6 +6,8 @@ from statistics import median
 
 FORGET = 0.97  # what an observation weighs after one more
 LEARN, PROBE = 8, 2  # masks while costs are unknown, and of a row that tries whether drafting pays again
+REFIT = 16  # forwards after which their costs are summed up again
+MARGIN = 1.03  # of what is gained before drafts are made: costs and chances are estimates
 PATIENCE = 32  # steps without drafts before a row tries again; doubled by each try in vain
 
 
@@ -51,15 +53,18 @@ class DraftPace:
         self.rows = 1
         self._costs: dict[int, tuple[float, int]] = {}  # by number of tokens: least seconds, times seen
         self._all = Luck(1.0, 1.5)
+        self._fit: tuple[float, float] | None = None
+        self._unfitted = 0  # costs that have come since the line was fitted
 
     def luck(self) -> Luck:
-        """What is expected of a new row: what other rows had."""
-        return Luck(2 * self._all.chance, 2.0)
+        """What is expected of a new row: what other rows had. It tries again when one of them would have."""
+        return Luck(2 * self._all.chance, 2.0, self._all.idle, self._all.patience)
 
     def note_cost(self, tokens: int, seconds: float) -> None:
         """Counts one forward. Its cost is the least that has been seen, which noise cannot lower, slowly forgotten."""
         least, seen = self._costs.get(tokens, (seconds, 0))
         self._costs[tokens] = min(seconds, 1.01 * least), min(seen + 1, 20)
+        self._unfitted += 1
 
     def note_drafts(self, drafted: int, right: int) -> None:
         """Counts the drafts of one row."""
@@ -67,15 +72,19 @@ class DraftPace:
 
     def choose(self, most: int, luck: Luck) -> int:
         """Number of masks, 0 to `most`, that writes the most tokens a second if all rows do alike."""
-        line = self._line()
-        if line is None:  # find out what forwards cost, with and without drafts
-            _, plain = self._costs.get(self.rows, (0.0, 0))
-            return 0 if plain < 3 else min(LEARN, most)
-        sizes = [0, *(2**power for power in range(1, most.bit_length()) if 2**power < most), most]
-        best = max(sizes, key=lambda masks: self._rate(masks, luck.chance, *line))
-        if best == 0 and luck.idle >= luck.patience:
-            return min(PROBE, most)
-        return best
+        if self._fit is None or self._unfitted >= REFIT:
+            self._fit, self._unfitted = self._line(), 0
+        plain, seen = self._costs.get(self.rows, (0.0, 0))
+        if self._fit is None:  # find out what forwards cost, with and without drafts
+            return 0 if seen < 3 else min(LEARN, most)
+        fixed, each = self._fit
+        # A forward of one token a row may cost less than the line says: it multiplies vectors, not matrices.
+        least = MARGIN / (plain if seen > 1 else fixed + each * self.rows)
+        sizes = [*(2**power for power in range(1, most.bit_length()) if 2**power < most), most]
+        rate, best = max((self._rate(masks, luck.chance, fixed, each), masks) for masks in sizes)
+        if rate > least:
+            return best
+        return min(PROBE, most) if luck.idle >= luck.patience else 0
 
     def _rate(self, masks: int, chance: float, fixed: float, each: float) -> float:
         """Tokens a second of a row that drafts with this number of masks.

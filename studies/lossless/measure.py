@@ -135,11 +135,9 @@ def stage(
 
 def row_of(result: Result, base: Result, batch: int) -> Row:
     """Sums up one way of decoding, compared with the base's own."""
-    equal = sum(ours == theirs for ours, theirs in zip(result.answers, base.answers, strict=True))
-    cost, count = result.cost, len(result.answers)
-    return Row(
-        batch, result.name, count, equal / count, result.accuracy, cost.tokens, float(cost.forwards), cost.seconds
-    )
+    cost, equal = result.cost, result.share_equal(base)
+    forwards = float(cost.forwards)
+    return Row(batch, result.name, cost.answers, equal, result.accuracy, cost.tokens, forwards, cost.seconds)
 
 
 def table(rows: Sequence[Row]) -> str:

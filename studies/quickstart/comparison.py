@@ -1,6 +1,7 @@
 """`python -m studies.quickstart.comparison BASE TRANSLATED`: compares both models on easy-VQA's test split.
 
-It writes `report.html`, `results.json` and `film.gif`, and prints the table.
+With `--drafts DIR`, the base with a draft-only adapter, which writes what the base writes, is compared, too. The
+command writes `report.html`, `results.json` and `film.gif`, and prints the table.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("base", help="folder of the AR model")
     parser.add_argument("translated", help="folder of its finetuned translation")
+    parser.add_argument("--drafts", help="folder of the base's draft-only adapter, to be compared, too")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.html, results.json and film.gif")
     parser.add_argument("--limit", type=int, help="N questions of each kind only, spread over the test images")
     parser.add_argument("--batch-size", type=int, default=256, help="questions answered together (256)")
@@ -81,18 +83,18 @@ def check_values(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {str(arguments.out)!r} cannot be made ({error.strerror})") from error
 
 
-def load_pair(base: str, translated: str) -> tuple[PreTrainedModel, DiffusionVLForConditionalGeneration]:
-    """Loads both models on the GPU, if there is one, in eval mode.
+def load(base: str, *others: str) -> tuple[PreTrainedModel, ...]:
+    """Loads an AR model and block-diffusion ones on the GPU, if there is one, in eval mode.
 
     Raises:
         UserError: One is of the other kind, broken or missing.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = [load_model(name).eval().to(device) for name in (base, translated)]
+    models = tuple(load_model(name).eval().to(device) for name in (base, *others))
     kinds = [isinstance(model, DiffusionVLForConditionalGeneration) for model in models]
-    if kinds != [False, True]:
-        raise UserError(f"give an AR model and a block-diffusion one, in this order; got {base!r} and {translated!r}")
-    return models[0], models[1]
+    if any(kinds[:1]) or not all(kinds[1:]):
+        raise UserError(f"give an AR model, then block-diffusion ones, in this order; got {[base, *others]}")
+    return models
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -118,7 +120,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     check_values(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    base, translated = load_pair(arguments.base, arguments.translated)
+    names = [arguments.translated] + ([arguments.drafts] if arguments.drafts else [])
+    base, translated, *drafts = load(arguments.base, *names)
     log = read_log(Path(arguments.translated, "log.jsonl"))
     processor = load_processor(arguments.translated)
     short, long = (easy_vqa.test_records(kind, arguments.limit) for kind in ("short", "long"))
@@ -127,6 +130,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         Contender("AR", base),
         Contender("static", translated, {"remasking": "low_confidence_static"}),
         Contender("dynamic", translated, dynamic),
+        *(Contender("lossless", model) for model in drafts),
     ]
     print(f"comparing on {len(short):,} short and {len(long):,} long questions of the official test images", flush=True)
     speeds = contest_speed(contenders, processor, long[:SPEED_RECORDS])
@@ -213,6 +217,7 @@ def summary(found: Findings) -> dict[str, Any]:
         row.short.name: {
             "short_accuracy": row.short.accuracy,
             "long_exact_match": row.long.accuracy,
+            "long_equal_to_ar": row.long.share_equal(found.rows[0].long),
             "short_forwards_per_token": row.short.cost.forwards_per_token,
             "long_forwards_per_token": row.long.cost.forwards_per_token,
             "tokens_per_second_batch_1": row.speed,

@@ -67,6 +67,11 @@ class Result:
         """Share of right answers."""
         return sum(self.correct) / len(self.correct)
 
+    def share_equal(self, other: "Result") -> float:
+        """Share of answers that are another contender's, word for word."""
+        pairs = zip(self.answers, other.answers, strict=True)
+        return sum(mine == theirs for mine, theirs in pairs) / len(self.answers)
+
 
 def contest(
     contenders: Sequence[Contender], processor: ProcessorMixin, records: Sequence[RawRecord], batch_size: int

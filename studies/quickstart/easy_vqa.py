@@ -177,7 +177,7 @@ def train_records(
             colour, whose questions it takes. The first 4,000 conversations keep the official ones.
 
     Returns:
-        `repeats` x 4,000 records, shuffled within each repeat.
+        `repeats` x 4,000 records, shuffled within each repeat; fewer with `turns` 0.
 
     Raises:
         UserError: the package easy-vqa is missing.
@@ -187,7 +187,9 @@ def train_records(
     for number, (name, path, pairs) in enumerate(_shuffled(repeats, rng)):
         if drawn is not None and number >= len(_load("train")):
             path = _redraw(number, path, pairs, drawn, rng)
-        records.append(_record(name, path, _conversation(pairs, longs, turns, rng)))
+        conversation = _conversation(pairs, longs, turns, rng)
+        if conversation:  # with `turns` 0, there is none about a picture whose shape or colour is left open
+            records.append(_record(name, path, conversation))
     return records
 
 

@@ -17,11 +17,12 @@ from diffusionvl.drawing.page import render
 from diffusionvl.modeling.errors import UserError
 from studies.quickstart.contest import Result
 
-SERIES = {"AR": "#8b8f98", "static": "#2a7fd4", "dynamic": "#e07b00"}
+SERIES = {"AR": "#8b8f98", "static": "#2a7fd4", "dynamic": "#e07b00", "lossless": "#1f9d55"}
 COLUMNS = (
     "decoding",
     "short accuracy",
     "long exact match",
+    "same text as AR (long)",
     "forwards per token (long)",
     "tokens/s, batch 1",
     "tokens/s, batched",
@@ -72,7 +73,7 @@ class Findings:
         steps: Number of finetuning steps.
         seconds: Time that finetuning took.
         machine: Date, hardware, threads and versions of the comparison.
-        rows: The AR base first, then the translated model's ways of decoding.
+        rows: The AR base first, then the translated model's ways of decoding, and the base with drafts.
         log: Lines of `log.jsonl`; those without a loss are left out.
         sweep: Confidence thresholds of dynamic remasking, each with its result on long questions.
         examples: Questions with both answers.
@@ -104,6 +105,7 @@ def table_cells(rows: Sequence[DecodingRow]) -> list[list[str]]:
             row.short.name,
             f"{row.short.accuracy:.2%}",
             f"{row.long.accuracy:.2%}",
+            f"{row.long.share_equal(base.long):.2%}",
             f"{row.long.cost.forwards_per_token:.3f}",
             _speed(row.speed, base.speed),
             _speed(row.long.cost.tokens_per_second, base.long.cost.tokens_per_second),

@@ -7,7 +7,7 @@ import torch
 
 from diffusionvl.modeling.canvas import Prompt
 from diffusionvl.modeling.draft_canvas import DraftCanvas
-from diffusionvl.modeling.draft_pace import DraftPace
+from diffusionvl.modeling.draft_pace import DraftPace, Luck
 
 
 def seconds_of(draft_size, chance, each, pace=None, answers=12, longest=120, seed=0):
@@ -50,3 +50,14 @@ def test_it_drafts_again_when_drafts_become_right():
     seconds_of(16, 0.0, 0.02, pace)
     found = seconds_of(16, 0.97, 0.02, pace, answers=6, longest=400)
     assert found < 0.5 * seconds_of(0, 0.97, 0.02, answers=6, longest=400)
+
+
+def test_a_forward_of_one_token_that_costs_less_than_a_line_says_is_not_given_up_for_drafts():
+    """Of one token a forward multiplies vectors, of several matrices: the cost jumps there."""
+    pace = DraftPace()
+    for _ in range(5):
+        pace.note_cost(1, 1.0)
+        for tokens in range(2, 20):
+            pace.note_cost(tokens, 1.4 + 0.01 * tokens)
+    assert pace.choose(16, Luck(0.3, 1.0)) == 0
+    assert pace.choose(16, Luck(0.95, 1.0)) == 16

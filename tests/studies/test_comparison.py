@@ -6,6 +6,8 @@ import shutil
 import pytest
 from helpers import load_model
 
+from diffusionvl.commands import draft
+from diffusionvl.commands.draft import build_parser
 from studies.quickstart.comparison import main
 
 
@@ -36,6 +38,21 @@ def test_writes_report_film_and_numbers(base_dir, trained_dir, tmp_path, capsys,
     assert results["decoding"]["AR"]["long_forwards_per_token"] == 1
     assert [point["threshold"] for point in results["sweep"]] == [0.5, 0.9, 0.95]
     assert results["block_size"] == load_model(trained_dir).config.block_size
+
+
+def test_drafts_for_the_base_are_a_row_of_their_own(base_dir, trained_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("studies.quickstart.contest.MAX_NEW_TOKENS", 8)
+    start = tmp_path / "start"
+    arguments = build_parser().parse_args([base_dir, "--records", "none", "--out", str(tmp_path), "--block-size", "4"])
+    draft.start(arguments, start)
+    out = tmp_path / "out"
+    argv = [base_dir, trained_dir, "--drafts", str(start), "--out", str(out), "--limit", "3", "--sweep", "0.5"]
+    assert main(argv) == 0, capsys.readouterr().err
+    decoding = json.loads((out / "results.json").read_text())["decoding"]
+    assert list(decoding) == ["AR", "static", "dynamic", "lossless"]
+    assert decoding["lossless"]["long_equal_to_ar"] == 1
+    assert decoding["lossless"]["long_exact_match"] == decoding["AR"]["long_exact_match"]
+    assert "Lossless is the base itself" in (out / "report.html").read_text()
 
 
 def test_refuses_models_in_the_wrong_order(base_dir, trained_dir, tmp_path, capsys):

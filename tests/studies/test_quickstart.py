@@ -135,14 +135,23 @@ def result(name, right, of, tokens, forwards, seconds):
 def rows():
     ar = DecodingRow(result("AR", 81, 100, 200, 200, 1.0), result("AR", 30, 40, 1600, 1600, 2.0), 230.0)
     dynamic = DecodingRow(result("dynamic", 79, 100, 200, 150, 1.5), result("dynamic", 31, 40, 1600, 500, 4.0), 690.0)
+    dynamic.long.answers[:3] = ["another"] * 3
     return [ar, dynamic]
 
 
 def test_table_has_the_numbers_in_columns(rows):
     lines = format_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert re.split(r"  +", lines[2]) == ["AR", "81.00%", "75.00%", "1.000", "230 (1.00x)", "800 (1.00x)"]
-    assert re.split(r"  +", lines[3]) == ["dynamic", "79.00%", "77.50%", "0.312", "690 (3.00x)", "400 (0.50x)"]
+    assert re.split(r"  +", lines[2]) == ["AR", "81.00%", "75.00%", "100.00%", "1.000", "230 (1.00x)", "800 (1.00x)"]
+    assert re.split(r"  +", lines[3]) == [
+        "dynamic",
+        "79.00%",
+        "77.50%",
+        "92.50%",
+        "0.312",
+        "690 (3.00x)",
+        "400 (0.50x)",
+    ]
 
 
 @pytest.fixture
@@ -179,6 +188,7 @@ def test_report_is_one_file_with_the_numbers(found, tmp_path):
         "81.00%",
         "75.00%",
         "77.50%",
+        "92.50%",
         "1.000",
         "0.312",
         "690 (3.00x)",
