@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv with diffusionvl in it, and can be run again: it does nothing where nothing has changed.
-#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of quickstart,train,eval,serve,video,flash,dev (dev)
+#   bash scripts/setup.sh [EXTRAS]      EXTRAS: comma-separated, of quickstart,train,eval,serve,constrain,video,flash,dev (dev)
 # PYTHON names the interpreter (python3). torch is the CPU build where there is no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${1:-dev}
 python=${PYTHON:-python3}
-case ",$extras," in *,dev,*) extras=$extras,quickstart,serve,train ;; esac # dev holds them
+case ",$extras," in *,dev,*) extras=$extras,constrain,quickstart,serve,train ;; esac # dev holds them
 
 # The stamp: what was installed from, and the extras.
 stamp=$(cat pyproject.toml scripts/setup.sh | sha256sum | cut -d' ' -f1)

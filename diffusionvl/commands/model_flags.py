@@ -9,6 +9,7 @@ from ..modeling.settings import SETTINGS
 
 # Settings that are not flags: they are about ids or tensors, or a command has one answer to each prompt.
 NOT_FLAGS = {"max_length", "num_return_sequences", "num_beams", "eos_token_id", "pad_token_id", "bos_token_id"}
+OF_FILES = ("json_schema", "grammar")  # settings whose flags name a file that holds the value
 DECODING = [name for name, row in SETTINGS.items() if row.group != "output" and name not in NOT_FLAGS]
 
 
@@ -22,6 +23,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
             kind = {"action": argparse.BooleanOptionalAction}
         if name == "stop_strings":
             flags, kind = ["--stop", *flags], {"action": "append", "metavar": "TEXT"}
+        if name in OF_FILES:
+            kind = {"metavar": "FILE"}
+        if name == "choices":
+            kind["metavar"] = "A,B,C"
         text = row.meaning[0].lower() + row.meaning[1:].removesuffix(".").replace("%", "%%")
         decoding.add_argument(*flags, dest=name, help=f"{text}; {row.range.allowed.partition(', or None')[0]}", **kind)
     decoding.add_argument("--seed", type=int, metavar="N", help="seed of the draws where the temperature is not 0")
@@ -66,6 +71,16 @@ def check_translated(config: Any, model: str, flag: str = "") -> None:
         )
 
 
+def _read_file(name: str, path: str) -> str:
+    """The text of the file that a setting's flag names."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--{name.replace('_', '-')} {path!r}: is not UTF-8 ({error.reason}); write it in UTF-8"
+        ) from error
+
+
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the decoding settings that were given.
 
@@ -73,9 +88,10 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments: The parsed flags.
 
     Raises:
-        UserError: One is outside its range; the message names it, its value and the range.
+        UserError: One is outside its range, or its file cannot be read; the message names it, its value and the range.
     """
     given = {name: getattr(arguments, name) for name in DECODING if getattr(arguments, name) is not None}
+    given |= {name: _read_file(name, given[name]) for name in OF_FILES if name in given}
     for name, value in given.items():
         if not SETTINGS[name].range.fits(value):
             raise UserError(f"--{name.replace('_', '-')} must be {SETTINGS[name].range.allowed}, got {value!r}")

@@ -12,7 +12,8 @@ from . import AR, BLOCK_DIFFUSION
 
 DRAWS = ("temperature", "top_k", "top_p")
 SHARED = ("max_new_tokens", "min_new_tokens", "do_sample", *DRAWS, "num_beams", "repetition_penalty")
-DIFFUSION_ONLY = tuple(name for name, setting in SETTINGS.items() if setting.group in ("decoding", "denoising"))
+OF_THE_ENGINE = ("decoding", "denoising", "constraint")
+DIFFUSION_ONLY = tuple(name for name, setting in SETTINGS.items() if setting.group in OF_THE_ENGINE)
 TRANSLATED = ("until", "image_aspect_ratio", "block_size")  # these are not handed on to `generate`
 KNOWN = (*SHARED, *DIFFUSION_ONLY, *TRANSLATED)
 # Names of the same settings in the reference implementation.

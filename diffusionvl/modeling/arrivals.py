@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .block_canvas import BlockCanvas
 from .canvas import Canvas, Prompt
+from .constraint import Constraint
 from .draft_canvas import DraftCanvas
 from .inputs import Call
 from .request import Request
@@ -24,14 +25,16 @@ class Arrival:
     Attributes:
         requests: The requests.
         media: Image and video inputs of all of them, in one piece.
+        begun: Whether the answers hold what their constraints force at the beginning.
     """
 
     requests: list[Request]
     media: dict[str, Any]
+    begun: bool = False
 
     @classmethod
-    def build(cls, model: Any, call: Call, deadline: float) -> "Arrival":
-        """Lays out the B prompts of a call, each without its padding."""
+    def build(cls, model: Any, call: Call, deadline: float, constraint: Constraint | None = None) -> "Arrival":
+        """Lays out the B prompts of a call, each without its padding and with its own copy of the constraint."""
         config, settings = model.config, call.settings
         ids, real, positions = call.input_ids.cpu(), call.attention_mask.cpu(), call.positions.cpu()
         blocks = model.clean_blocks(call.input_ids, call.attention_mask, settings.block_size).cpu()
@@ -54,9 +57,19 @@ class Arrival:
                 auto = settings.draft_size == "auto"
                 size, pace = (settings.block_size, model.draft_pace) if auto else (settings.draft_size, None)
                 canvas = DraftCanvas(prompt, config.mask_token_id, size, longest, pace, settings.verify_margin > 0)
-            hooks = call.logits_processor, call.stopping_criteria
+            own = None if constraint is None else constraint.copy(longest)
+            hooks = call.logits_processor, call.stopping_criteria, own
             requests.append(Request(settings, canvas, longest, generator, deadline, *hooks))
         return cls(requests, call.media)
+
+    def begin(self, tokenizer: Any) -> None:
+        """Writes, once, what the constraints force before the first forward, which may be a whole answer."""
+        for request in self.requests if not self.begun else []:
+            try:
+                request.begin(tokenizer)
+            except Exception as error:  # noqa: PERF203
+                request.end("error", error)
+        self.begun = True
 
     @property
     def finished(self) -> bool:

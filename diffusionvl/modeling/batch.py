@@ -15,6 +15,7 @@ from torch import Tensor
 from .block_canvas import BlockCanvas
 from .cache import SlotCache, pack
 from .canvas import Run
+from .constraint import fill_bitmasks, unpack
 from .errors import UserError
 from .families import placeholder_ids
 from .logprobs import read_scores, score_tokens
@@ -69,6 +70,7 @@ class DecodingBatch:
     Attributes:
         requests: Row by row.
         cache: Keys and values.
+        unwritable: Ids that no answer may hold: the mask token and placeholders.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class DecodingBatch:
         self._attention = unmaskable(model.base.get_decoder(), text.num_hidden_layers)
         self._sliding = any(window is not None for window in model.windows.values())
         self._placeholders = set(placeholder_ids(model.base.config))
-        ids, known = [model.config.mask_token_id, *self._placeholders], text.vocab_size
-        self._forbidden = torch.tensor([one for one in ids if one < known], dtype=torch.long, device=self._device)
+        self.unwritable = [model.config.mask_token_id, *self._placeholders]
+        known = [one for one in self.unwritable if one < text.vocab_size]
+        self._forbidden = torch.tensor(known, dtype=torch.long, device=self._device)
 
     def remove(self, row: int) -> None:
         """Removes a row and frees its slot; the last row takes its place."""
@@ -166,7 +169,9 @@ class DecodingBatch:
         """
         rows = [self.requests.index(request) for request in requests]
         runs = [request.canvas.run(span) for request, span in zip(requests, spans, strict=True)]
-        static = self.static_shapes and media is None
+        # Forced tokens may be many; they are read as a prompt is.
+        few = max(len(run.columns) for run in runs) <= 2 * self.model.config.block_size
+        static = self.static_shapes and media is None and few
         if static:  # all slots; those that have nothing to run see one column, and nobody reads what they give
             places = [rows.index(slot) if slot in rows else None for slot in range(self.cache.max_slots)]
             rows = [*range(self.cache.max_slots)]
@@ -175,7 +180,8 @@ class DecodingBatch:
             runs = [idle[slot] if place is None else runs[place] for slot, place in enumerate(places)]
             wanted = [[] if place is None else wanted[place] for place in places]
         config = self.model.config
-        packed = pack(rows, runs, config.mask_token_id, self._device, config.block_size if static else 1)
+        last = self.cache.max_length - 1
+        packed = pack(rows, runs, config.mask_token_id, self._device, config.block_size if static else 1, last)
         if static:
             packed = packed._replace(start=None, length=self.cache.max_length, open=False)
         width = packed.ids.shape[1]
@@ -223,6 +229,7 @@ class DecodingBatch:
             logits.new_empty(0) if request.finished else self._adjusted(request, part)
             for request, part in zip(requests, parts, strict=True)
         ]
+        self._constrain(requests, own)
         groups: dict[Sampling, list[int]] = {}
         for place, request in enumerate(requests):
             if not request.finished:
@@ -257,6 +264,30 @@ class DecodingBatch:
             return logits
         return adjusted
 
+    def _constrain(self, requests: list[Request], own: list[Tensor]) -> None:
+        """Leaves in the rows' logits only what their constraints allow next, with one transfer for all rows.
+
+        Where processors leave nothing of that, the constraint wins: they only lower the scores of what it allows.
+        """
+        constraints = {
+            place: one.constraint
+            for place, one in enumerate(requests)
+            if one.constraint is not None and not one.finished
+        }
+        if not constraints:
+            return
+        bits = fill_bitmasks([*constraints.values()])
+        masks = unpack(torch.cat(bits).to(self._device), own[min(constraints)].shape[1])
+        parts = masks.split([len(part) for part in bits])
+        lowest = torch.finfo(torch.float32).min
+        for (place, constraint), part, allowed in zip(constraints.items(), bits, parts, strict=True):
+            try:
+                constraint.check(part)
+            except UserError as error:
+                requests[place].end("error", error)
+            logits = own[place].float().clamp(min=lowest)
+            own[place] = torch.cat([logits[: len(part)].masked_fill(~allowed, -torch.inf), logits[len(part) :]])
+
     def _draw_alike(
         self, sampling: Sampling, requests: list[Request], logits: list[Tensor], width: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -274,4 +305,7 @@ class DecodingBatch:
         generators = [request.generator for request in requests]
         tokens, confidence = map(spread, choose_tokens(joined, self._forbidden, sampling, generators, counts))
         quotas = torch.tensor([[request.canvas.quota] for request in requests], device=self._device)
-        return tokens, confidence, REMASKING[sampling.remasking](Draft(confidence, places, quotas, joined), sampling)
+        in_order = torch.tensor([[request.constraint is not None] for request in requests], device=self._device)
+        confidence = torch.where(in_order, confidence.cummin(-1).values, confidence)
+        draft = Draft(confidence, places, quotas, joined, in_order)
+        return tokens, confidence, REMASKING[sampling.remasking](draft, sampling)

@@ -81,7 +81,23 @@ class BlockCanvas(Canvas):
                 self.ids[column] = token
                 self.masked.remove(column)
         self.step += 1
-        self.due.pop(0)
+        if len(self.due) > 1:  # a constraint that has refused tokens makes more steps than the schedule has
+            self.due.pop(0)
+        return self._move_on()
+
+    @property
+    def open_places(self) -> int:
+        """Number of masked places of the window."""
+        return len(self.masked)
+
+    def append(self, tokens: list[int]) -> list[int]:
+        """Writes the first masked tokens of the window; returns the block as `write` does."""
+        for token in tokens:
+            self.ids[self.masked.pop(0)] = token
+        return self._move_on()
+
+    def _move_on(self) -> list[int]:
+        """Moves on to what is masked; returns the block without the prompt's tokens when it is finished."""
         window = range(self.window, self.end)
         masked = [column in self.masked for column in window]
         self.shown = Shown(self.block, window, self.ids[self.window :], masked)

@@ -43,11 +43,18 @@ class Packed(NamedTuple):
     open: bool
 
 
-def pack(rows: list[int], runs: Sequence[Run], padding_id: int, device: torch.device, multiple: int = 1) -> Packed:
+def pack(
+    rows: list[int],
+    runs: Sequence[Run],
+    padding_id: int,
+    device: torch.device,
+    multiple: int = 1,
+    last: int | None = None,
+) -> Packed:
     """Puts the runs of several rows together, by one transfer to the device.
 
-    Padding goes after the columns that a row uses, where it spoils nothing that the row may see. With a `multiple`,
-    forwards of more than one token a row have a multiple of it, so that they have few shapes.
+    Padding goes after the columns that a row uses, where it spoils nothing that the row may see, up to the `last` one.
+    With a `multiple`, forwards of more than one token a row have a multiple of it, so that they have few shapes.
     """
     width = max(len(run.columns) for run in runs)
     width = width if width == 1 else -(-width // multiple) * multiple
@@ -55,7 +62,8 @@ def pack(rows: list[int], runs: Sequence[Run], padding_id: int, device: torch.de
     for run in runs:
         padding = width - len(run.columns)
         fields[0].append(run.ids + [padding_id] * padding)
-        fields[1].append([*run.columns, *range(run.end, run.end + padding)])
+        after = range(run.end, run.end + padding)
+        fields[1].append([*run.columns, *(after if last is None else (min(column, last) for column in after))])
         fields[2].append(run.limits + [max(run.columns.stop, 1)] * padding)
         fields[3].append([0] * run.clean + [1] * (len(run.columns) - run.clean) + [0] * padding)
         for axis, positions in zip(fields[4:], run.positions, strict=True):

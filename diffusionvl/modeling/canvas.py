@@ -6,6 +6,7 @@ made from them in one piece.
 Legend: A axes of a position, C columns, P prompt tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,6 +167,16 @@ class Canvas:
         """Tokens after the answer so far that may still change, the mask id where still masked."""
         raise NotImplementedError
 
+    @property
+    def drafts(self) -> list[int]:
+        """Tokens that the next step verifies."""
+        return []
+
+    @property
+    def open_places(self) -> int:
+        """Number of tokens that `append` takes at most."""
+        raise NotImplementedError
+
     def columns_needed(self, new: int) -> int:
         """Columns of the row with an answer of `new` tokens."""
         raise NotImplementedError
@@ -185,6 +196,17 @@ class Canvas:
             Tokens that the answer has gained for good.
         """
         raise NotImplementedError
+
+    def append(self, tokens: list[int]) -> list[int]:
+        """Writes the next tokens, which are certain without a forward, and moves on.
+
+        Returns:
+            Tokens that the answer has gained for good.
+        """
+        raise NotImplementedError
+
+    def mend(self, mend: Callable[[list[int]], list[int]]) -> None:
+        """Replaces the drafts by what a function makes of them, which may be fewer."""
 
     def run(self, columns: range) -> Run:
         """What a forward over some columns takes in."""

@@ -3,6 +3,8 @@
 Legend: C columns, P prompt tokens, K draft size.
 """
 
+from collections.abc import Callable
+
 from .canvas import Canvas, Prompt, Shown
 from .draft_pace import DraftPace
 
@@ -44,6 +46,7 @@ class DraftCanvas(Canvas):
         self.draft_size, self.most = draft_size, len(prompt.ids) + longest
         self.pace, self.luck = pace, None if pace is None else pace.luck()
         self.sure = len(prompt.ids)
+        self._width = max(2 * draft_size, 1)  # of a film's window
         self.lengths: list[int] = []
         self._draft([], alone=careful)
 
@@ -66,9 +69,16 @@ class DraftCanvas(Canvas):
         return [min(target, self.window) for target in self.targets]
 
     @property
-    def written(self) -> list[int]:
+    def drafts(self) -> list[int]:
         """The drafts that are pending."""
         return self.ids[self.sure : self.window]
+
+    written = drafts
+
+    @property
+    def open_places(self) -> int:
+        """Number of tokens of a film's window."""
+        return self._width
 
     def columns_needed(self, new: int) -> int:
         """Columns of the row with an answer of `new` tokens."""
@@ -102,19 +112,36 @@ class DraftCanvas(Canvas):
         self.ids += new
         self.lengths.append(len(new))
         self._draft(drawn if clear and right == len(drafts) else [], alone=not clear)
-        self.shown = self._show(max(2 * self.draft_size, 1), len(new))
-        self.sure += len(new)
-        self.block += 1
+        self._show(len(new))
         return new
 
-    def _show(self, width: int, new: int) -> Shown:
-        """The tokens that a step has written, and the drafts that it leaves, in a window of fixed width."""
+    def append(self, tokens: list[int]) -> list[int]:
+        """Writes tokens in the place of the next drafts, pending and certain; returns them."""
+        drafts, alone = self.drafts, self._alone
+        del self.ids[self.sure :]
+        self.ids += tokens
+        self._draft(drafts[len(tokens) :], alone)
+        self._show(len(tokens))
+        return tokens
+
+    def mend(self, mend: Callable[[list[int]], list[int]]) -> None:
+        """Replaces the drafts by what a function makes of them, which may be fewer."""
+        drafts, alone = self.drafts, self._alone
+        del self.ids[self.sure :]
+        self._draft(mend(drafts), alone)
+
+    def _show(self, new: int) -> None:
+        """Shows the tokens that were written and the drafts after them in a window of fixed width, and moves on."""
+        width = self._width
         tokens = [*self.ids[self.sure : self.window], *[self.mask_token_id] * width][:width]
         columns = range(self.sure, self.sure + width)
-        return Shown(self.block, columns, tokens, [place >= new for place in range(width)])
+        self.shown = Shown(self.block, columns, tokens, [place >= new for place in range(width)])
+        self.sure += new
+        self.block += 1
 
     def _draft(self, drafts: list[int], alone: bool = False) -> None:
         """Appends drafts and, unless the next step is to be alone, the masks that draft the tokens after them."""
+        self._alone = alone
         self.ids += drafts
         self.window = len(self.ids)
         size = self.draft_size

@@ -16,6 +16,7 @@ from torch import Tensor
 from .arrivals import Arrival, group, join_media
 from .batch import DecodingBatch
 from .errors import UserError
+from .grammar import compile_constraint
 from .inputs import Call, read_call
 from .prefix import PrefixCache
 from .request import Chunk, Request
@@ -40,7 +41,7 @@ class Engine:
             holds more than `max_batch_size` rows of `max_length + 2 D` tokens.
         max_waiting: Largest number of requests that wait for a slot.
         prefill_tokens: Prompts are read together up to this number of tokens with padding; one prompt may be longer.
-        tokenizer: Needed for stop strings.
+        tokenizer: Needed for stop strings and constraints.
         fused_commit: Write a finished block's clean keys and values in the forward of the next block's first step;
             otherwise each commit (and the prefill) is a forward of its own.
         static_shapes: After a prompt's first step, run all `max_batch_size` slots over all columns, so that there are
@@ -151,7 +152,8 @@ class Engine:
             if settings.stop_strings and self.tokenizer is None:
                 raise UserError("stop_strings need a tokenizer; give one to the engine, or to generate()")
             deadline = float("inf") if settings.max_time is None else self.clock() + settings.max_time
-            arrival = Arrival.build(self.model, call, deadline)
+            constraint = compile_constraint(settings, self.tokenizer, self._batch.unwritable)
+            arrival = Arrival.build(self.model, call, deadline, constraint)
             requests = arrival.requests
             for request in requests:
                 self._check_room(request)
@@ -180,6 +182,9 @@ class Engine:
             running = [request for request in self._batch.requests if id(request) not in reading]
             self._admit()
             going = [(request, len(request.tokens)) for request in self._batch.requests if not request.finished]
+            for arrival in self._reading:
+                arrival.begin(self.tokenizer)
+            self._sweep()  # what is forced may be the whole answer
             if running:
                 self._run([Arrival([request], {}) for request in running], read=False)
             for arrival in self._reading:

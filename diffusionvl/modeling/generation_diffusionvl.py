@@ -103,7 +103,7 @@ class DiffusionVLGenerationMixin(_Model):
                 one, such as transformers' `TextDiffusionStreamer`.
             generator: Source of randomness where the temperature is above 0: one for the batch, or one for each prompt,
                 which makes a row's samples independent of its batch. On the model's device.
-            tokenizer: Needed for `stop_strings`.
+            tokenizer: Needed for `stop_strings` and constraints.
             **kwargs: Settings (`SETTINGS`) that differ in this call, the inputs for images and videos that the
                 processor gave, and two lists of transformers: `logits_processor`, which sees the logits of the places
                 being written, and `stopping_criteria`, which are asked after each block.
@@ -208,7 +208,7 @@ def _output_of(
 def _acceptance(requests: list[Request]) -> Tensor | None:
     """Number of forwards of each row that wrote 0, 1, 2, ... tokens; the ends of answers count whole."""
     canvases = [request.canvas for request in requests]
-    lengths = [torch.tensor(canvas.lengths) for canvas in canvases if isinstance(canvas, DraftCanvas)]
+    lengths = [torch.tensor(canvas.lengths, dtype=torch.long) for canvas in canvases if isinstance(canvas, DraftCanvas)]
     if not lengths:
         return None
     width = 1 + max(int(own.max()) if len(own) else 0 for own in lengths)

@@ -24,18 +24,21 @@ class Draft(NamedTuple):
         masked: Which places are masked [B, D].
         quota: Tokens that a row must keep at least, so that its block is done after its last step [B, 1].
         logits: Of the masked places, row by row [M, V].
+        in_order: Which rows are written from left to right, where no place is surer than those before it [B, 1].
     """
 
     confidence: Tensor
     masked: Tensor
     quota: Tensor
     logits: Tensor
+    in_order: Tensor | None = None
 
     @property
     def entropy(self) -> Tensor:
         """Entropy of the model's own distribution at each masked place, in nats; 0 elsewhere [B, D]."""
         entropy = torch.special.entr(self.logits.float().softmax(-1)).sum(-1)
-        return torch.zeros_like(self.confidence).masked_scatter(self.masked, entropy)
+        spread = torch.zeros_like(self.confidence).masked_scatter(self.masked, entropy)
+        return spread if self.in_order is None else torch.where(self.in_order, spread.cummax(-1).values, spread)
 
 
 def transfer_schedule(block_size: int, denoising_steps: int) -> list[int]:

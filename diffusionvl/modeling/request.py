@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .canvas import Canvas, Shown
+from .constraint import Constraint
 from .generation_configuration_diffusionvl import DiffusionVLGenerationConfig
 from .logprobs import TokenLogprob
 from .sampling import Sampling
@@ -60,6 +61,7 @@ class Request:
         deadline: When its time is up, by the engine's clock.
         logits_processor: Processors of transformers, for the logits of the places being written.
         stopping_criteria: Criteria of transformers, asked whenever the answer has grown.
+        constraint: Where the answer stands in its grammar; None if it is free.
         tokens: The answer so far, final: whole blocks where it is denoised, and at its end an end of sequence or the
             token that completes a stop string.
         finish_reason: Why the answer ended: `eos`, `stop_string`, `length`, `time`, `criterion`, `abort`, `error`
@@ -80,6 +82,7 @@ class Request:
     deadline: float = float("inf")
     logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
     stopping_criteria: Sequence[Callable[..., Any]] = ()
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
@@ -128,8 +131,10 @@ class Request:
             self.finish_reason, self.error = reason, error
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Applies the row's own processors to the logits [M, V] of its wanted columns."""
+        """Applies the row's own processors to the logits [M, V] of its wanted columns; its constraint comes after."""
         canvas, ends = self.canvas, self.settings.eos_token_ids
+        if self.constraint is not None:
+            self.constraint.look(canvas.drafts)
         if ends and self.settings.min_new_tokens:
             first = self.prompt_length + self.settings.min_new_tokens
             early = [place for place, column in enumerate(canvas.targets) if column < first]
@@ -148,6 +153,11 @@ class Request:
             begin = end
         return torch.cat(parts)
 
+    def begin(self, tokenizer: Any) -> None:
+        """Writes what the constraint forces before the model's first token, which may be the whole answer."""
+        if self.constraint is not None and (new := self._append_forced(self.constraint, [])):
+            self._take(new, tokenizer)
+
     def receive(self, tokens: list[int], confidences: list[float], keep: list[bool], tokenizer: Any) -> None:
         """Writes what a step has found for the canvas's wanted columns.
 
@@ -162,11 +172,52 @@ class Request:
             self.end("not_a_number")
             return
         sure = dict(zip(self.canvas.targets, confidences, strict=True))
-        new = self.canvas.write(tokens, keep)
-        if self.settings.output_history:
-            self.history.append(_history_of(self.canvas.shown, sure))
+        if self.constraint is None:
+            new = self.canvas.write(tokens, keep)
+            self._note(sure)
+        else:
+            new = self._write_constrained(self.constraint, tokens, keep, sure)
         if new:
             self._take(new, tokenizer)
+
+    def _write_constrained(
+        self, constraint: Constraint, tokens: list[int], keep: list[bool], sure: dict[int, float]
+    ) -> list[int]:
+        """Writes those of the tokens that fit, and the tokens that are forced after them."""
+        if self.sampling.decoding == "denoise":
+            taken = constraint.settle(tokens, keep)
+            tokens = [*taken, *tokens[len(taken) :]]
+            new = self.canvas.write(tokens, [place < len(taken) for place in range(len(tokens))])
+        else:
+            forced = {place: token for place, token in enumerate(constraint.plan) if token is not None}
+            tokens = [forced.get(place, token) for place, token in enumerate(tokens)]
+            new = self.canvas.write(tokens, [place in forced or kept for place, kept in enumerate(keep)])
+            for token in new:
+                constraint.advance(token)
+                if constraint.ended:
+                    break
+        self._note(sure)
+        new = self._append_forced(constraint, new)
+        self.canvas.mend(constraint.mend)
+        return new
+
+    def _append_forced(self, constraint: Constraint, new: list[int]) -> list[int]:
+        """Writes the tokens that are forced, without a forward, and adds those that are final to new ones."""
+        forced = constraint.take()
+        while forced:
+            part, forced = forced[: self.canvas.open_places], forced[self.canvas.open_places :]
+            new = new + self.canvas.append(part)
+            self._note({})
+        over = constraint.ended or constraint.length >= self.longest
+        if over and len(self.tokens) + len(new) < constraint.length:  # in the middle of a block, which is filled up
+            new = new + self.canvas.append(constraint.vocabulary.ends[:1] * self.canvas.open_places)
+            self._note({})
+        return new
+
+    def _note(self, sure: dict[int, float]) -> None:
+        """Adds what a step has left to the history, given the confidences of what it chose, by column."""
+        if self.settings.output_history:
+            self.history.append(_history_of(self.canvas.shown, sure))
 
     def score(self, scores: list[TokenLogprob]) -> None:
         """Notes the log-probabilities that a step has found for its wanted columns; those of a later step replace them.
@@ -178,10 +229,10 @@ class Request:
     def _take(self, block: list[int], tokenizer: Any) -> None:
         """Appends final tokens, up to the end of the answer if it lies in them."""
         block = block[: self.longest - len(self.tokens)]
-        self.tokens, reason = end_of_answer(self.tokens, block, self.settings, tokenizer)
-        if self._scored:
-            columns = range(self.prompt_length + len(self.logprobs), self.prompt_length + len(self.tokens))
-            self.logprobs += [self._scored.pop(column) for column in columns]
+        least = self.settings.min_new_tokens if self.constraint is None else 0  # a grammar's end is the end
+        self.tokens, reason = end_of_answer(self.tokens, block, self.settings, tokenizer, least)
+        if self.settings.top_logprobs is not None:
+            self.logprobs += [self._logprob(place) for place in range(len(self.logprobs), len(self.tokens))]
         if reason is None and len(self.tokens) == self.longest:
             reason = "length"
         if reason is None and self.stopping_criteria:
@@ -190,6 +241,12 @@ class Request:
                 reason = "criterion"
         if reason is not None:
             self.end(reason)
+
+    def _logprob(self, place: int) -> TokenLogprob:
+        """That of a token of the answer; a token that was forced is certain."""
+        scored = self._scored.pop(self.prompt_length + place, None)
+        forced = self.constraint is not None and place not in self.constraint.free
+        return TokenLogprob(0.0, []) if forced or scored is None else scored
 
 
 def _history_of(shown: Shown, sure: dict[int, float]) -> DenoisingStep:
@@ -211,7 +268,11 @@ class Ended(NamedTuple):
 
 
 def end_of_answer(
-    before: list[int], block: list[int], settings: DiffusionVLGenerationConfig, tokenizer: Any = None
+    before: list[int],
+    block: list[int],
+    settings: DiffusionVLGenerationConfig,
+    tokenizer: Any = None,
+    least: int | None = None,
 ) -> Ended:
     """Cuts an answer after the first token that ends it: an end of sequence, a stop string, or the longest length.
 
@@ -220,10 +281,12 @@ def end_of_answer(
         block: Tokens that come after them.
         settings: `eos_token_id`, `stop_strings`, `min_new_tokens` and `max_new_tokens` are read.
         tokenizer: Needed with `stop_strings`, which may begin in one block and end in another.
+        least: Number of tokens before which an end of sequence is none; `min_new_tokens` if left out.
     """
+    least = settings.min_new_tokens if least is None else least
     tokens = [*before, *block][: settings.max_new_tokens]
     reason: FinishReason | None = "length" if len(tokens) == settings.max_new_tokens else None
-    for index in range(max(len(before), settings.min_new_tokens), len(tokens)):
+    for index in range(max(len(before), least), len(tokens)):
         if tokens[index] in settings.eos_token_ids:
             tokens, reason = tokens[: index + 1], "eos"
             break

@@ -4,6 +4,8 @@
 a command can print its flags at once.
 """
 
+import json
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, NamedTuple
@@ -32,7 +34,7 @@ class Setting(NamedTuple):
     Attributes:
         default: Value where nothing is given.
         range: Values that it may have.
-        group: What the setting is about: `length`, `decoding`, `denoising`, `sampling`, `end` or `output`.
+        group: What it is about: `length`, `decoding`, `denoising`, `sampling`, `constraint`, `end` or `output`.
         meaning: What it does, in one sentence.
     """
 
@@ -68,6 +70,25 @@ def _or_several(inner: Range) -> Range:
     return Range(inner.kind, f"{inner.allowed}, a list of them", fits)
 
 
+def _split_choices(text: str) -> list[str]:
+    """Texts with commas between them, or a JSON list of texts, which may hold commas.
+
+    >>> _split_choices("a, b"), _split_choices('["a, b"]')
+    (['a', 'b'], ['a, b'])
+    """
+    if not text.startswith("["):
+        return [choice.strip() for choice in text.split(",")]
+    try:
+        choices: list[str] = json.loads(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} begins as a JSON list, but is none ({error})") from error
+    return choices
+
+
+def _are_choices(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_TEXT.fits, value))
+
+
 def _is_policy(value: Any) -> bool:
     from .remasking import REMASKING
 
@@ -87,6 +108,12 @@ _DRAFTS = Range(
     lambda value: value == "auto" or _whole(1).fits(value),
 )
 _BLOCK = " for the block size"
+_SCHEMA = Range(
+    str,
+    "a JSON schema, as an object or its text",
+    lambda value: _TEXT.fits(value) or (isinstance(value, dict) and all(isinstance(name, str) for name in value)),
+)
+_CHOICES = Range(_split_choices, "a list of texts that are not empty", _are_choices)
 
 SETTINGS = {
     "max_new_tokens": Setting(256, _whole(1), "length", "Number of tokens of the longest answer."),
@@ -162,6 +189,11 @@ SETTINGS = {
     ),
     "num_return_sequences": Setting(1, _whole(1), "sampling", "Answers to each prompt."),
     "num_beams": Setting(1, _ONE_BEAM, "sampling", "Known to transformers; only 1 is possible."),
+    "json_schema": Setting(None, _or_none(_SCHEMA), "constraint", "JSON schema that the answer follows."),
+    "json_object": Setting(False, _SWITCH, "constraint", "Answer with a JSON object of any form."),
+    "regex": Setting(None, _or_none(_TEXT), "constraint", "Regular expression that the whole answer matches."),
+    "grammar": Setting(None, _or_none(_TEXT), "constraint", "Grammar that the answer follows, as Lark writes it."),
+    "choices": Setting(None, _or_none(_CHOICES), "constraint", "Texts of which the answer is one."),
     "stop_strings": Setting(None, _or_none(_or_several(_TEXT)), "end", "Text or texts that end an answer."),
     "max_time": Setting(
         None,

@@ -79,7 +79,7 @@ def inputs(processor, pictures):
         ("eos_token_ids", "did you mean 'eos_token_id'?"),
         ("denoise_steps", "did you mean 'denoising_steps'?"),
         ("max_tokens", "did you mean 'max_new_tokens'?"),
-        ("validate", "the settings are block_size, bos_token_id, confidence_threshold"),
+        ("validate", "the settings are block_size, bos_token_id, choices, confidence_threshold"),
         ("_commit_hash", "_commit_hash"),
         ("past_key_values", "a cache of its own"),
         ("assistant_model", "drafts for itself"),

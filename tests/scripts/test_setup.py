@@ -55,8 +55,8 @@ def test_what_is_there_is_not_installed_again(set_up, tmp_path):
     """Extras add up, `dev` holds some of the others, and a change of pyproject.toml installs all of them anew."""
     assert len(set_up("train,quickstart")) == 1
     assert set_up("quickstart") == set_up("train") == []
-    assert set_up("dev")[0].endswith("-e .[dev,quickstart,serve,train]")
+    assert set_up("dev")[0].endswith("-e .[constrain,dev,quickstart,serve,train]")
     assert set_up("quickstart") == set_up("dev") == []
     with (tmp_path / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
-    assert set_up("train")[0].endswith("-e .[dev,quickstart,serve,train]")
+    assert set_up("train")[0].endswith("-e .[constrain,dev,quickstart,serve,train]")
