@@ -15,6 +15,7 @@ EXTRAS = {
     "train": "LoRA, DeepSpeed, parquet and Hugging Face datasets, wandb",
     "eval": "benchmarks in lmms-eval, charts",
     "video": "videos",
+    "constrain": "answers by a JSON schema, a grammar or choices",
     "flash": "FlashAttention of AR models",
 }
 OTHERS = {

@@ -13,7 +13,8 @@ from torch import Tensor
 class TokenLogprob(NamedTuple):
     """What the model thought of one token of an answer, in the forward that wrote it.
 
-    It is the model's own distribution: at temperature 1, before penalties, constraints and truncation.
+    It is the model's own distribution: at temperature 1, before penalties, constraints and truncation. A token that a
+    constraint forced has seen no forward: its log-probability is 0, and there are no others.
 
     Attributes:
         logprob: Log-probability of the token.
