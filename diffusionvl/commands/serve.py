@@ -27,6 +27,9 @@ def build_parser() -> Parser:
     limits.add_argument(
         "--prefix-cache-tokens", type=int, default=8192, metavar="N", help="kept for prompts that begin alike (8192)"
     )
+    limits.add_argument(
+        "--picture-cache-bytes", type=int, default=256 * 2**20, metavar="N", help="of prepared pictures (256 MiB)"
+    )
     limits.add_argument("--max-body-bytes", type=int, default=32 * 2**20, metavar="N", help="of a request (32 MiB)")
     limits.add_argument("--max-images", type=int, default=16, metavar="N", help="pictures of a request (16)")
     limits.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="of a picture (32 million)")
@@ -62,6 +65,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         web_hosts=tuple(host.strip().lower() for host in arguments.allow_web_images.split(",") if host.strip()),
         **{name: getattr(arguments, name) for name in vars(arguments) if name.startswith("max_")},
         prefix_cache_tokens=arguments.prefix_cache_tokens,
+        picture_cache_bytes=arguments.picture_cache_bytes,
         page=arguments.ui,
         log_prompts=arguments.log_prompts,
     )

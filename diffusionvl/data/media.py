@@ -12,6 +12,8 @@ def concatenate(tensors: list[Tensor]) -> Tensor:
 
     Bases that cut images into tiles have an axis of tiles, and some of image sizes, which they mask or measure.
     """
+    if len(tensors) == 1:  # a picture's pixels are worth no copy
+        return tensors[0]
     shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     return torch.cat([_pad_axes(tensor, shape) for tensor in tensors])
 

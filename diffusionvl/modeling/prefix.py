@@ -178,7 +178,7 @@ def digest(media: dict[str, Any]) -> bytes:
         value = media[name]
         found.update(f"{name} {getattr(value, 'shape', '')} {getattr(value, 'dtype', '')}".encode())
         if isinstance(value, Tensor):
-            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         else:
             found.update(repr(value).encode())
     return found.digest()

@@ -7,6 +7,7 @@ import torch
 from ..data.prompts import encode
 from ..data.record import Record
 from .errors import ApiError
+from .picture_cache import PictureCache, apart
 from .pictures import read_picture
 from .protocol import ImagePart, Message
 from .settings import ServingSettings
@@ -14,13 +15,24 @@ from .settings import ServingSettings
 ROLES = {"developer": "system"}  # another name of it
 
 
-def encode_chat(processor: Any, messages: list[Message], settings: ServingSettings) -> dict[str, torch.Tensor]:
+def encode_chat(
+    processor: Any, messages: list[Message], settings: ServingSettings, cache: PictureCache
+) -> dict[str, torch.Tensor]:
     """A chat as the model's inputs; [1, P] tokens.
+
+    Args:
+        processor: Its image processor uses the cache.
+        messages: The chat.
+        settings: Allowed hosts, and limits.
+        cache: Pictures that have been prepared before.
 
     Raises:
         ApiError: A picture is too large or not allowed, or there are too many.
         UserError: A text would not be read as text, a picture cannot be decoded, or the chat template refuses the chat.
     """
+    contents = [message.content for message in messages]
+    shown = sum(isinstance(part, ImagePart) for content in contents if isinstance(content, list) for part in content)
+    known = cache if shown and apart(processor, shown) else None
     pictures = 0
     turns = []
     for number, message in enumerate(messages):
@@ -32,7 +44,7 @@ def encode_chat(processor: Any, messages: list[Message], settings: ServingSettin
                 pictures += 1
                 if pictures > settings.max_images:
                     raise ApiError(413, f"a request may hold {settings.max_images} pictures", name)
-                content.append({"type": "image", "image": read_picture(part.image_url.url, name, settings)})
+                content.append({"type": "image", "image": read_picture(part.image_url.url, name, settings, known)})
             else:
                 content.append({"type": "text", "text": part if isinstance(part, str) else part.text})
         turns.append({"role": ROLES.get(message.role, message.role), "content": content})

@@ -18,6 +18,7 @@ from .engine_thread import EngineThread, Event, Job
 from .errors import ApiError, bad_request
 from .logprobs import Spelling
 from .metrics import Metrics
+from .picture_cache import PictureCache
 from .prompts import encode_chat, encode_completion
 from .protocol import AnswerBody, ChatBody, CompletionBody
 from .settings import ServingSettings
@@ -81,7 +82,7 @@ class Service:
         self.default_length: int = model.generation_config.max_new_tokens
         self._block_size: int = model.config.block_size
         self._capacity = settings.max_batch_size + settings.max_waiting
-        self._own = threading.local()
+        self._pictures, self._own = PictureCache(settings.picture_cache_bytes), threading.local()
         self._pool = ThreadPoolExecutor(settings.workers, "prompts", self._set_up_worker, (processor,))
         engine_tokenizer = copy.deepcopy(processor.tokenizer)
 
@@ -143,14 +144,16 @@ class Service:
 
         def encode() -> Inputs:
             if isinstance(body, ChatBody):
-                return encode_chat(self._own.processor, body.messages, self.settings)
+                return encode_chat(self._own.processor, body.messages, self.settings, self._pictures)
             assert prompt is not None
             return encode_completion(self._own.processor, prompt)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, encode)
 
     def _set_up_worker(self, processor: Any) -> None:
-        self._own.processor = copy.deepcopy(processor)
+        self._own.processor = own = copy.deepcopy(processor)
+        if getattr(own, "image_processor", None) is not None:  # a text model's processor is its tokenizer
+            self._pictures.attach(own.image_processor)
 
     def _answers(self, body: AnswerBody, inputs: Sequence[Inputs]) -> Answers:
         """Jobs for all answers, with their settings.

@@ -18,6 +18,7 @@ class ServingSettings:
         max_waiting: Largest number of answers that wait for a row; further requests get 429.
         prefix_cache_tokens: Largest number of tokens of ended answers and their prompts whose keys and values are kept
             for prompts that begin in the same way; 0 keeps none.
+        picture_cache_bytes: Largest number of bytes of prepared pictures that are kept; 0 keeps none.
         max_body_bytes: Largest size of a request's body.
         max_images: Largest number of pictures in a request.
         max_pixels: Largest number of pixels of a picture.
@@ -33,6 +34,7 @@ class ServingSettings:
     max_length: int = 4096
     max_waiting: int = 256
     prefix_cache_tokens: int = 8192
+    picture_cache_bytes: int = 256 * 2**20
     max_body_bytes: int = 32 * 2**20
     max_images: int = 16
     max_pixels: int = 32_000_000
@@ -43,7 +45,7 @@ class ServingSettings:
 
     def __post_init__(self) -> None:
         for least, names in (
-            (0, ("max_waiting", "max_images", "prefix_cache_tokens")),
+            (0, ("max_waiting", "max_images", "prefix_cache_tokens", "picture_cache_bytes")),
             (1, ("max_batch_size", "max_length", "max_body_bytes", "max_pixels", "workers")),
         ):
             for name in names:
