@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Real pretrained weights, end to end: SmolLM2-135M-Instruct gets eyes and is trained as an AR baseline and, with the same
 # records and budget, as a translation. Then come the paper's comparisons (tables 5, 6 and 7), and text alone.
-#   bash scripts/reproduce_smollm2.sh [--budget smoke|cpu|gpu] [--seed N] [--out DIR]
+#   bash scripts/reproduce_smollm2.sh [--budget smoke|cpu|gpu] [--seed N] [--out DIR] [--until STEP]
 # cpu: under 90 minutes on two cores. gpu: more steps, for one GPU. smoke: two steps of everything, to see that it runs.
 # A step that is done is not done again; remove its folder in DIR to repeat it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-budget=cpu seed=0 out=
+budget=cpu seed=0 out= until=
 while [ $# -gt 0 ]; do
   case "$1" in
-    --budget | --seed | --out)
+    --budget | --seed | --out | --until)
       [ $# -gt 1 ] || { echo "reproduce_smollm2.sh: error: $1 needs a value" >&2; exit 2; }
       declare "${1#--}=$2"; shift 2 ;;
-    *) echo "reproduce_smollm2.sh: error: unknown argument '$1'; give --budget, --seed or --out" >&2; exit 2 ;;
+    *) echo "reproduce_smollm2.sh: error: unknown argument '$1'; give --budget, --seed, --out or --until" >&2; exit 2 ;;
   esac
 done
 case "$budget" in
@@ -31,11 +31,15 @@ export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MAL
 # once FOLDER COMMAND...: runs a command that fills a folder, unless it did before, and prints how long it took.
 once() {
   local name=$1 begin=$SECONDS; shift
-  [ ! -e "$out/$name/.done" ] || { echo "== $name: done before"; return; }
-  echo "== $name"
-  "$@"
-  touch "$out/$name/.done"
-  echo "== $name: $((SECONDS - begin)) s"
+  if [ -e "$out/$name/.done" ]; then
+    echo "== $name: done before"
+  else
+    echo "== $name"
+    "$@"
+    touch "$out/$name/.done"
+    echo "== $name: $((SECONDS - begin)) s"
+  fi
+  [ "$name" != "$until" ] || exit 0
 }
 # finetune NAME RECIPE INIT STEPS [--key value ...]
 finetune() {

@@ -18,18 +18,21 @@ from transformers.utils import logging
 
 from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.errors import UserError
-from studies.learn import easy
+from studies.learn import easy, eyes, text
 from studies.learn.figures import BASE_FILE
-from studies.learn.variants import VARIANTS, file_name
+from studies.learn.variants import file_name
+
+PARTS: dict[str, Any] = {"a": easy, "b": eyes, "c": text}
+HELP = "a: the quickstart's base on easy-VQA; b: SmolLM2 with eyes, the paper's tables 5 and 6; c: SmolLM2 on text"
 
 
 def build_parser() -> Parser:
     """The flags."""
     parser = Parser(prog="python -m studies.learn", description="Compare variants of training on equal budgets.")
-    parser.add_argument("--part", choices=["a"], required=True, help="a: the quickstart's base on easy-VQA")
+    parser.add_argument("--part", choices=list(PARTS), required=True, help=HELP)
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures, NAME-SEED.json")
-    parser.add_argument("--budget", choices=list(easy.BUDGETS), default="cpu", help="length of the runs (cpu)")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="(all)")
+    parser.add_argument("--budget", default="cpu", help="smoke, cpu or gpu; long, of part a (cpu)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="those of studies/learn/variants.py (all)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="(as many as the budget has)")
     return parser
 
@@ -47,21 +50,26 @@ def _study(arguments: argparse.Namespace) -> None:
     """Makes the runs, seed by seed, so that what is there can be compared in pairs."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    budget, out = easy.BUDGETS[arguments.budget], arguments.out
+    part, budget, out = PARTS[arguments.part], arguments.budget, arguments.out
+    variants = arguments.variants or list(part.VARIANTS)
+    for name, value, known in [("budget", budget, part.BUDGETS), *(("variants", v, part.VARIANTS) for v in variants)]:
+        if value not in known:
+            raise UserError(f"--{name} {value!r} is not one of part {arguments.part}: {', '.join(known)}")
     marker = out / "budget.json"
-    if marker.exists() and json.loads(marker.read_text()) != arguments.budget:
-        raise UserError(f"{out} holds runs of another budget; give another --out")
+    made = {"part": arguments.part, "budget": budget}
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != made:
+        raise UserError(f"{out} holds runs of another part or budget; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(arguments.budget))
-    easy.prepare(out, budget)
+    write(marker, made)
+    part.prepare(out, budget)
     if not (out / BASE_FILE).exists():
-        write(out / BASE_FILE, easy.measure_base(budget))
-    for seed in arguments.seeds or range(budget.seeds):
-        for name in arguments.variants:
+        write(out / BASE_FILE, part.measure_base(out, budget))
+    for seed in arguments.seeds or range(part.BUDGETS[budget].seeds):
+        for name in variants:
             path = out / file_name(name, seed)
             if not path.exists():
                 print(f"{name}, seed {seed}", flush=True)
-                write(path, {"variant": name, "seed": seed, **easy.learn(out, budget, name, seed), **machine()})
+                write(path, {"variant": name, "seed": seed, **part.learn(out, budget, name, seed), **machine()})
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from diffusionvl.commands.command_line import Parser, markdown
-from diffusionvl.drawing.charts import chart_style, to_svg
+from diffusionvl.drawing.charts import chart_style
 from diffusionvl.modeling.errors import UserError
 from studies.learn.variants import BASELINE
 
@@ -54,7 +54,7 @@ def read_runs(folder: Path) -> Runs:
         UserError: There are none.
     """
     runs: Runs = {}
-    for path in sorted(folder.glob("*-*.json")):
+    for path in sorted(folder.glob("*-[0-9]*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         runs.setdefault(run["variant"], {})[run["seed"]] = run
     if not runs:
@@ -75,13 +75,18 @@ def differences(runs: Runs, variant: str, name: str) -> Estimate | None:
     return Estimate.of([ours - theirs for ours, theirs in values]) if values else None
 
 
+def by_quality(runs: Runs, name: str) -> list[str]:
+    """The variants, the one that reached most first."""
+    return sorted(runs, key=lambda one: -estimates(runs[one], "denoise")[name].mean)
+
+
 def table(runs: Runs) -> str:
     """Writes what each variant reached at the end of its runs, in Markdown."""
     names = [name for name in next(iter(next(iter(runs.values())).values()))["curve"][-1]["denoise"] if name in UNITS]
     wanted = names[-1]  # the one that tells variants apart
     header = ["", "seeds", *(f"{UNITS[name]}, %" for name in names), "against the baseline", "forwards/token"]
     rows = []
-    for variant in sorted(runs, key=lambda one: -estimates(runs[one], "denoise")[wanted].mean):
+    for variant in by_quality(runs, wanted):
         found, change = estimates(runs[variant], "denoise"), differences(runs, variant, wanted)
         rows.append(
             [
@@ -107,26 +112,25 @@ def other_ways(runs: Runs) -> str:
     return markdown(["", "seeds", *(f"{UNITS[name]}, %" for name in names), "forwards/token, speculative"], rows)
 
 
-def chart(runs: Runs, base: dict[str, float]) -> str:
-    """Draws the curves of all variants, with standard errors, as SVG."""
+def draw(runs: Runs, base: dict[str, float], path: Path) -> None:
+    """Draws the curves of all variants, with standard errors, as SVG; the AR base's quality is a dashed line."""
     name = "long" if "long" in base else "agreement"
-    with mpl.rc_context(chart_style()):
-        figure = Figure(figsize=(9, 4.2), layout="constrained")
+    with mpl.rc_context({**chart_style(), "lines.linewidth": 1.2}):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
         quality, cost = figure.subplots(1, 2)
-        for number, (variant, own) in enumerate(runs.items()):
-            points = [estimates(own, "denoise", point) for point in range(len(next(iter(own.values()))["curve"]))]
+        for number, variant in enumerate(by_quality(runs, name)):
+            own = runs[variant]
             steps = [one["step"] for one in next(iter(own.values()))["curve"]]
-            style = {"color": f"C{number % 10}", "marker": "os^"[number // 10], "capsize": 2, "label": variant}
+            points = [estimates(own, "denoise", point) for point in range(len(steps))]
+            style = {"color": f"C{number % 10}", "fmt": "os^D"[number // 10] + "-", "capsize": 2, "label": variant}
             for axes, key, scale in ((quality, name, 100), (cost, "forwards_per_token", 1)):
                 values = [scale * one[key].mean for one in points]
-                errors = [scale * (one[key].error or 0) for one in points]
-                axes.errorbar(steps, values, errors, **style)
-        if name in base:
-            quality.axhline(100 * base[name], linestyle="--", linewidth=1, color="gray")
+                axes.errorbar(steps, values, [scale * (one[key].error or 0) for one in points], **style)
+        quality.axhline(100 * base[name], linestyle="--", linewidth=1, color="gray")
         quality.set(xlabel="optimizer step", ylabel=f"{UNITS[name]} (%)")
         cost.set(xlabel="optimizer step", ylabel="forwards per token", ylim=(0, None))
         figure.legend(*quality.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-        return to_svg(figure, f"{UNITS[name]} and forwards per token over optimizer steps, by variant")
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,7 +152,7 @@ def _sum_up(arguments: argparse.Namespace) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     flat = [run for own in runs.values() for run in own.values()]
     arguments.out.write_text(json.dumps({"base": base, "runs": flat}, indent=1) + "\n", encoding="utf-8")
-    arguments.out.with_suffix(".svg").write_text(chart(runs, base), encoding="utf-8")
+    draw(runs, base, arguments.out.with_suffix(".svg"))
     print(f"the AR base: {base}\n\n{table(runs)}\n\n{other_ways(runs)}")
 
 

@@ -1,4 +1,4 @@
-"""The variants of training that are compared: the baseline of each part, and what each variant changes in it."""
+"""The variants of training that are compared: what each changes in the recipe and in the translation of its part."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,17 @@ class Variant(NamedTuple):
     Attributes:
         settings: Keys of the recipe that differ from the baseline's.
         clean_attention: What clean tokens see, of `diffusionvl translate`.
+        block_size: D.
     """
 
     settings: dict[str, Any]
     clean_attention: str = "block"
+    block_size: int = 8
 
 
 BASELINE = "baseline"
-VARIANTS = {
+TOGETHER = {"ar_weight": 1.0, "own_states": True}
+EASY = {
     BASELINE: Variant({}),
     "causal": Variant({}, "causal"),
     "causal, AR 0.5": Variant({"ar_weight": 0.5}, "causal"),
@@ -26,11 +29,25 @@ VARIANTS = {
     "certainty": Variant({"certainty_weight": 1.0}),
     "own states": Variant({"own_states": True}),
     "slope": Variant({"mask_slope": 1.0}),
-    "causal, AR 1, own states": Variant({"ar_weight": 1.0, "own_states": True}, "causal"),
-    "causal, AR 1, own states, certainty": Variant(
-        {"ar_weight": 1.0, "own_states": True, "certainty_weight": 0.5}, "causal"
-    ),
     "clean teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "ar_weight": 1.0}, "causal"),
+    "causal, AR 1, own states": Variant(TOGETHER, "causal"),
+    "causal, AR 1, own states, certainty": Variant({**TOGETHER, "certainty_weight": 0.5}, "causal"),
+}
+# The paper's tables 5 (block sizes) and 6 (noise), whose baseline is D = 8.
+TABLES = {
+    BASELINE: Variant({}),
+    "D = 1": Variant({}, block_size=1),
+    "D = 4": Variant({}, block_size=4),
+    "D = 16": Variant({}, block_size=16),
+    "one level a sequence": Variant({"noise_order": "sequence"}),
+    "full diffusion, D = 64": Variant({}, block_size=64),
+    "causal, AR 1, own states": Variant({**TOGETHER, "complementary": False}, "causal"),
+}
+TEXT = {
+    BASELINE: Variant({}),
+    "causal, AR 1": Variant({"ar_weight": 1.0}, "causal"),
+    "causal, AR 1, own states": Variant({**TOGETHER, "complementary": False}, "causal"),
+    "base as teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "teacher": "BASE"}),
 }
 
 
