@@ -1,6 +1,7 @@
 """The one thread that touches the engine: requests come in by a queue, what they write goes out by asyncio's queues."""
 
 import asyncio
+import copy
 import logging
 import queue
 import threading
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..modeling.engine import Engine
+from ..modeling.families import placeholder_ids
+from ..modeling.grammar import compile_constraint
 from ..modeling.logprobs import TokenLogprob
 from ..modeling.request import FinishReason, Request
 from .errors import ApiError
@@ -120,6 +123,19 @@ class EngineThread:
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.put(lambda: self._add(jobs, accepted))
         await accepted
+
+    def compile(self, constraint: dict[str, Any]) -> None:
+        """Compiles a constraint, so that the engine finds it compiled. For any thread, since it takes time.
+
+        Raises:
+            UserError: It cannot be used.
+        """
+        engine = self._engine
+        settings = copy.deepcopy(engine.model.generation_config)
+        settings.update(**constraint)
+        settings.validate()
+        unwritable = [engine.model.config.mask_token_id, *placeholder_ids(engine.model.base.config)]
+        compile_constraint(settings, engine.tokenizer, unwritable)
 
     def abort(self, jobs: Sequence[Job]) -> None:
         """Frees what jobs hold; those that have ended hold nothing. Never waits and never fails."""

@@ -7,9 +7,9 @@ import torch
 from ..data.prompts import encode
 from ..data.record import Record
 from .errors import ApiError
+from .messages import ImagePart, Message
 from .picture_cache import PictureCache, apart
 from .pictures import read_picture
-from .protocol import ImagePart, Message
 from .settings import ServingSettings
 
 ROLES = {"developer": "system"}  # another name of it

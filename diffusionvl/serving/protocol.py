@@ -1,10 +1,13 @@
 """The bodies of requests, in OpenAI's interface: what is known, what is harmless, and what is refused by name."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, model_validator
+from pydantic import AfterValidator, Field, Json, model_validator
 from pydantic_core import PydanticCustomError
+
+from .body import Body, contradiction
+from .messages import Message
+from .response_format import ResponseFormat
 
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
@@ -26,71 +29,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_not_tiny)]
 
 
-def _contradiction(field: str, reason: str) -> PydanticCustomError:
-    """What is wrong with a field beside the others; `app` reads the field's name."""
-    return PydanticCustomError("contradiction", "{reason}", {"field": field, "reason": reason})
-
-
-class _Body(BaseModel):
-    """Unknown fields are errors, and so are values of another type.
-
-    Attributes:
-        harmless: Fields that are not supported, with the values at which they change nothing and pass; so does null.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    harmless: ClassVar[dict[str, Sequence[Any]]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_harmless(cls, data: Any) -> Any:
-        """Drops what changes nothing; what is left is refused by its name."""
-        if not isinstance(data, dict):
-            return data
-        passing = {name for name in cls.harmless if name in data and data[name] in (None, *cls.harmless[name])}
-        return {name: value for name, value in data.items() if name not in passing}
-
-
-class ImageUrl(_Body):
-    """Where a picture is.
-
-    Attributes:
-        url: A data URI, or a web address.
-        detail: A hint that is not needed here.
-    """
-
-    url: str
-    detail: Literal["auto", "low", "high"] | None = None
-
-
-class TextPart(_Body):
-    """A text in a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(_Body):
-    """A picture in a message."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-class Message(_Body):
-    """One turn of a chat. Clients send an earlier answer back with all of its fields."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-
-    harmless = {"refusal": [], "audio": [], "annotations": [[]], "function_call": [], "tool_calls": [[]]}
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Options of a stream.
 
     Attributes:
@@ -102,7 +41,7 @@ class StreamOptions(_Body):
     harmless = {"include_obfuscation": [False]}
 
 
-class AnswerBody(_Body):
+class AnswerBody(Body):
     """What requests for chats and for completions have in common.
 
     Attributes:
@@ -124,6 +63,10 @@ class AnswerBody(_Body):
         entropy_bound: Nats of entropy that entropy-bounded remasking spends in a step.
         denoising_steps: Steps a block.
         sub_block_size: Tokens of a block that are denoised together.
+        regex: Regular expression that the whole answer matches.
+        grammar: Grammar that the answer follows, as Lark writes it.
+        choices: Texts of which the answer is one.
+        json_schema: Schema that the answer follows as JSON.
         drafts: Whether the stream also carries the block after every denoising step.
         return_token_ids: Whether choices carry the ids of their tokens.
     """
@@ -150,6 +93,10 @@ class AnswerBody(_Body):
     entropy_bound: Annotated[float, Field(ge=0)] | None = None
     denoising_steps: Positive | None = None
     sub_block_size: Positive | None = None
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    grammar: Annotated[str, Field(min_length=1)] | None = None
+    choices: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    json_schema: dict[str, Any] | None = None
     drafts: bool = False
     return_token_ids: bool = False
     user: str | None = None
@@ -161,11 +108,24 @@ class AnswerBody(_Body):
         if not self.stream:
             for name, given in (("stream_options", self.stream_options is not None), ("drafts", self.drafts)):
                 if given:
-                    raise _contradiction(name, "is for streams; give stream: true, too")
+                    raise contradiction(name, "is for streams; give stream: true, too")
+        return self
+
+    @model_validator(mode="after")
+    def _check_constraints(self) -> "AnswerBody":
+        if len(self.constraints) > 1:
+            first, second, *_ = self.constraints
+            raise contradiction(second, f"constrains the same answer as {first}; give one of them")
         return self
 
     @property
-    def choices(self) -> int:
+    def constraints(self) -> dict[str, dict[str, Any]]:
+        """What constrains the answer, as settings of `Engine.add_request`, by the request's fields."""
+        given = {name: getattr(self, name) for name in ("regex", "grammar", "choices", "json_schema")}
+        return {name: {name: value} for name, value in given.items() if value is not None}
+
+    @property
+    def count(self) -> int:
         """Number of answers to a prompt."""
         return self.n or 1
 
@@ -197,12 +157,14 @@ class AnswerBody(_Body):
         settings = {name: getattr(self, name) for name in (*names, *more)}
         settings |= {"max_new_tokens": self.longest, "stop_strings": self.stops or None}
         settings["top_logprobs"] = self.most_probable
+        for constraint in self.constraints.values():
+            settings |= constraint
         if self.top_k is not None:
             settings["top_k"] = max(self.top_k, 0)
         return {name: value for name, value in settings.items() if value is not None}
 
 
-class TransformersSettings(_Body):
+class TransformersSettings(Body):
     """A generation config of transformers, as far as it has a counterpart here."""
 
     max_new_tokens: Positive | None = None
@@ -228,6 +190,7 @@ class ChatBody(AnswerBody):
     Attributes:
         messages: The chat so far.
         max_completion_tokens: The newer name of `max_tokens`.
+        response_format: Form of the answer.
         logprobs: Whether choices carry the log-probability of each token.
         top_logprobs: Number of most probable tokens beside each token; needs `logprobs`.
         generation_config: Settings as transformers' chat command sends them; fields of their own come first.
@@ -235,6 +198,7 @@ class ChatBody(AnswerBody):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Positive | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
     generation_config: Json[TransformersSettings] | None = None
@@ -245,7 +209,6 @@ class ChatBody(AnswerBody):
 
     harmless = {
         **AnswerBody.harmless,
-        "response_format": [{"type": "text"}],
         "tools": [[]],
         "tool_choice": ["none", "auto"],
         "functions": [[]],
@@ -264,17 +227,23 @@ class ChatBody(AnswerBody):
     def _check_lengths(self) -> "ChatBody":
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
-            raise _contradiction("max_completion_tokens", "differs from max_tokens; give one of them")
+            raise contradiction("max_completion_tokens", "differs from max_tokens; give one of them")
         if self.messages[-1].role == "assistant":
-            raise _contradiction("messages", "must end with a turn of the user")
+            raise contradiction("messages", "must end with a turn of the user")
         if self.top_logprobs and not self.logprobs:
-            raise _contradiction("top_logprobs", "needs logprobs; give logprobs: true, too")
+            raise contradiction("top_logprobs", "needs logprobs; give logprobs: true, too")
         return self
 
     @property
     def most_probable(self) -> int | None:
         """Number of most probable tokens that come with each token of the answer; None for no log-probabilities."""
         return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def constraints(self) -> dict[str, dict[str, Any]]:
+        """What constrains the answer, as settings of `Engine.add_request`, by the request's fields."""
+        own = {} if self.response_format is None else self.response_format.constraint
+        return {**super().constraints, **({"response_format": own} if own else {})}
 
     @property
     def longest(self) -> int | None:
@@ -304,7 +273,7 @@ class CompletionBody(AnswerBody):
     @model_validator(mode="after")
     def _check_prompts(self) -> "CompletionBody":
         if not 1 <= len(self.prompts) <= MOST_CHOICES:
-            raise _contradiction("prompt", f"must hold 1 to {MOST_CHOICES} prompts")
+            raise contradiction("prompt", f"must hold 1 to {MOST_CHOICES} prompts")
         return self
 
     @property

@@ -52,6 +52,8 @@ class Answers:
             event = await self.events.get()
             if event.finish_reason == "error" and isinstance(event.error, ApiError):
                 raise event.error
+            if isinstance(event.error, UserError):  # such as a grammar that has grown too large
+                raise bad_request(str(event.error)) from event.error
             if event.finish_reason in ("error", "not_a_number"):
                 log.error("an answer has ended with %s", event.finish_reason, exc_info=event.error)
                 raise ApiError(500, "the model could not answer; the server's log has the reason") from event.error
@@ -112,11 +114,13 @@ class Service:
             ApiError: They cannot be started; the status says whose fault it is.
         """
         prompts = body.prompts if isinstance(body, CompletionBody) else [None]
-        with self._admit(len(prompts) * body.choices):
+        with self._admit(len(prompts) * body.count):
             try:
                 inputs = [await self._encode(body, prompt) for prompt in prompts]
             except UserError as error:
                 raise bad_request(str(error), "prompt" if isinstance(body, CompletionBody) else "messages") from error
+            for field, constraint in body.constraints.items():
+                await self._check(field, constraint)
             answers = self._answers(body, inputs)
             try:
                 await self._submit(answers)
@@ -150,6 +154,17 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, encode)
 
+    async def _check(self, field: str, constraint: dict[str, Any]) -> None:
+        """Compiles a constraint beside the engine, which finds it compiled.
+
+        Raises:
+            ApiError: It cannot be used; the field is named.
+        """
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self.thread.compile, constraint)
+        except UserError as error:
+            raise bad_request(f"{field}: {error}", field) from error
+
     def _set_up_worker(self, processor: Any) -> None:
         self._own.processor = own = copy.deepcopy(processor)
         if getattr(own, "image_processor", None) is not None:  # a text model's processor is its tokenizer
@@ -166,7 +181,7 @@ class Service:
         lengths = [one["input_ids"].shape[1] for one in inputs]
         for one, length in zip(inputs, lengths, strict=True):
             settings = self._engine_settings(body, length)
-            for choice in range(body.choices):
+            for choice in range(body.count):
                 seed = None if body.seed is None else body.seed + choice
                 jobs.append(Job(len(jobs), one, settings, seed, body.drafts, events))
         return Answers(jobs, sum(lengths), events)

@@ -8,6 +8,7 @@ import pytest
 from serving_helpers import chat, chunks, serving, shown
 
 ROUTES = ("/v1/chat/completions", "/v1/completions")
+SCHEMA = {"name": "x", "schema": {"type": "object"}}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
@@ -34,7 +35,33 @@ def refused(response, status, param=None, *said):
         ({"logprobs": True, "top_logprobs": True}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object", "json_schema": SCHEMA}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {**SCHEMA, "schema": {"type": 3}}}},
+            "response_format",
+        ),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format"),
+        ({"json_schema": {"type": "frog"}}, "json_schema"),
+        ({"json_schema": {"$ref": "https://example.org/schema"}}, "json_schema"),
+        ({"json_schema": {"enum": []}}, "json_schema"),
+        ({"json_schema": {"description": "x" * 2**19}}, "json_schema"),
+        ({"regex": "(a"}, "regex"),
+        ({"regex": ""}, "regex"),
+        ({"regex": "a", "choices": ["b"]}, "choices"),
+        ({"grammar": "start: missing"}, "grammar"),
+        ({"choices": []}, "choices"),
+        ({"choices": "yes"}, "choices"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": 1e-30}, "temperature"),
         ({"repetition_penalty": 5e-324}, "repetition_penalty"),  # all scores would be infinite
