@@ -57,7 +57,8 @@ class Row:
         right: Share of answers that are exactly the expected one.
         tokens: Number of generated tokens.
         forwards: Number of forwards, summed over the rows that took part in them.
-        seconds: Time spent decoding.
+        seconds: Time spent decoding: on a CPU with one thread, what the process computed, without what the machine did
+            besides.
     """
 
     batch: int
@@ -102,26 +103,33 @@ def counted_forwards(model: PreTrainedModel) -> Iterator[list[int]]:
 
 
 def contenders(
-    base: PreTrainedModel, draft: PreTrainedModel, sizes: Sequence[int], denoiser: PreTrainedModel | None, lookup: bool
+    base: PreTrainedModel, draft: PreTrainedModel, denoiser: PreTrainedModel | None, arguments: argparse.Namespace
 ) -> list[Contender]:
     """Lists the ways of decoding that are compared; the base's own comes first, since the others are compared with it.
 
     Args:
         base: The AR model.
         draft: The same with a draft-only adapter.
-        sizes: Numbers of masks that draft.
         denoiser: A translation that denoises, or None.
-        lookup: Whether transformers' prompt lookup is compared, too; it copies image tokens now and then, and fails.
+        arguments: Of the command; sizes of drafts, the longest answer, the margin and prompt lookup are read.
     """
-    ways = [Contender("generate", base), Contender("autoregressive", draft, {"decoding": "autoregressive"})]
-    if lookup:
-        ways.append(PromptLookup("generate, prompt lookup", base, {"prompt_lookup_num_tokens": LOOKUP}))
-    ways += [
-        Contender(f"speculative, {size}", draft, {"decoding": "speculative", "draft_size": size}) for size in sizes
-    ]
+    drafts = {f"speculative, {size}": {"draft_size": size} for size in arguments.draft_sizes}
+    if arguments.verify_margin:
+        margin = {"verify_margin": arguments.verify_margin}
+        drafts[f"speculative, margin {arguments.verify_margin:g}"] = {"draft_size": arguments.draft_sizes[-1], **margin}
+    own = {"max_new_tokens": arguments.max_new_tokens}
+    ways = [Contender("generate", base, own), Contender("autoregressive", draft, {**own, "decoding": "autoregressive"})]
+    if arguments.prompt_lookup:
+        ways.append(PromptLookup("generate, prompt lookup", base, {**own, "prompt_lookup_num_tokens": LOOKUP}))
+    ways += [Contender(name, draft, {**own, "decoding": "speculative", **sizes}) for name, sizes in drafts.items()]
     if denoiser is not None:
-        ways.append(Contender("denoise", denoiser, {"decoding": "denoise"}))
+        ways.append(Contender("denoise", denoiser, {**own, "decoding": "denoise"}))
     return ways
+
+
+def draft_size(text: str) -> int | str:
+    """Reads the size of a draft: a number of masks, or `auto`."""
+    return text if text == "auto" else int(text)
 
 
 def stage(
@@ -136,8 +144,9 @@ def stage(
 def row_of(result: Result, base: Result, batch: int) -> Row:
     """Sums up one way of decoding, compared with the base's own."""
     cost, equal = result.cost, result.share_equal(base)
-    forwards = float(cost.forwards)
-    return Row(batch, result.name, cost.answers, equal, result.accuracy, cost.tokens, forwards, cost.seconds)
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    seconds, forwards = result.busy if alone else cost.seconds, float(cost.forwards)
+    return Row(batch, result.name, cost.answers, equal, result.accuracy, cost.tokens, forwards, seconds)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -174,7 +183,11 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--questions", type=int, default=200, help="number of questions (200)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="batch sizes (1 4 16)")
-    parser.add_argument("--draft-sizes", type=int, nargs="+", default=[4, 8, 16], help="masks that draft (4 8 16)")
+    parser.add_argument(
+        "--draft-sizes", type=draft_size, nargs="+", default=[4, 8, 16], metavar="K", help="masks, or auto (4 8 16)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="longest answer (96)")
+    parser.add_argument("--verify-margin", type=float, default=0.0, metavar="X", help="also compared with this margin")
     parser.add_argument("--denoiser", help="folder of a translation that denoises, to be compared, too")
     parser.add_argument("--prompt-lookup", action="store_true", help="compare transformers' prompt lookup, at batch 1")
     parser.add_argument("--device", help="such as cpu or cuda:0; cuda if there is one, else cpu")
@@ -193,8 +206,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace) -> None:
     """Loads the models, and measures and writes the stages that are missing."""
-    if min(arguments.questions, *arguments.batches, *arguments.draft_sizes) < 1:
-        raise UserError("--questions, --batches and --draft-sizes must be at least 1")
+    sizes = [size for size in arguments.draft_sizes if size != "auto"]
+    if min(arguments.questions, arguments.max_new_tokens, *arguments.batches, *sizes) < 1:
+        raise UserError("--questions, --max-new-tokens, --batches and --draft-sizes must be at least 1")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if arguments.records is None:
@@ -221,8 +235,11 @@ def _measure(arguments: argparse.Namespace) -> None:
     rows = [Row(**row) for row in found["rows"]]
     for batch in arguments.batches:
         if batch not in [row.batch for row in rows]:
-            lookup = arguments.prompt_lookup and batch == 1
-            ways = contenders(base, draft, arguments.draft_sizes, denoiser, lookup)
+            ways = [
+                way
+                for way in contenders(base, draft, denoiser, arguments)
+                if batch == 1 or not isinstance(way, PromptLookup)
+            ]
             rows += stage(ways, processor, records, batch, arguments.questions)
             found["rows"] = [asdict(row) for row in rows]
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ all of them alike.
 """
 
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -55,12 +56,14 @@ class Result:
         answers: Answers, decoded and stripped.
         correct: Whether each answer is exactly the record's.
         cost: Tokens, forwards and seconds of all answers.
+        busy: Seconds that this process computed for them, on all of its threads; other programs add nothing to it.
     """
 
     name: str
     answers: list[str]
     correct: list[bool]
     cost: Cost = field(default_factory=Cost)
+    busy: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -97,7 +100,9 @@ def contest(
             chosen = order[begin : begin + batch_size]
             inputs = prompts(processor, [records[index] for index in chosen])
             for one, result in zip(contenders, results, strict=True):
+                begin = time.process_time()
                 generated = one.answer(inputs)
+                result.busy += time.process_time() - begin
                 texts = processor.tokenizer.batch_decode(generated.new, skip_special_tokens=True)
                 for index, text in zip(chosen, texts, strict=True):
                     result.answers[index] = text.strip()
