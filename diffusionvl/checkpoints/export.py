@@ -22,8 +22,9 @@ PROCESSOR_CLASS = "processing_diffusionvl.DiffusionVLProcessor"
 def export(folder: str, out: str) -> None:
     """Copies a block-diffusion checkpoint and adds the code of its model.
 
-    Weights are copied as the files that they are. With `trust_remote_code=True`, transformers' Auto classes load the
-    result in a process that does not have this package; with the package, it loads as any other checkpoint.
+    Weights are copied as the files that they are; those of a draft-only adapter join its base's. With
+    `trust_remote_code=True`, transformers' Auto classes load the result in a process that does not have this package;
+    with the package, it loads as any other checkpoint.
 
     Args:
         folder: Folder of the checkpoint.
@@ -47,21 +48,31 @@ def export(folder: str, out: str) -> None:
         )
     names = weight_files(Path(folder))
     checkpoint.check()
+    joined = config.draft_adapter is not None and config.draft_adapter["base"] is not None
     checkpoint.processor.save_pretrained(out)
     name_processor(out)
-    for name in [*names, *(name for name in (GENERATION_CONFIG_NAME, CARD) if Path(folder, name).exists())]:
+    others = [name for name in (GENERATION_CONFIG_NAME, CARD, CONFIG_NAME) if Path(folder, name).exists()]
+    for name in others if joined else [*names, *others]:
         shutil.copyfile(Path(folder, name), Path(out, name))
+    if joined:
+        save_joined(checkpoint, out)
     for source in files("diffusionvl.modeling").iterdir():
         if source.name.endswith(".py") and source.name != "__init__.py":
             Path(out, source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     auto_model = "AutoModelForImageTextToText" if checkpoint.reads_images else "AutoModelForCausalLM"
-    shutil.copyfile(Path(folder, CONFIG_NAME), Path(out, CONFIG_NAME))
     add_auto_map(Path(out, CONFIG_NAME), {"AutoConfig": CONFIG_CLASS, auto_model: MODEL_CLASS})
     if checkpoint.reads_images:  # a text model has a tokenizer alone, which is stock
         add_auto_map(Path(out, PROCESSOR_NAME), {"AutoProcessor": PROCESSOR_CLASS})
     if not Path(out, CARD).exists():
         write_model_card(out, config)
     extend_model_card(Path(out, CARD), auto_model)
+
+
+def save_joined(checkpoint: Checkpoint, out: str) -> None:
+    """Saves a draft-only checkpoint whole: the base's weights with the adapter's, which then names no base."""
+    model = checkpoint.model()
+    model.config.draft_adapter = {**model.config.draft_adapter, "base": None, "fingerprint": None}
+    model.save_pretrained(out)
 
 
 def weight_files(folder: Path) -> list[str]:

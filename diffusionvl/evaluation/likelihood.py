@@ -48,7 +48,9 @@ class _Scored:
 
     Attributes:
         ids: Clean tokens, filled up with masks to the edge of the last block [L].
-        blocks: Block of each token [L].
+        blocks: Block that each token is denoised with [L].
+        numbers: Block of each token as the mask reads it, where it is noisy [L]: the number of its block's first token.
+        clean: The same, where it is clean [L]; of a causal clean stream, one block a token.
         positions: Position of each token [A, L].
         first: Index of the first token of the first block that holds continuation.
         scored: Which of the tokens from `first` on are continuation [R].
@@ -57,6 +59,8 @@ class _Scored:
 
     ids: Tensor
     blocks: Tensor
+    numbers: Tensor
+    clean: Tensor
     positions: Tensor
     first: int
     scored: Tensor
@@ -114,9 +118,13 @@ def _lay_out(model: DiffusionVLForConditionalGeneration, inputs: Mapping[str, Te
     blocks = torch.cat([blocks, blocks[-1:].expand(fill)])
     positions = model.position_ids(ids[None], torch.ones_like(ids)[None], media)[:, 0]
     index = torch.arange(len(ids))
+    clean = blocks
+    if model.config.clean_attention == "causal":
+        clean = model.clean_blocks(ids[None], torch.ones_like(ids)[None])[0]
+    numbers = clean[torch.searchsorted(blocks, blocks)]
     first = int((blocks == blocks[len(prompt)]).nonzero()[0])
     scored = (index >= len(prompt)) & (index < len(ids) - fill)
-    return _Scored(ids, blocks, positions, first, scored[first:], media)
+    return _Scored(ids, blocks, numbers, clean, positions, first, scored[first:], media)
 
 
 def _sample(laid_out: _Scored, generator: torch.Generator, sample: int, samples: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +166,7 @@ def _weighted_loss(
     repeated = laid_out.positions[:, None, first:].expand(-1, copies, -1).flatten(1)
     output = model(
         input_ids=torch.cat([laid_out.ids, noisy.flatten()])[None],
-        block_ids=torch.cat([laid_out.blocks, laid_out.blocks[first:].repeat(copies)])[None],
+        block_ids=torch.cat([laid_out.clean, laid_out.numbers[first:].repeat(copies)])[None],
         stream_ids=torch.cat([torch.zeros_like(laid_out.ids), streams.flatten()])[None],
         position_ids=torch.cat([laid_out.positions, repeated], dim=1)[:, None],
         media_twins=torch.stack([places[media], twins[media]]),

@@ -176,8 +176,9 @@ class DiffusionVLChat(lmms):
             if not len(tokens):
                 raise UserError(f"{question.name}: the continuation {continuation!r} has no token to be scored")
             model: Any = self.answerer.model
-            if self.kind == AR:
-                likelihood, greedy = log_likelihood(model, inputs, tokens)
+            drafts = self.kind != AR and model.config.draft_adapter is not None
+            if self.kind == AR or drafts:  # with drafts, the base alone decides what is written
+                likelihood, greedy = log_likelihood(model.base if drafts else model, inputs, tokens)
             else:
                 seed = self.answerer.seed
                 likelihood = likelihood_bound(model, inputs, tokens, self.likelihood_samples, seed)

@@ -100,9 +100,9 @@ def contest(
             chosen = order[begin : begin + batch_size]
             inputs = prompts(processor, [records[index] for index in chosen])
             for one, result in zip(contenders, results, strict=True):
-                begin = time.process_time()
+                busy = time.process_time()
                 generated = one.answer(inputs)
-                result.busy += time.process_time() - begin
+                result.busy += time.process_time() - busy
                 texts = processor.tokenizer.batch_decode(generated.new, skip_special_tokens=True)
                 for index, text in zip(chosen, texts, strict=True):
                     result.answers[index] = text.strip()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from diffusionvl.checkpoints import loading as checkpoint
 from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_processor
+from diffusionvl.commands import draft
 from diffusionvl.translation.translate import translate
 
 QUESTION = "what shape is in the image?"
@@ -134,3 +135,23 @@ def test_a_checkpoint_needs_no_export(checkpoints):
     model = AutoModelForCausalLM.from_pretrained(checkpoints / "text")
     assert type(model).__module__ == "diffusionvl.modeling.modeling_diffusionvl"
     assert "auto_map" not in json.loads((checkpoints / "text/config.json").read_text())
+
+
+def test_drafts_are_exported_with_their_base(base_dir, pictures, tmp_path, capsys):
+    """The folder needs no other one, and answers as the base does."""
+    arguments = draft.build_parser().parse_args([base_dir, "--records", "none", "--out", str(tmp_path)])
+    draft.start(arguments, tmp_path / "drafts")
+    code, _, err = run(capsys, "export", str(tmp_path / "drafts"), str(tmp_path / "hub"))
+    assert code == 0, err
+    trained = checkpoint.load_model(str(tmp_path / "drafts")).draft.state_dict()
+    shutil.rmtree(tmp_path / "drafts")
+    model = checkpoint.load_model(str(tmp_path / "hub")).eval()
+    assert all(torch.equal(value, trained[name]) for name, value in model.draft.state_dict().items())
+    assert model.config.draft_adapter["base"] is None
+    inputs = prompts(load_processor(str(tmp_path / "hub")), (QUESTION, pictures[0]))
+    settings = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0}
+    expected = checkpoint.load_model(base_dir).eval().generate(**inputs, **settings, do_sample=False)
+    output = model.generate(**inputs, **settings, return_dict_in_generate=True)
+    assert output.sequences.tolist() == expected.tolist()
+    assert output.acceptance is not None  # it drafts
+    assert (tmp_path / "hub/modeling_diffusionvl.py").exists()

@@ -48,15 +48,19 @@ def test_blocks_of_one_token_make_the_bound_exact(translated_dir, inputs):
         assert bound == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("clean_attention", ["block", "causal"])
 @pytest.mark.parametrize("origin", ["response", "absolute"])
-def test_bound_is_the_mean_over_all_masks_of_a_block(origin, translated_dir, inputs):
-    model = load_model(translated_dir, block_size=4, block_origin=origin)
+def test_bound_is_the_mean_over_all_masks_of_a_block(origin, clean_attention, translated_dir, inputs):
+    model = load_model(translated_dir, block_size=4, block_origin=origin, clean_attention=clean_attention)
     prompt, continuation, mask = inputs["input_ids"][0].tolist(), [40, 41], model.config.mask_token_id
     clean = torch.tensor([[*prompt, *continuation]])
     blocks = model.block_ids(clean, torch.ones_like(clean))[0].tolist()
     assert blocks[-1] == blocks[-2]  # one block holds both
     fill = 4 - blocks.count(blocks[-1])
-    place = len(prompt) - blocks.index(blocks[-1])
+    first = blocks.index(blocks[-1])
+    place = len(prompt) - first
+    if clean_attention == "causal":  # the mask numbers clean tokens one by one, and a block by its first token
+        blocks = [*range(first), *[first] * (len(blocks) - first)]
     expected = 0.0
     for level in (1, 2):
         subsets = list(itertools.combinations(range(2), level))
