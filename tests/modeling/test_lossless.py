@@ -184,6 +184,42 @@ def test_the_noise_depends_on_seed_column_and_token_alone():
     assert torch.equal(again[10:], tokens[100:120])
 
 
+def test_samples_have_the_bases_distribution(model, processor, monkeypatch):
+    """Chi-square of sampled texts of three tokens against the product of the base's own chances."""
+    count, kept = 3000, 3
+    inputs = prompts(processor, ("hi",))
+    prompt = inputs["input_ids"][0].tolist()
+    chances = {(): 1.0}
+    for _ in range(3):
+        rows = torch.tensor([[*prompt, *text] for text in chances])
+        with torch.no_grad():
+            logits = model.base(rows).logits[:, -1] / 1.5
+        logits[:, model.config.mask_token_id] = -torch.inf
+        best, ids = logits.topk(kept)
+        chances = {
+            (*text, int(token)): before * float(chance)
+            for (text, before), own, row in zip(chances.items(), best.softmax(-1), ids, strict=True)
+            for chance, token in zip(own, row, strict=True)
+        }
+    likely = max(chances, key=chances.get)
+    drafts_are_often_right(monkeypatch, {tuple(prompt): [*likely, *[0] * 9]})
+    batch = {name: value.expand(250, *value.shape[1:]) for name, value in inputs.items()}
+    found = dict.fromkeys(chances, 0)
+    for seed in range(count // 250):
+        settings = {"temperature": 1.5, "top_k": kept, "max_new_tokens": 3, "draft_size": 3}
+        generator = torch.Generator().manual_seed(seed)
+        for text in decode(model, batch, "speculative", generator=generator, **settings)[0]:
+            found[tuple(text)] += 1
+    frequent = [text for text in chances if count * chances[text] >= 5]
+    rest = 1 - sum(chances[text] for text in frequent)
+    cells = [(found[text], count * chances[text]) for text in frequent]
+    cells.append((count - sum(seen for seen, _ in cells), max(count * rest, 1e-9)))
+    statistic = sum((seen - due) ** 2 / due for seen, due in cells if due > 1)
+    freedom = len(cells) - 1
+    assert freedom > 5
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
 @pytest.mark.parametrize("decoding", ["autoregressive", "speculative"])
 def test_a_clean_stream_of_blocks_cannot_verify(translated_dir, processor, decoding):
     with pytest.raises(UserError, match=rf"decoding='{decoding}'.*clean_attention='block'.*decoding='denoise'"):
