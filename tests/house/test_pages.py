@@ -68,7 +68,8 @@ def help_of(module, *words):
         contextlib.suppress(SystemExit),
         mock.patch.object(sys, "argv", [module, *words, page]),
     ):
-        importlib.import_module(module).main()
+        package = (ROOT / module.replace(".", "/")).is_dir()
+        importlib.import_module(f"{module}.__main__" if package else module).main()
     return out.getvalue()
 
 
@@ -115,8 +116,9 @@ def test_commands_and_their_flags_exist(page):
         if target is None:
             continue
         name, rest = target
-        path = name if name.endswith(SCRIPTS) else name.replace(".", "/") + ".py"
-        assert (ROOT / path).is_file(), f"{page.name}: {' '.join(words)}"
+        folder = ROOT / name.replace(".", "/")
+        places = [ROOT / name] if name.endswith(SCRIPTS) else [folder.with_suffix(".py"), folder / "__main__.py"]
+        assert any(place.is_file() for place in places), f"{page.name}: {' '.join(words)}"
         flags = {word.partition("=")[0].replace("_", "-") for word in rest if FLAG.match(word)}
         known = {flag.replace("_", "-") for flag in known_flags(name, rest)}
         assert flags <= known, f"{page.name}: {' '.join(words)}"
