@@ -7,7 +7,7 @@ from typing import Any
 
 from ..modeling.errors import UserError
 from ..modeling.generation_configuration_diffusionvl import DiffusionVLGenerationConfig, resolve_settings
-from ..modeling.settings import SETTINGS
+from ..modeling.settings import SETTINGS, split_choices
 from . import AR, BLOCK_DIFFUSION
 
 DRAWS = ("temperature", "top_k", "top_p")
@@ -69,6 +69,8 @@ def resolve(
     ]
     settings = {name: value for name, value in {**task, **given}.items() if value is not None}
     _check_kind(settings, kind, block_size)
+    if isinstance(settings.get("choices"), str):  # of a command line
+        settings["choices"] = split_choices(settings["choices"])
     if "image_aspect_ratio" in settings:
         ratio = settings["image_aspect_ratio"]
         notes.append(f"image_aspect_ratio={ratio!r} is for LLaVA's own code; the checkpoint's processor decides here")

@@ -37,8 +37,8 @@ class Constraint:
         length: Number of tokens of the answer so far.
         free: Places of the answer, from 0, whose tokens the model chose; the others were forced.
         ended: Whether the answer holds an end of sequence, which comes only where the grammar is satisfied.
-        fitting: Drafts that fit, as `look` has found them.
-        plan: The forced token at each of these and at the place after them, None where the model chooses.
+        plan: The forced token at each draft that fits and at the place after these, None where the model chooses.
+        ahead: Matchers that stand at those of these places where the model chooses.
 
     Raises:
         UserError: The grammar is too complex to go on.
@@ -49,8 +49,8 @@ class Constraint:
         self.forced: list[int] = []
         self.length, self.ended = 0, False
         self.free: set[int] = set()
-        self.fitting: list[int] = []
         self.plan: list[int | None] = []
+        self.ahead: dict[int, Any] = {}
         self._look_ahead()
 
     def copy(self, longest: int | None = None) -> "Constraint":
@@ -127,19 +127,20 @@ class Constraint:
         return mended
 
     def look(self, drafts: Sequence[int]) -> None:
-        """Finds the drafts that fit, and the forced tokens among them and after them.
+        """Plans the places of the drafts that fit, and the place after them.
 
         It ends at the first draft that does not fit and at an end of sequence: no choice after those counts.
         """
-        ahead, self.plan = self.copy() if drafts else self, []
-        for draft in [*drafts, None]:
+        ahead, self.plan, self.ahead = self.copy() if drafts else self, [], {}
+        for place, draft in enumerate([*drafts, None]):
             if ahead.ended:
                 break
             self.plan.append(ahead.forced[0] if ahead.forced else None)
+            if not ahead.forced:
+                self.ahead[place] = ahead.matcher if draft is None else ahead.matcher.deep_copy()
             if draft is None or not ahead.accepts(draft):
                 break
             ahead.advance(draft)
-        self.fitting = [*drafts[: len(self.plan) - 1]]
 
     def check(self, bits: Tensor | None = None) -> None:
         """Checks that the grammar can go on.
@@ -179,18 +180,15 @@ def fill_bitmasks(rows: Sequence[Constraint]) -> tuple[Tensor, ...]:
         rows: Constraints of one tokenizer, each after a `look`.
 
     Returns:
-        For each row, bitmasks of the places of its fitting drafts and of the one after them, as words of 32 bits
-        [1 + drafts, W].
+        For each row, bitmasks of the places of its plan, as words of 32 bits [n, W]; all ones where a token is forced.
     """
-    counts = [1 + len(row.fitting) for row in rows]
-    bits = torch.zeros(sum(counts), len(rows[0].vocabulary.written), dtype=torch.int32)
-    starts = [sum(counts[:place]) for place in range(len(rows))]
-    jobs = [(row.matcher, start, row.fitting) for row, start in zip(rows, starts, strict=True)]
-    executor, target = _executor(os.getpid()), (bits.data_ptr(), 4 * bits.shape[1], len(bits))
-    if alone := [job[:2] for job in jobs if not job[2]]:
-        executor.unsafe_compute_mask_ptr(alone, *target)
-    if drafted := [job for job in jobs if job[2]]:
-        executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *target)
+    counts = [len(row.plan) for row in rows]
+    bits = torch.full((sum(counts), len(rows[0].vocabulary.written)), -1, dtype=torch.int32)
+    jobs, start = [], 0
+    for row, count in zip(rows, counts, strict=True):
+        jobs += [(matcher, start + place) for place, matcher in row.ahead.items()]
+        start += count
+    _executor(os.getpid()).unsafe_compute_mask_ptr(jobs, bits.data_ptr(), 4 * bits.shape[1], len(bits))
     parts = bits.split(counts)
     for row, part in zip(rows, parts, strict=True):
         part &= row.vocabulary.written

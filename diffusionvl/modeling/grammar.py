@@ -160,6 +160,8 @@ def _read_grammar(name: str, value: Any) -> str:
     if size > MAX_BYTES:
         raise UserError(f"{name} has {size:,} bytes; give at most {MAX_BYTES:,}")
     if name == "regex":
+        if (len(text) - len(text.rstrip("\\"))) % 2:
+            raise UserError(f"regex cannot be used: {text!r} ends with a backslash that escapes nothing")
         return LLMatcher.grammar_from_regex(text)
     if name == "grammar":
         return LLMatcher.grammar_from_lark(text)

@@ -5,7 +5,6 @@ a command can print its flags at once.
 """
 
 import json
-from argparse import ArgumentTypeError
 from collections.abc import Callable
 from math import isfinite
 from typing import Any, NamedTuple
@@ -70,19 +69,18 @@ def _or_several(inner: Range) -> Range:
     return Range(inner.kind, f"{inner.allowed}, a list of them", fits)
 
 
-def _split_choices(text: str) -> list[str]:
-    """Texts with commas between them, or a JSON list of texts, which may hold commas.
+def split_choices(text: str) -> Any:
+    """Texts with commas between them, or a JSON list of texts, which may hold commas; what is neither stays as it is.
 
-    >>> _split_choices("a, b"), _split_choices('["a, b"]')
+    >>> split_choices("a, b"), split_choices('["a, b"]')
     (['a', 'b'], ['a, b'])
     """
     if not text.startswith("["):
         return [choice.strip() for choice in text.split(",")]
     try:
-        choices: list[str] = json.loads(text)
-    except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} begins as a JSON list, but is none ({error})") from error
-    return choices
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _are_choices(value: Any) -> bool:
@@ -113,7 +111,7 @@ _SCHEMA = Range(
     "a JSON schema, as an object or its text",
     lambda value: _TEXT.fits(value) or (isinstance(value, dict) and all(isinstance(name, str) for name in value)),
 )
-_CHOICES = Range(_split_choices, "a list of texts that are not empty", _are_choices)
+_CHOICES = Range(split_choices, "a list of texts that are not empty", _are_choices)
 
 SETTINGS = {
     "max_new_tokens": Setting(256, _whole(1), "length", "Number of tokens of the longest answer."),

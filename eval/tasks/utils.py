@@ -27,6 +27,19 @@ def score_long(doc: dict, results: list[str]) -> dict[str, float]:
     return {**score_short(doc, results), "token_f1": token_f1(results[0], doc["answer"])}
 
 
+def score_json(doc: dict, results: list[str]) -> dict[str, float]:
+    """Scores by whether the answer is JSON of the right form, and by whether it says what is right."""
+    expected = json.loads(doc["answer"])
+    try:
+        found = json.loads(results[0])
+    except ValueError:
+        found = None
+    valid = isinstance(found, dict) and {key: type(one) for key, one in found.items()} == {
+        key: type(one) for key, one in expected.items()
+    }
+    return {"valid": float(valid), "exact_match": float(found == expected)}
+
+
 def caption_visual(doc: dict) -> list[Image.Image]:
     """Opens the picture of a DetailCaps document."""
     return [Image.open(io.BytesIO(doc["binary"])).convert("RGB")]

@@ -35,7 +35,10 @@ def answer(folder, auto_model, *pictures):
         [{"role": "user", "content": content}],
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )
-    return model.generate(**inputs, max_new_tokens=20)[0].tolist()
+    tokenizer = getattr(processor, "tokenizer", processor)
+    constrained = model.generate(**inputs, json_schema={"const": {"a": [1, "b"]}}, tokenizer=tokenizer)[0]
+    text = tokenizer.decode(constrained[inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    return model.generate(**inputs, max_new_tokens=20)[0].tolist(), json.loads(text)
 
 image_folder, text_folder, *pictures = sys.argv[1:]
 print(json.dumps([
@@ -73,7 +76,10 @@ def test_a_process_without_the_package(checkpoints, pictures, tmp_path, capsys):
     )
     assert child.returncode == 0, child.stderr
     questions = ((QUESTION, *pictures[:2]), (QUESTION,))
-    for name, question, found in zip(("image", "text"), questions, json.loads(child.stdout), strict=True):
+    for name, question, (found, constrained) in zip(
+        ("image", "text"), questions, json.loads(child.stdout), strict=True
+    ):
+        assert constrained == {"a": [1, "b"]}
         processor = load_processor(str(checkpoints / name))
         expected = load_model(checkpoints / name).generate(**prompts(processor, question), max_new_tokens=20)
         assert found == expected[0].tolist()

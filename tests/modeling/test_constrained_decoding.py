@@ -33,6 +33,7 @@ CONSTRAINTS = [
     {"choices": CHOICES},
     {"grammar": 'start: "(" start ")" | "x"'},
 ]
+STOPS = {"grammar": 'start: part "!" part\npart[stop=","]: /[a-d]*/'}  # matchers of such grammars cannot go back
 MODES = [
     {"decoding": "autoregressive"},
     {"decoding": "speculative"},
@@ -79,7 +80,8 @@ def fits(text, constraint):
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_what_has_ended_is_in_the_language(constraint, mode, model, block_model, processor, pictures):
     ended = 0
-    for seed, temperature, question in itertools.product((0, 1), (0.0, 1.5), (("hi",), (QUESTION, pictures[1]))):
+    questions = ("hi",), (QUESTION, pictures[1])
+    for seed, (temperature, question) in enumerate(itertools.product((0.0, 1.5), questions)):
         for own in (model, block_model) if mode["decoding"] == "denoise" else (model,):
             tokens, forwards = answer(
                 own, processor, prompts(processor, question), seed, **constraint, **mode, temperature=temperature
@@ -90,13 +92,13 @@ def test_what_has_ended_is_in_the_language(constraint, mode, model, block_model,
                 assert fits(processor.tokenizer.decode(tokens[:-1]), constraint)
             else:
                 assert len(tokens) == 80
-    assert ended > 2
+    assert ended > 1
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 1.2}, {"temperature": 0.8, "top_k": 5}, {"verify_margin": 2.0}]
 )
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", [*CONSTRAINTS, STOPS])
 def test_speculative_writes_what_autoregressive_does(constraint, settings, model, processor, pictures, monkeypatch):
     inputs = [prompts(processor, question) for question in ((LONG,), (QUESTION, pictures[2]))]
     settings = {**constraint, **settings}
@@ -188,17 +190,17 @@ def test_a_row_gets_what_it_gets_alone(options, model, processor, pictures):
 
 def test_long_forced_texts_run_beside_rows_at_the_end_of_their_slots(model, processor):
     """A forward that reads many forced tokens pads the others, which have no room for that."""
-    text = "there is no circle in the image and no triangle in the picture " * 2
+    text = "there is no circle in the image and no triangle in it "
     constraint = {"regex": f"(a|b){text}(c|d)"}
     for static in (False, True):
-        engine = Engine(model, 4, 120, tokenizer=processor.tokenizer, static_shapes=static)
+        engine = Engine(model, 4, 72, tokenizer=processor.tokenizer, static_shapes=static)
         inputs, short = prompts(processor, ("hi",)), prompts(processor, ("a" * 20,))
         for mode in (MODES[0], MODES[2], MODES[3]):
-            room = 120 - short["input_ids"].shape[1] - 8
+            room = 72 - short["input_ids"].shape[1] - 8
             free = engine.add_request(**short, max_new_tokens=room, min_new_tokens=room, **mode)
             while len(free.tokens) < room - 10:
                 engine.step()
-            constrained = engine.add_request(**inputs, **constraint, **mode, max_new_tokens=80)
+            constrained = engine.add_request(**inputs, **constraint, **mode, max_new_tokens=50)
             while engine.busy:
                 engine.step()
             assert re.fullmatch(constraint["regex"], processor.tokenizer.decode(constrained.tokens[:-1]))
@@ -295,11 +297,9 @@ def test_a_request_whose_constraint_fails_ends_alone(model, processor):
     inputs, image = prompts(processor, ("hi",)), processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     for mode in MODES:
         engine = Engine(model, 4, 200, tokenizer=processor.tokenizer)
-        bad = engine.add_request(
-            **inputs, regex="((a{0,100}){0,100}){0,100}b", max_new_tokens=100, min_new_tokens=90, **mode
-        )
-        worse = engine.add_request(**inputs, grammar=f'start: ("a" | "b") <[{image}]>', **mode)
-        good = engine.add_request(**inputs, choices=CHOICES, **mode)
+        bad = engine.add_request(**inputs, regex="(x|y)((a{2,100}){9,100}){9,100}b", max_new_tokens=100, **mode)
+        worse = engine.add_request(**inputs, grammar=f'start: ("a" | "b") <[{image}]>', max_new_tokens=9, **mode)
+        good = engine.add_request(**inputs, choices=CHOICES, max_new_tokens=80, **mode)
         while engine.busy:
             engine.step()
         engine.check_integrity()
