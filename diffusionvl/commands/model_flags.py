@@ -75,6 +75,8 @@ def _read_file(name: str, path: str) -> str:
     """The text of the file that a setting's flag names."""
     try:
         return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"--{name.replace('_', '-')} {path!r}: no such file; give a file that holds it") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"--{name.replace('_', '-')} {path!r}: is not UTF-8 ({error.reason}); write it in UTF-8"
@@ -94,7 +96,8 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     given |= {name: _read_file(name, given[name]) for name in OF_FILES if name in given}
     for name, value in given.items():
         if not SETTINGS[name].range.fits(value):
-            raise UserError(f"--{name.replace('_', '-')} must be {SETTINGS[name].range.allowed}, got {value!r}")
+            allowed = SETTINGS[name].range.allowed.partition(", or None")[0]
+            raise UserError(f"--{name.replace('_', '-')} must be {allowed}, got {value!r}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed {arguments.seed}: give 0 to {2**63 - 1}")
     return given

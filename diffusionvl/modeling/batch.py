@@ -269,24 +269,26 @@ class DecodingBatch:
 
         Where processors leave nothing of that, the constraint wins: they only lower the scores of what it allows.
         """
-        constraints = {
-            place: one.constraint
-            for place, one in enumerate(requests)
-            if one.constraint is not None and not one.finished
-        }
+        rows = {place: one for place, one in enumerate(requests) if one.constraint is not None and not one.finished}
+        constraints = [one.constraint for one in rows.values() if one.constraint is not None]
         if not constraints:
             return
-        bits = fill_bitmasks([*constraints.values()])
-        masks = unpack(torch.cat(bits).to(self._device), own[min(constraints)].shape[1])
-        parts = masks.split([len(part) for part in bits])
-        lowest = torch.finfo(torch.float32).min
-        for (place, constraint), part, allowed in zip(constraints.items(), bits, parts, strict=True):
+        bits = fill_bitmasks(constraints)
+        possible, places, begin = bits.any(-1).tolist(), list[int](), 0
+        for request, constraint, logits in zip(rows.values(), constraints, [own[row] for row in rows], strict=True):
+            count = len(constraint.plan)
             try:
-                constraint.check(part)
+                constraint.check(all(possible[len(places) : len(places) + count]))
             except UserError as error:
-                requests[place].end("error", error)
-            logits = own[place].float().clamp(min=lowest)
-            own[place] = torch.cat([logits[: len(part)].masked_fill(~allowed, -torch.inf), logits[len(part) :]])
+                request.end("error", error)
+            places += range(begin, begin + count)  # the first of the row's places
+            begin += len(logits)
+        joined = torch.cat([own[row] for row in rows]).float().clamp(min=torch.finfo(torch.float32).min)
+        index = torch.tensor(places, device=self._device)
+        allowed = unpack(bits.to(self._device), joined.shape[1])
+        joined[index] = joined[index].masked_fill(~allowed, -torch.inf)
+        for row, logits in zip(rows, joined.split([len(own[row]) for row in rows]), strict=True):
+            own[row] = logits
 
     def _draw_alike(
         self, sampling: Sampling, requests: list[Request], logits: list[Tensor], width: int

@@ -17,6 +17,11 @@ from torch import Tensor
 
 from .errors import UserError
 
+try:  # noqa: SIM105  (transformers finds imports that are guarded by `try`)
+    from llguidance import LLExecutor
+except ImportError:
+    pass  # `grammar.py` reports it where an answer is to be constrained
+
 if TYPE_CHECKING:
     from .grammar import Vocabulary
 
@@ -142,11 +147,11 @@ class Constraint:
                 break
             ahead.advance(draft)
 
-    def check(self, bits: Tensor | None = None) -> None:
+    def check(self, possible: bool = True) -> None:
         """Checks that the grammar can go on.
 
         Args:
-            bits: Bitmasks of the places that come next [n, W].
+            possible: Whether some token may come at each place of the plan.
 
         Raises:
             UserError: It is too complex, or no token may come next.
@@ -154,7 +159,7 @@ class Constraint:
         if self.matcher.is_error():
             reason = " ".join(self.matcher.get_error().split())
             raise UserError(f"the answer's constraint cannot go on: {reason}; give a simpler one")
-        if bits is not None and not bool(bits.any(-1).all()):
+        if not possible:
             raise UserError(
                 "the answer's constraint asks for a text that no tokens of an answer spell, such as a special token"
             )
@@ -173,33 +178,28 @@ class Constraint:
             self.forced += run
 
 
-def fill_bitmasks(rows: Sequence[Constraint]) -> tuple[Tensor, ...]:
+def fill_bitmasks(rows: Sequence[Constraint]) -> Tensor:
     """The tokens that may come next, for several rows in parallel.
 
     Args:
         rows: Constraints of one tokenizer, each after a `look`.
 
     Returns:
-        For each row, bitmasks of the places of its plan, as words of 32 bits [n, W]; all ones where a token is forced.
+        Bitmasks of the places of each row's plan, as words of 32 bits [N, W]; all that can be written where a token is
+        forced.
     """
-    counts = [len(row.plan) for row in rows]
-    bits = torch.full((sum(counts), len(rows[0].vocabulary.written)), -1, dtype=torch.int32)
-    jobs, start = [], 0
-    for row, count in zip(rows, counts, strict=True):
+    written = torch.stack([row.vocabulary.written for row in rows for _ in row.plan])
+    bits, jobs, start = torch.full_like(written, -1), list[tuple[Any, int]](), 0
+    for row in rows:
         jobs += [(matcher, start + place) for place, matcher in row.ahead.items()]
-        start += count
+        start += len(row.plan)
     _executor(os.getpid()).unsafe_compute_mask_ptr(jobs, bits.data_ptr(), 4 * bits.shape[1], len(bits))
-    parts = bits.split(counts)
-    for row, part in zip(rows, parts, strict=True):
-        part &= row.vocabulary.written
-    return parts
+    return bits & written
 
 
 @cache
 def _executor(process: int) -> Any:
     """The threads that fill bitmasks; a process that was forked has to start its own."""
-    from llguidance import LLExecutor
-
     return LLExecutor()
 
 

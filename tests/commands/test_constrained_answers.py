@@ -40,9 +40,10 @@ def test_infer_takes_files_lists_and_expressions(infer, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--json-schema", "/none.json"], "/none.json"),
-        (["--choices", "a,,b"], "--choices must be a list of texts that are not empty, or None, got ['a', '', 'b']"),
-        (["--choices", '["a"'], "--choices must be a list of texts that are not empty, or None, got '[\"a\"'"),
+        (["--json-schema", "/none.json"], "--json-schema '/none.json': no such file; give a file that holds it"),
+        (["--grammar", 'start: "a"'], "no such file; give a file that holds it"),
+        (["--choices", "a,,b"], "--choices must be a list of texts that are not empty, got ['a', '', 'b']"),
+        (["--choices", '["a"'], "--choices must be a list of texts that are not empty, got '[\"a\"'"),
         (["--choices", "[1]"], "--choices must be a list of texts"),
         (["--regex", "("], "regex cannot be used: "),
         (["--regex", "a", "--choices", "b"], "regex and choices constrain the same answer; give one of them"),
