@@ -20,6 +20,8 @@ model and records
 objective
   --objective                     block_diffusion or ar
   --weighting                     weight of a masked token: inverse_t, mask_ratio or uniform
+  --ar_weight                     weight of the next-token loss of a causal clean stream, beside the diffusion loss
+  --own_states                    mask what the model is least certain of, as when it decodes
   --noisy_views                   number of noisy copies of the responses after one clean stream
   --train_modules                 parts to train: vision_tower, projector, language_model
   --lora_r                        rank of LoRA matrices; without it, all weights are trained

@@ -108,7 +108,9 @@ def other_ways(runs: Runs) -> str:
             plain, drafted = (estimates(own, way) for way in ("autoregressive", "speculative"))
             units = [plain[name].percent() for name in UNITS if name in plain]
             rows.append([variant, str(len(own)), *units, drafted["forwards_per_token"].number()])
-    names = [name for name in UNITS if rows and name in plain]
+    if not rows:
+        return "no variant has a causal clean stream"
+    names = [name for name in UNITS if name in plain]
     return markdown(["", "seeds", *(f"{UNITS[name]}, %" for name in names), "forwards/token, speculative"], rows)
 
 

@@ -85,6 +85,22 @@ def test_files_of_variants_do_not_collide():
         assert BASELINE in part.VARIANTS
 
 
+def test_the_papers_tables_run_on_a_smaller_baseline(made, tmp_path, monkeypatch):
+    """With the quickstart's base and records in the places of SmolLM2's."""
+    ar = tmp_path / "smollm2" / "ar"
+    ar.parent.mkdir()
+    ar.symlink_to(easy.BASE)
+    (tmp_path / "smollm2" / "data").symlink_to(made / "data")
+    monkeypatch.setattr(eyes, "prepare", lambda out, budget: None)
+    names = [BASELINE, "D = 16", "one level a sequence", "causal, AR 1, own states"]
+    assert study.main(["--part", "b", "--budget", "smoke", "--out", str(tmp_path), "--variants", *names]) == 0
+    runs = read_runs(tmp_path)
+    assert runs.keys() == {*names}
+    assert runs["D = 16"][0]["block_size"] == 16
+    assert runs["D = 16"][0]["curve"][-1].keys() >= {"static", "denoise"}
+    assert main([str(tmp_path), "--out", str(tmp_path / "learn.json")]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["b", "c"])
 def test_parts_with_smollm2_run(tmp_path, part):
