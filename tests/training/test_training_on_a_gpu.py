@@ -7,6 +7,9 @@ import sys
 import pytest
 from helpers import losses
 
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
+from diffusionvl.translation.translate import translate
+
 pytestmark = pytest.mark.gpu
 HALF = ("--bf16", "yes")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
@@ -37,4 +40,13 @@ def test_fsdp2_trains_as_one_process_alone(recipe, tmp_path):
 def test_four_bits_train(recipe, tmp_path):
     pytest.importorskip("bitsandbytes")
     found = train(recipe, tmp_path / "qlora", *HALF, "--lora_r", "4", "--quantization", "4bit")
+    assert all(map(math.isfinite, found))
+
+
+def test_drafts_for_a_base_in_four_bits_train(recipe, base_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    causal = str(tmp_path / "causal")
+    save_checkpoint(*translate(base_dir, block_size=4, clean_attention="causal"), causal)
+    drafts = ("--model", causal, "--lora_on", "noisy", "--lora_r", "4", "--draft", "yes")
+    found = train(recipe, tmp_path / "drafts", *HALF, *drafts, "--quantization", "4bit")
     assert all(map(math.isfinite, found))
