@@ -43,7 +43,7 @@ def test_writes_report_film_and_numbers(base_dir, trained_dir, tmp_path, capsys,
 def test_drafts_for_the_base_are_a_row_of_their_own(base_dir, trained_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("studies.quickstart.contest.MAX_NEW_TOKENS", 8)
     start = tmp_path / "start"
-    arguments = build_parser().parse_args([base_dir, "--records", "none", "--out", str(tmp_path), "--block-size", "4"])
+    arguments = build_parser().parse_args([base_dir, "--records", "none", "--out", str(tmp_path)])
     draft.start(arguments, start)
     out = tmp_path / "out"
     argv = [base_dir, trained_dir, "--drafts", str(start), "--out", str(out), "--limit", "3", "--sweep", "0.5"]
