@@ -152,6 +152,8 @@ def trained_task(arguments: argparse.Namespace) -> Task:
         ),
         Contender("ours, dynamic", model.base, lambda batch: decode_by_generate(model, batch, **dynamic)),
     ]
+    if model.config.draft_adapter is not None:  # it does not denoise
+        contenders = [one for one in contenders if one.name == "AR" or one.name.endswith(MODES)]
     return Task(name, contenders, batches, judge, arguments.repeats)
 
 

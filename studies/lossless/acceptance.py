@@ -131,9 +131,10 @@ def measure(model: DiffusionVLForConditionalGeneration, rows: RowDataset, masks:
 
 
 def costs(model: DiffusionVLForConditionalGeneration, sizes: Sequence[int], repeats: int = 25) -> dict[int, float]:
-    """Measures the seconds of a forward over this many tokens after 64 others: the least of several in turn.
+    """Measures the seconds of the base's forward over this many tokens after 64 others: the least of several in turn.
 
-    The time that this process computes is counted, not what the machine does besides, which works on a CPU alone.
+    What the adapter costs is not in it. The time that this process computes is counted, not what the machine does
+    besides, which works on a CPU alone.
     """
     found = dict.fromkeys(sizes, float("inf"))
     ids = torch.randint(5, 300, (1, 64 + max(sizes)))
