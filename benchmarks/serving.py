@@ -13,9 +13,11 @@ import resource
 import socket
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -30,6 +32,21 @@ from diffusionvl.serving.settings import ServingSettings
 
 QUESTION = "what shape is in the image, and what color does it have?"
 ROUTE = "/v1/chat/completions"
+LIMITS = {"max_batch_size": 16, "max_length": 1024, "prefix_cache_tokens": 8192}  # of the server, and of the engine
+
+
+class Load(NamedTuple):
+    """Requests that arrive one after another.
+
+    Attributes:
+        count: Number of requests.
+        gap: Seconds between two of them.
+        length: Number of tokens of an answer.
+    """
+
+    count: int
+    gap: float
+    length: int
 
 
 @contextmanager
@@ -53,30 +70,42 @@ def ask(text: str, length: int, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": length, **fields}
 
 
-def engine_speed(model: Any, processor: Any, count: int, length: int) -> float:
-    """Tokens/s of the engine alone."""
+def engine_speed(model: Any, processor: Any, load: Load) -> float:
+    """Tokens/s of the engine alone, which gets prepared prompts at the times at which the server gets requests."""
     inputs = encode(processor, [question(QUESTION)])
-    engine = Engine(model, max_batch_size=16, max_length=512, max_waiting=count)
+    engine = Engine(model, **LIMITS, max_waiting=load.count)
     begun, requests = time.perf_counter(), []
-    while engine.busy or len(requests) < count:
-        if len(requests) < count:  # one a step, as they come over HTTP
-            requests.append(engine.add_request(**inputs, max_new_tokens=length))
-        engine.step()
+    while engine.busy or len(requests) < load.count:
+        due = min(int((time.perf_counter() - begun) / load.gap) + 1, load.count)
+        requests += [engine.add_request(**inputs, max_new_tokens=load.length) for _ in range(due - len(requests))]
+        if engine.busy:
+            engine.step()
+        else:
+            time.sleep(0.001)
     return sum(len(request.tokens) for request in requests) / (time.perf_counter() - begun)
 
 
-async def server_speed(url: str, count: int, length: int) -> float:
-    """Tokens/s of streams that are all open at once."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+async def server_speed(url: str, load: Load) -> float:
+    """Tokens/s of streams that are opened one after another and are all open at once in the end."""
+
+    async def ask_in_time(client: httpx.AsyncClient, number: int) -> int:
+        await asyncio.sleep(number * load.gap)
+        return await stream(client, load.length)
+
+    async with clients(url) as client:
         begun = time.perf_counter()
-        usages = await asyncio.gather(*(stream(client, length) for _ in range(count)))
-        return sum(usages) / (time.perf_counter() - begun)
+        tokens = await asyncio.gather(*(ask_in_time(client, number) for number in range(load.count)))
+        return sum(tokens) / (time.perf_counter() - begun)
 
 
-def run_streams(url: str, count: int, length: int) -> float:
+def run_streams(url: str, load: Load) -> float:
     """The same in a process of its own, so that clients and server do not share Python's lock."""
-    return asyncio.run(server_speed(url, count, length))
+    return asyncio.run(server_speed(url, load))
+
+
+def clients(url: str) -> httpx.AsyncClient:
+    """Any number of connections to a server."""
+    return httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
 
 
 async def stream(client: httpx.AsyncClient, length: int) -> int:
@@ -95,27 +124,40 @@ async def stream(client: httpx.AsyncClient, length: int) -> int:
     return tokens
 
 
-async def hold(url: str, streams: int, seconds: float, length: int) -> int:
-    """Number of answers of streams that ask again and again; memory is printed on the way."""
+async def ask_again(url: str, streams: int, seconds: float, length: int) -> int:
+    """Number of answers of streams that ask again and again."""
     answers, end = 0, time.monotonic() + seconds
 
-    async def ask_again(client: httpx.AsyncClient) -> None:
+    async def go_on(client: httpx.AsyncClient) -> None:
         nonlocal answers
         while time.monotonic() < end:
             await stream(client, length)
             answers += 1
 
-    async def report() -> None:
-        while time.monotonic() < end:
-            await asyncio.sleep(seconds / 4)
-            print(f"  {answers} answers, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
-
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        await asyncio.gather(report(), *(ask_again(client) for _ in range(streams)))
+    async with clients(url) as client:
+        await asyncio.gather(*(go_on(client) for _ in range(streams)))
     return answers
 
 
-def first_blocks(url: str, size: int, steps: int) -> list[float]:
+def run_long(url: str, streams: int, seconds: float, length: int) -> int:
+    """The same in a process of its own."""
+    return asyncio.run(ask_again(url, streams, seconds, length))
+
+
+def watch(running: "Future[int]", app: Any) -> list[dict[str, Any]]:
+    """Resident memory of this process, and the number of open answers, every few seconds until something has ended."""
+    begun, seen = time.monotonic(), []
+    while not running.done():
+        wait([running], timeout=10)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        mebibytes = pages * resource.getpagesize() / 2**20
+        seconds = time.monotonic() - begun
+        seen.append({"seconds": round(seconds), "rss_mib": round(mebibytes, 1), "open": app.state.service.open})
+        print("  ", seen[-1], flush=True)
+    return seen
+
+
+def first_blocks(client: httpx.Client, size: int, steps: int) -> list[float]:
     """Seconds to the first text of a chat's first turn with a new picture, and of its second turn."""
     pixels = np.random.default_rng(time.time_ns()).integers(0, 256, (size, size, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -132,7 +174,7 @@ def first_blocks(url: str, size: int, steps: int) -> list[float]:
             "return_token_ids": True,
             "denoising_steps": steps,
         }
-        with httpx.stream("POST", url + ROUTE, json=body, timeout=60) as response:
+        with client.stream("POST", ROUTE, json=body) as response:
             for line in response.iter_lines():
                 if '"token_ids"' in line:
                     first = first or time.perf_counter() - begun
@@ -142,41 +184,73 @@ def first_blocks(url: str, size: int, steps: int) -> list[float]:
     return seconds
 
 
+def compare_speeds(model: Any, processor: Any, url: str, pool: ProcessPoolExecutor, load: Load, pairs: int) -> Any:
+    """Tokens/s of the engine and of the server, in turn."""
+    warm = Load(4, load.gap, 8)
+    engine_speed(model, processor, warm)
+    pool.submit(run_streams, url, warm).result()
+    found = []
+    for number in range(pairs):
+        if number % 2:
+            served, bare = pool.submit(run_streams, url, load).result(), engine_speed(model, processor, load)
+        else:
+            bare, served = engine_speed(model, processor, load), pool.submit(run_streams, url, load).result()
+        found.append({"engine": round(bare, 1), "server": round(served, 1), "ratio": round(served / bare, 3)})
+        print(f"tokens/s: {found[-1]}", flush=True)
+    return {"pairs": found, "median_ratio": median(pair["ratio"] for pair in found)}
+
+
+def compare_turns(url: str, picture: int, block_size: int, pairs: int) -> Any:
+    """Seconds to the first block of a first and a second turn, for answers of one step a block and of one a token."""
+    found = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        first_blocks(client, picture, 1)
+        for number in range(2 * pairs):
+            steps = block_size if number % 2 else 1
+            first, second = first_blocks(client, picture, steps)
+            found.append({"steps": steps, "first": round(first, 4), "second": round(second, 4)})
+            print(f"first block: {found[-1]}, ratio {second / first:.3f}", flush=True)
+    return {"turns": found, "median_ratio": round(median(one["second"] / one["first"] for one in found), 3)}
+
+
+def hold(url: str, app: Any, pool: ProcessPoolExecutor, streams: int, seconds: float) -> Any:
+    """Many streams for some time: the number of answers, memory on the way, and what is left behind."""
+    running = pool.submit(run_long, url, streams, seconds, 32)
+    seen = watch(running, app)
+    registry = app.state.service.metrics.registry
+    left = {name: registry.get_sample_value(f"diffusionvl_answers_{name}") for name in ("running", "waiting")}
+    return {"streams": streams, "answers": running.result(), "errors": 0, "left": left, "memory": seen}
+
+
 def main() -> None:
-    """Prints all measurements."""
+    """Prints all measurements, and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="block-diffusion checkpoint")
     parser.add_argument("--streams", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="of the streams that ask again and again; 0 for none"
+    )
     parser.add_argument("--length", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--picture", type=int, default=288, help="side of the picture in pixels")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="file for the results, as JSON")
     arguments = parser.parse_args()
     checkpoint = Checkpoint(arguments.model)
     model, processor = checkpoint.model().eval(), checkpoint.processor
     model.generation_config.eos_token_id = None  # answers of equal length
     processor.image_processor.size = {"shortest_edge": 1024, "longest_edge": arguments.picture**2}
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, mp_context=spawn) as clients,
-        serving(model, processor, max_length=1024) as (url, app),
-    ):
-        engine_speed(model, processor, 16, arguments.length)  # warms up, as do the clients
-        clients.submit(run_streams, url, 4, 8).result()
-        for _ in range(3):
-            bare = engine_speed(model, processor, arguments.streams, arguments.length)
-            served = clients.submit(run_streams, url, arguments.streams, arguments.length).result()
-            print(f"tokens/s: engine {bare:.0f}, server {served:.0f}, ratio {served / bare:.3f}")
-        for steps in (1, model.config.block_size):
-            for _ in range(3):
-                first, second = first_blocks(url, arguments.picture, steps)
-                print(f"first block in {steps}: {first:.3f} s, second turn {second:.3f} s, ratio {second / first:.2f}")
-        print(f"{arguments.streams} streams for {arguments.seconds:.0f} s:")
-        answers = asyncio.run(hold(url, arguments.streams, arguments.seconds, arguments.length))
-        left = {
-            name: app.state.service.metrics.registry.get_sample_value(f"diffusionvl_answers_{name}")
-            for name in ("running", "waiting")
-        }
-        print(f"  {answers} answers, 0 errors, left behind: {app.state.service.open} open, {left}")
+    results: dict[str, Any] = {"arguments": {name: str(value) for name, value in vars(arguments).items()}}
+    spawn, size = multiprocessing.get_context("spawn"), model.config.block_size
+    load = Load(arguments.streams, 0.01, arguments.length)
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool, serving(model, processor, **LIMITS) as (url, app):
+        if arguments.pairs:
+            results["overhead"] = compare_speeds(model, processor, url, pool, load, arguments.pairs)
+            results["second_turn"] = compare_turns(url, arguments.picture, size, arguments.pairs)
+        if arguments.seconds:
+            results["hold"] = hold(url, app, pool, arguments.streams, arguments.seconds)
+    print(json.dumps({name: value for name, value in results.items() if name != "arguments"}, indent=1))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
