@@ -35,7 +35,7 @@ class AnswerResponse(Response):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, body = self.service, self.body_of_request
         started, since = False, time.monotonic()
-        status, writer = 200, None
+        status, writer, chunk = 200, None, b""
         try:
             async with service.ask(body) as answers:
                 writer = Writer(body, service, len(answers.jobs), answers.prompt_tokens)
@@ -46,10 +46,10 @@ class AnswerResponse(Response):
                 async for event in answers:
                     if not body.stream:
                         writer.take(event)
-                    elif chunk := writer.part(event):
+                    elif (chunk := writer.part(event)) and not writer.ended:
                         await _send(send, chunk)
-            if body.stream:
-                await _send(send, writer.closing(), more=False)
+            if body.stream:  # the last chunks go together, once the row is free
+                await _send(send, chunk + writer.closing(), more=False)
             else:
                 await JSONResponse(writer.whole())(scope, receive, send)
         except ApiError as error:

@@ -61,11 +61,12 @@ class Choice:
             right += 1
         return [token for token in drafted[right:] if token is not None]
 
-    def take(self, event: Event) -> str:
-        """Takes an event, and returns the text that it adds."""
-        text = self.growing.add(event.tokens, event.finish_reason is not None)
-        self.text += text
+    def take(self, event: Event, whole: bool = False) -> str:
+        """Takes an event, and returns the text that it adds; where only the whole text counts, at the end alone."""
         self.tokens += event.tokens
+        ended, new = event.finish_reason is not None, self.tokens if whole else event.tokens
+        text = "" if whole and not ended else self.growing.add(new, ended)
+        self.text += text
         self.logprobs += event.logprobs
         self.forwards, self.reused = event.forwards, event.reused
         if event.finish_reason is not None:
@@ -102,9 +103,14 @@ class Writer:
             "forwards": sum(choice.forwards for choice in self.choices),
         }
 
+    @property
+    def ended(self) -> bool:
+        """Whether all answers have ended."""
+        return all(choice.finish_reason is not None for choice in self.choices)
+
     def take(self, event: Event) -> None:
         """Takes an event of a response that is not a stream."""
-        self.choices[event.choice].take(event)
+        self.choices[event.choice].take(event, whole=True)
 
     def whole(self) -> dict[str, Any]:
         """The response that is not a stream, once all answers have ended."""

@@ -1,6 +1,7 @@
 """The text of an answer while it grows: only what later tokens cannot change."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 # Where a vocabulary has tokens of single bytes beside its pieces (Llama's), a run of them is text only if all of it is
@@ -50,11 +51,7 @@ class GrowingText:
     def _decode(self, ended: bool) -> str:
         """The text of the tokens that have not been read, unless it ends inside a character."""
         end = len(self._tokens)
-        while (
-            not ended
-            and end > self._read
-            and BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(self._tokens[end - 1]) or "")
-        ):
+        while not ended and end > self._read and is_byte(self._tokenizer, self._tokens[end - 1]):
             end -= 1
         before = self._text(self._tokens[self._context : self._read])
         text = self._text(self._tokens[self._context : end])
@@ -65,6 +62,12 @@ class GrowingText:
 
     def _text(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@lru_cache(maxsize=2**18)
+def is_byte(tokenizer: Any, token: int) -> bool:
+    """Whether a token is a single byte, written as such."""
+    return BYTE.fullmatch(tokenizer.convert_ids_to_tokens(token) or "") is not None
 
 
 def beginning(text: str, stop: str) -> int:
