@@ -2,17 +2,24 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import openai
 import pytest
-from helpers import QUESTION
+from helpers import QUESTION, load_model
 from lmms_eval.api.instance import Instance
+from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models.chat.async_openai import AsyncOpenAIChat
+from lmms_eval.tasks import TaskManager
 from PIL import Image
-from serving_helpers import NAME, generated, shown
+from serving_helpers import NAME, generated, serving, shown
+
+from diffusionvl.checkpoints.loading import load_processor
+from diffusionvl.evaluation.lmms_eval_model import DiffusionVLChat
+from eval.tasks import make_data
 
 
 @pytest.fixture
@@ -118,6 +125,32 @@ def test_lmms_evals_client(server, model, processor, pictures):
         tokens, text = generated(model, processor, question, *paths, max_new_tokens=12)
         assert result.text == text
         assert result.token_counts.output_tokens == len(tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["easy_vqa_short", "easy_vqa_long"])
+def test_a_local_task_has_the_plugins_results(translated_dir, tmp_path, monkeypatch, task):
+    """The first 24 questions of a task, by lmms-eval's evaluator: through the server and through the plugin."""
+    tasks = tmp_path / "eval" / "tasks"
+    shutil.copytree(Path(make_data.__file__).parent, tasks)
+    make_data.write_easy_vqa(tmp_path / "outputs" / "eval-data" / "easy_vqa")
+    monkeypatch.chdir(tasks)  # where the paths of the tasks' data begin
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+
+    def results_of(model):
+        found = simple_evaluate(
+            model=model, tasks=[task], task_manager=manager, limit=24, bootstrap_iters=0, log_samples=True
+        )
+        samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+        metrics = {name: value for name, value in found["results"][task].items() if "exact_match" in name}
+        return metrics, [sample["filtered_resps"][0].strip() for sample in samples]  # the plugin strips them
+
+    expected = results_of(DiffusionVLChat(translated_dir, device="cpu", batch_size=16))
+    with serving(load_model(translated_dir), load_processor(translated_dir)) as server:
+        client = AsyncOpenAIChat(model_version=NAME, base_url=f"{server.url}/v1", api_key="none", num_cpus=8)
+        assert results_of(client) == expected
+        assert server.metric("answers_ended_total", reason="error") == 0
+    assert len(expected[1]) == 24
 
 
 @pytest.mark.slow
