@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.cli import COMMANDS
 from diffusionvl.commands.recipe import parse_arguments
 from diffusionvl.train import main
 from diffusionvl.training.parts import PARTS
+from diffusionvl.translation.translate import translate
 
 ANSWER = {"from": "gpt", "value": "no"}
 # In every stage; besides, AdamW and rows of at most 8192 tokens.
@@ -89,8 +91,11 @@ def test_every_recipe_dry_runs(path, base_dir, translated_dir, pictures, tmp_pat
     """On a tiny model and a record of one's own; 8 GPUs."""
     record = {"image": pictures[0], "conversations": [{"from": "human", "value": "<image>is it?"}, ANSWER]}
     (tmp_path / "records.json").write_text(json.dumps([record]), encoding="utf-8")
-    objective = yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]
-    model = base_dir if objective == "ar" else translated_dir
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    model = base_dir if recipe["objective"] == "ar" else translated_dir
+    if "ar_weight" in recipe:
+        model = str(tmp_path / "causal")
+        save_checkpoint(*translate(base_dir, clean_attention="causal"), model)
     argv = ["--model", model, "--train_records", str(tmp_path / "records.json"), "--image_root", "/"]
     assert main([str(path), *argv, "--dry_run", "--dry_run_processes", "8"]) == 0
     out = capsys.readouterr().out
