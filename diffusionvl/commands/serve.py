@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import socket
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is missing; install the extra: pip install 'diffusionvl[serve]'") from error
+    _check_address(arguments.host, arguments.port)
     api_key = None if arguments.api_key_file is None else _read_key(arguments.api_key_file)
     from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.loading import find_device
@@ -76,6 +78,18 @@ def _serve(arguments: argparse.Namespace) -> None:
     model = checkpoint.model(arguments.dtype).eval().to(device)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     run(create_app(model, processor, settings), arguments.host, arguments.port)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Checks, before the model is loaded, that the server can listen.
+
+    Raises:
+        UserError: It cannot, such as where another server does.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on --host {host} --port {port}: {error}; give others") from error
 
 
 def _read_key(path: Path) -> str:

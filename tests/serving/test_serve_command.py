@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,3 +87,13 @@ def test_what_it_cannot_serve_is_one_line_and_code_2(capsys, tmp_path, base_dir,
     assert err.startswith("diffusionvl serve: error: ")
     for part in said:
         assert part in err
+
+
+@pytest.mark.parametrize("port", [None, 10**6])
+def test_a_port_that_cannot_be_had_is_one_line(capsys, port):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        used = other.getsockname()[1] if port is None else port
+        code, _, err = run(capsys, "serve", "no model is loaded", "--port", str(used))
+    assert code == 2
+    (line,) = err.splitlines()
+    assert f"--port {used}" in line
