@@ -148,14 +148,12 @@ class Engine:
     def add_call(self, call: Call) -> list[Request]:
         """Takes in the prompts of a call that has been read (`inputs.read_call`)."""
         with self._driven():
-            settings = call.settings
-            if settings.stop_strings and self.tokenizer is None:
+            if call.settings.stop_strings and self.tokenizer is None:
                 raise UserError("stop_strings need a tokenizer; give one to the engine, or to generate()")
-            deadline = float("inf") if settings.max_time is None else self.clock() + settings.max_time
-            constraint = compile_constraint(settings, self.tokenizer, self._batch.unwritable)
+            deadline = float("inf") if call.settings.max_time is None else self.clock() + call.settings.max_time
+            constraint = compile_constraint(call.settings, self.tokenizer, self._batch.unwritable)
             arrival = Arrival.build(self.model, call, deadline, constraint)
-            requests = arrival.requests
-            for request in requests:
+            for request in (requests := arrival.requests):
                 self._check_room(request)
             if len(requests) > self.max_batch_size:
                 raise UserError(
