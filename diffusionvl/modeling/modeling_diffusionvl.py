@@ -219,8 +219,7 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
             **media: The base's image and video inputs; the types of tokens are read off their ids.
 
         Raises:
-            UserError: `labels` are given, whose loss needs the noise that `BlockDiffusionTrainer` draws; or a 4-D mask
-                has no positions beside it.
+            UserError: `labels` are given, whose loss needs the trainer's noise; or a 4-D mask comes without positions.
         """
         if media.pop("labels", None) is not None:
             raise UserError(LABELS)

@@ -106,9 +106,8 @@ def corrupt(
 
     A document may have several noisy copies (views), which draw one after another. With `complementary`, views come in
     pairs: the second masks exactly the tokens that the first leaves, at the level 1 - t, so that each token is learned
-    once in a pair. Where the first masks with probability t, that is probability 1 - t of being masked for the second:
-    weighted by 1 / t and 1 / (1 - t), both are the estimate that they would be alone. The levels of pairs stay in
-    [T_MIN, 1 - T_MIN], since 1 - t is a level, too.
+    once in a pair. Weighted by 1 / t and 1 / (1 - t), both are the estimate that they would be alone. The levels of
+    pairs stay in [T_MIN, 1 - T_MIN], since 1 - t is a level, too.
 
     Args:
         x_0: Tokens [B, T].
@@ -141,9 +140,7 @@ def corrupt(
         own = generators[document]
         for number, view in enumerate(views):
             if complementary and number % 2:
-                first = views[number - 1]
-                t[view] = 1 - t[first]
-                u[view] = torch.where(u[first] <= t[first], torch.inf, 0.0)  # never masked, always masked
+                t[view], u[view] = _complement(t[views[number - 1]], u[views[number - 1]])
                 continue
             if reference is not None:
                 t[view] = reference[document, levels[view]]
@@ -156,6 +153,11 @@ def corrupt(
             u[view] = torch.rand(len(view), generator=own)
     t, u = (noise.view_as(x_0).to(x_0.device) for noise in (t, u))
     return mask_tokens(x_0, supervised.mask, t, u, mask_token_id)
+
+
+def _complement(t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels and draws of the second view of a pair from those of the first: it masks exactly what the first leaves."""
+    return 1 - t, torch.where(u <= t, torch.inf, 0.0)  # never masked, always masked
 
 
 def relative_places(supervised: Supervised) -> Tensor:
