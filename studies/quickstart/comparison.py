@@ -33,7 +33,7 @@ from studies.quickstart.findings import DecodingRow, Example, Findings, format_t
 
 DYNAMIC = "low_confidence_dynamic"
 SPEED_RECORDS = 26  # long questions; the first two only warm up
-DRAFT_SIZE = 8  # `auto` would draft little in batches of 256, where the cores are busy without drafts
+DRAFT_SIZE = 16  # `auto` would draft little in batches of 256, where the cores are busy without drafts
 EXAMPLES = 6
 FILMED = 8  # answers of which the best film is kept
 
