@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import resource
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -25,6 +26,7 @@ from PIL import Image
 
 from diffusionvl import Engine
 from diffusionvl.checkpoints.checkpoint import Checkpoint
+from diffusionvl.commands.command_line import Parser
 from diffusionvl.data.prompts import encode, question
 from diffusionvl.serving.app import create_app
 from diffusionvl.serving.server import Server
@@ -222,19 +224,25 @@ def hold(url: str, app: Any, pool: ProcessPoolExecutor, streams: int, seconds: f
     return {"streams": streams, "answers": running.result(), "errors": 0, "left": left, "memory": seen}
 
 
-def main() -> None:
-    """Prints all measurements, and writes them to a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Prints all measurements, and writes them to a file.
+
+    Returns:
+        0, or 2 for an input that cannot be used.
+    """
+    parser = Parser(prog="python -m benchmarks.serving", description="Measure the server against the bare engine.")
     parser.add_argument("--model", required=True, help="block-diffusion checkpoint")
-    parser.add_argument("--streams", type=int, default=100)
-    parser.add_argument(
-        "--seconds", type=float, default=300, help="of the streams that ask again and again; 0 for none"
-    )
-    parser.add_argument("--length", type=int, default=64, help="tokens of an answer")
-    parser.add_argument("--picture", type=int, default=288, help="side of the picture in pixels")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="file for the results, as JSON")
-    arguments = parser.parse_args()
+    parser.add_argument("--streams", type=int, default=100, help="answers at a time (100)")
+    parser.add_argument("--seconds", type=float, default=300, help="of streams that ask again and again; 0 for none")
+    parser.add_argument("--length", type=int, default=64, help="tokens of an answer (64)")
+    parser.add_argument("--picture", type=int, default=288, help="side of the picture in pixels (288)")
+    parser.add_argument("--pairs", type=int, default=7, help="times that server and engine are measured (7)")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    return parser.run(_measure, argv)
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    """Measures what the arguments ask for."""
     checkpoint = Checkpoint(arguments.model)
     model, processor = checkpoint.model().eval(), checkpoint.processor
     model.generation_config.eos_token_id = None  # answers of equal length
@@ -249,9 +257,9 @@ def main() -> None:
         if arguments.seconds:
             results["hold"] = hold(url, app, pool, arguments.streams, arguments.seconds)
     print(json.dumps({name: value for name, value in results.items() if name != "arguments"}, indent=1))
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,3 +17,9 @@ def test_no_test_module_imports_another():
         if other and other.startswith("test_")
     ]
     assert found == []
+
+
+def test_no_two_test_modules_have_one_name():
+    """pytest would import one of them in the place of the other."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})
