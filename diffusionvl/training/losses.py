@@ -93,15 +93,15 @@ def block_diffusion_loss(
     before = batch["twins"].flatten()[taught] - 1
     wanted = [tokens, clean - 1, before if teacher is None else before[:0]]  # each by the token before it
     logits = _logits(model, batch, noisy.x_t, torch.cat(wanted))  # step 3
-    predictions, clean_predictions, told = logits.split([len(part) for part in wanted])
+    predictions, clean_predictions, target_logits = logits.split([len(part) for part in wanted])
     weights = noise_weights(noisy, args.weighting, supervised.share_levels(args.noise_order))  # step 4
     weights = weights * token_weights(labels, args.normalizer, documents)  # step 5
     if args.draft:
         weights = weights * draft_weights(supervised.place, args.draft_decay)
     losses = _token_losses(predictions, tokens, labels, weights)._replace(noise=noisy)
     if len(taught):
-        told = told if teacher is None else teacher_logits(teacher, batch, before)
-        losses = _taught(losses, torch.isin(tokens, taught), predictions, told, weights, args)
+        target_logits = target_logits if teacher is None else teacher_logits(teacher, batch, before)
+        losses = _taught(losses, torch.isin(tokens, taught), predictions, target_logits, weights, args)
     if args.certainty_weight:
         certainty = certainty_loss(predictions, losses.correct) * weights.flatten()[tokens]
         losses = losses._replace(weighted=losses.weighted + args.certainty_weight * certainty)
@@ -199,13 +199,19 @@ def clean_weights(clean: Tensor, labels: Tensor, documents: Tensor, normalizer: 
 
 
 def _taught(
-    losses: TokenLosses, taught: Tensor, predictions: Tensor, told: Tensor, weights: Tensor, args: BlockDiffusionConfig
+    losses: TokenLosses,
+    taught: Tensor,
+    predictions: Tensor,
+    target_logits: Tensor,
+    weights: Tensor,
+    args: BlockDiffusionConfig,
 ) -> TokenLosses:
     """Losses in which the tokens that a teacher knows [M] learn its distribution, in place of the data or beside it."""
     share = args.teacher_weight
-    learned = share * divergence(predictions[taught], told, args.teacher_top_k) + (1 - share) * losses.surprise[taught]
+    learned = divergence(predictions[taught], target_logits, args.teacher_top_k)
+    learned = share * learned + (1 - share) * losses.surprise[taught]
     surprise = losses.surprise.masked_scatter(taught, learned)
-    correct = losses.correct.masked_scatter(taught, predictions[taught].argmax(-1) == told.argmax(-1))
+    correct = losses.correct.masked_scatter(taught, predictions[taught].argmax(-1) == target_logits.argmax(-1))
     return losses._replace(surprise=surprise, correct=correct, weighted=surprise * weights.flatten()[losses.tokens])
 
 
