@@ -2,7 +2,7 @@
 
 Run `python -m benchmarks.constrained --model DIR`. Passes alternate, so that whatever else the machine does slows all
 of them alike; figures are medians over the passes. The prompts are easy-VQA's test questions as JSON
-(`python eval/tasks/make_data.py`).
+(`python -m eval.tasks.make_data`).
 """
 
 import argparse
@@ -72,7 +72,7 @@ def answer(model: Any, tokenizer: Any, inputs: list[Any], rows: int, settings: d
 def measure(args: argparse.Namespace) -> None:
     path = DATA / "easy_vqa" / "json.jsonl"
     if not path.exists():
-        raise UserError(f"{str(path)!r} does not exist; run python eval/tasks/make_data.py first")
+        raise UserError(f"{str(path)!r} does not exist; run python -m eval.tasks.make_data first")
     documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][: args.limit]
     checkpoint = Checkpoint(args.model)
     model, processor = checkpoint.model("float32").eval(), checkpoint.processor

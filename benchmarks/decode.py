@@ -13,7 +13,7 @@ All decode the same prompts with the same weights by the same kernels, in turn, 
 A trained model and its base answer questions of easy-VQA, so that dynamic remasking and the quality beside each speed
 are real. A random model of a known shape writes answers of fixed lengths, with the static schedule only.
 
-    python benchmarks/decode.py --base assets/easy-vqa-base --model outputs/quickstart/model --shape 135M \\
+    python -m benchmarks.decode --base assets/easy-vqa-base --model outputs/quickstart/model --shape 135M \\
         --json benchmarks/results/decode.json --chart assets/decode.svg
 """
 
@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode_baselines import Answers
-from decode_report import Measured, as_line, as_table, draw, summary
-from decode_tasks import SHAPES, Batch, Contender, Task, random_task, trained_task
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from benchmarks.decode_baselines import Answers
+from benchmarks.decode_report import Measured, as_line, as_table, draw, summary
+from benchmarks.decode_tasks import SHAPES, Batch, Contender, Task, random_task, trained_task
 from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.errors import UserError
 
@@ -120,7 +120,7 @@ def write(results: list[Measured], machine: dict[str, Any], arguments: argparse.
 
 def build_parser() -> Parser:
     """Builds the parser of the command line."""
-    parser = Parser(prog="python benchmarks/decode.py", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.decode", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", help="AR model that was translated; with --model")
     parser.add_argument("--model", help="its finetuned translation, which answers easy-VQA")
     parser.add_argument("--name", help="of that model in the table; its folder's if left out")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from decode_baselines import Answers, Inputs, cut, decode_fully, decode_like_the_reference
-from decode_report import MODES, Measured
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.decode_baselines import Answers, Inputs, cut, decode_fully, decode_like_the_reference
+from benchmarks.decode_report import MODES, Measured
 from diffusionvl import DiffusionVLConfig, DiffusionVLForConditionalGeneration
 from diffusionvl.checkpoints.loading import find_device, load_model, load_processor
 from diffusionvl.evaluation.decoding import answer_batch, on_model

@@ -10,7 +10,7 @@ All take the same rows through the same random Qwen2.5-VL, forward and backward,
 The same tokens are masked in the first three, whose losses must agree. The language-model part has words where pictures
 stand, so that no vision tower runs; the whole step has pictures.
 
-    python benchmarks/train_step.py --json benchmarks/results/train_step.json
+    python -m benchmarks.train_step --json benchmarks/results/train_step.json
 """
 
 import argparse
@@ -30,8 +30,16 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from train_step_contenders import SHAPES, Document, ar_loss, build_batches, build_model, our_loss, reference_loss
 
+from benchmarks.train_step_contenders import (
+    SHAPES,
+    Document,
+    ar_loss,
+    build_batches,
+    build_model,
+    our_loss,
+    reference_loss,
+)
 from diffusionvl import DiffusionVLForConditionalGeneration
 from diffusionvl.commands.command_line import Parser
 from diffusionvl.modeling.attention import attend_over_tiles
@@ -237,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 2 for an input that cannot be used.
     """
-    parser = Parser(prog="python benchmarks/train_step.py", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.train_step", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, help="of the model (default: 3b on a GPU, small without)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and short rows, to see that it runs")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="which to measure (default: all)")

@@ -189,9 +189,10 @@ def prepare_local_data() -> None:
         UserError: It cannot be written.
     """
     if not (EVAL.parent / "outputs" / "eval-data" / "easy_vqa" / "long.jsonl").exists():
-        done = subprocess.run([sys.executable, str(EVAL / "tasks" / "make_data.py")], stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "eval.tasks.make_data"]
+        done = subprocess.run(command, cwd=EVAL.parent, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise UserError(f"eval/tasks/make_data.py failed: {done.stderr.strip()}")
+            raise UserError(f"python -m eval.tasks.make_data failed: {done.stderr.strip()}")
 
 
 def run_all(arguments: argparse.Namespace, suite: Suite, jobs: Sequence[Job]) -> int:

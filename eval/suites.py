@@ -44,7 +44,7 @@ class Suite:
         name: Name of its file.
         title: Name for people.
         source: Where its settings come from.
-        data: `local`: written by `eval/tasks/make_data.py`. `hub`: downloaded by lmms-eval.
+        data: `local`: written by `python -m eval.tasks.make_data`. `hub`: downloaded by lmms-eval.
         tasks: The tasks in the order in which they are run.
         model_args: Options of the plugin.
         gen_kwargs: Settings of all tasks.

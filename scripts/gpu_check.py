@@ -43,8 +43,9 @@ class Check:
 
 def checks(results: str) -> list[Check]:
     """All checks, the quick ones first. Each benchmark writes its own JSON, too, case by case."""
-    train = ["benchmarks/train_step.py", "--cases", "324 + 150", "2880 + 150", "324 + 40, 150, 400", "--seconds", "4"]
-    decode = ["benchmarks/decode.py", "--shape", "3B", "--dtype", "bfloat16", "--tokens", "64", "--full-steps", "1"]
+    cases = ["--cases", "324 + 150", "2880 + 150", "324 + 40, 150, 400", "--seconds", "4"]
+    train = ["-m", "benchmarks.train_step", *cases]
+    decode = ["-m", "benchmarks.decode", "--shape", "3B", "--dtype", "bfloat16", "--tokens", "64", "--full-steps", "1"]
     return [
         Check(
             "tests", ["-m", "pytest", "-m", "gpu", "-rs", "tests"], 300, ("pytest", "accelerate", "datasets", "peft")

@@ -1,4 +1,4 @@
-"""`python eval/tasks/make_data.py`: writes the data of the local tasks to outputs/eval-data. No network is needed."""
+"""`python -m eval.tasks.make_data`: writes the data of the local tasks to outputs/eval-data. No network is needed."""
 
 import json
 import random

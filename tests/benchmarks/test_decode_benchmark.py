@@ -1,19 +1,14 @@
 """What the benchmark of decoding compares with: the reference's loop answers what `generate` answers."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import QUESTION, lively, prompts
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import decode
-from decode_baselines import decode_fully, decode_like_the_reference
-from decode_report import Measured, as_table, draw, summary
-
+from benchmarks import decode
+from benchmarks.decode_baselines import decode_fully, decode_like_the_reference
+from benchmarks.decode_report import Measured, as_table, draw, summary
 from diffusionvl.evaluation.costs import Cost
 
 LONG = "is there a circle, a triangle or a square in the image, and what color does it have?"

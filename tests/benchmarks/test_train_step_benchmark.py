@@ -1,16 +1,12 @@
 """The benchmark of a training step: what it counts is what the shapes say, and each contender runs what it claims."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from train_step import LANGUAGE, WHOLE, main, peak_mib
-from train_step_contenders import SHAPES
+from benchmarks.train_step import LANGUAGE, WHOLE, main, peak_mib
+from benchmarks.train_step_contenders import SHAPES
 
 ROW = "324 + 150"  # tiny: 16 image tokens and 8 words, a response of 16
 

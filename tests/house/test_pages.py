@@ -119,6 +119,8 @@ def test_commands_and_their_flags_exist(page):
         folder = ROOT / name.replace(".", "/")
         places = [ROOT / name] if name.endswith(SCRIPTS) else [folder.with_suffix(".py"), folder / "__main__.py"]
         assert any(place.is_file() for place in places), f"{page.name}: {' '.join(words)}"
+        # By its path, Python would find none of the folders that are not installed.
+        assert not (name.endswith(".py") and name.split("/")[0] in OURS), f"{page.name}: run {name} by `python -m`"
         flags = {word.partition("=")[0].replace("_", "-") for word in rest if FLAG.match(word)}
         known = {flag.replace("_", "-") for flag in known_flags(name, rest)}
         assert flags <= known, f"{page.name}: {' '.join(words)}"
