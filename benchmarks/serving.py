@@ -216,7 +216,7 @@ def compare_turns(url: str, picture: int, block_size: int, pairs: int) -> Any:
 
 
 def hold(url: str, app: Any, pool: ProcessPoolExecutor, streams: int, seconds: float) -> Any:
-    """Many streams for some time: the number of answers, memory on the way, and what is left behind."""
+    """Many streams for some time: the number of answers, memory over time, and the rows that remain."""
     running = pool.submit(run_long, url, streams, seconds, 32)
     seen = watch(running, app)
     registry = app.state.service.metrics.registry

@@ -82,7 +82,7 @@ class DecodingBatch:
         # A row in its last window may be padded, for the sake of others that have two blocks to run.
         self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size, static_shapes)
         self._device = model.get_input_embeddings().weight.device
-        # What other programs do to a CPU is no part of a forward's cost; a GPU is waited for.
+        # Time that other programs take from a CPU does not count as a forward's cost; a GPU is waited for.
         self._clock = time.thread_time if self._device.type == "cpu" else time.perf_counter
         text = model.base.config.get_text_config(decoder=True)
         self._attention = unmaskable(model.base.get_decoder(), text.num_hidden_layers)

@@ -204,7 +204,7 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
 def recorded_settings(
     model: ModelArguments, data: DataArguments, args: BlockDiffusionConfig, rows: RowDataset | PackedRowDataset
 ) -> dict[str, Any]:
-    """All settings of a run, as its checkpoints record them, with what tells its data and its batches from others."""
+    """All settings of a run, as its checkpoints record them, with what distinguishes its data and batches."""
     records = (rows.rows if isinstance(rows, PackedRowDataset) else rows).records
     probed = sorted({number * (len(records) - 1) // (PROBED - 1) for number in range(PROBED)})
     texts = [_texts(records, index) for index in probed]

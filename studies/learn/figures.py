@@ -83,7 +83,7 @@ def by_quality(runs: Runs, name: str) -> list[str]:
 def table(runs: Runs) -> str:
     """Writes what each variant reached at the end of its runs, in Markdown."""
     names = [name for name in next(iter(next(iter(runs.values())).values()))["curve"][-1]["denoise"] if name in UNITS]
-    wanted = names[-1]  # the one that tells variants apart
+    wanted = names[-1]  # the one in which variants differ
     header = ["", "seeds", *(f"{UNITS[name]}, %" for name in names), "against the baseline", "forwards/token"]
     rows = []
     for variant in by_quality(runs, wanted):
