@@ -17,7 +17,7 @@ from .cache import SlotCache, pack
 from .canvas import Run
 from .constraint import fill_bitmasks, unpack
 from .errors import UserError
-from .families import placeholder_ids
+from .families import placeholder_ids, unwritable_ids
 from .logprobs import read_scores, score_tokens
 from .remasking import REMASKING, Draft
 from .request import Request
@@ -88,7 +88,7 @@ class DecodingBatch:
         self._attention = unmaskable(model.base.get_decoder(), text.num_hidden_layers)
         self._sliding = any(window is not None for window in model.windows.values())
         self._placeholders = set(placeholder_ids(model.base.config))
-        self.unwritable = [model.config.mask_token_id, *self._placeholders]
+        self.unwritable = unwritable_ids(model)
         known = [one for one in self.unwritable if one < text.vocab_size]
         self._forbidden = torch.tensor(known, dtype=torch.long, device=self._device)
 

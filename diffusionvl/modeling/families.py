@@ -124,6 +124,11 @@ def placeholder_ids(base_config: PreTrainedConfig) -> list[int]:
     return [token_id for token_id in ids if token_id is not None]
 
 
+def unwritable_ids(model: Any) -> list[int]:
+    """Ids that no answer of a block-diffusion model may hold: the mask token and placeholders."""
+    return [model.config.mask_token_id, *placeholder_ids(model.base.config)]
+
+
 def media_by_image(media: dict[str, Any], placeholders: int) -> list[tuple[int, dict[str, Any]]]:
     """Image and video inputs of a prompt, in parts that the base can read one by one.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.engine import Engine
-from ..modeling.families import placeholder_ids
+from ..modeling.families import unwritable_ids
 from ..modeling.grammar import compile_constraint
 from ..modeling.logprobs import TokenLogprob
 from ..modeling.request import FinishReason, Request
@@ -134,8 +134,7 @@ class EngineThread:
         settings = copy.deepcopy(engine.model.generation_config)
         settings.update(**constraint)
         settings.validate()
-        unwritable = [engine.model.config.mask_token_id, *placeholder_ids(engine.model.base.config)]
-        compile_constraint(settings, engine.tokenizer, unwritable)
+        compile_constraint(settings, engine.tokenizer, unwritable_ids(engine.model))
 
     def abort(self, jobs: Sequence[Job]) -> None:
         """Frees what jobs hold; those that have ended hold nothing. Never waits and never fails."""
