@@ -47,8 +47,8 @@ finetune() {
   once "$name" python -m diffusionvl.train "configs/recipes/smollm2_$recipe.yaml" --model "$out/$init" \
     --output_dir "$out/$name" --max_steps "$steps" --seed "$seed" "$@"
 }
-# translate NAME BASE BLOCK_SIZE
-translate() { once "$1" diffusionvl translate "$out/$2" --out "$out/$1" --block-size "$3"; }
+# translate NAME BASE BLOCK_SIZE: as in the paper, whose clean stream is one of blocks
+translate() { once "$1" diffusionvl translate "$out/$2" --out "$out/$1" --block-size "$3" --clean-attention block; }
 
 pictures=(--train_records "$out/data/conversations.jsonl")
 once smollm2 python -m studies.smollm2.unpack --out "$out/smollm2"
@@ -63,9 +63,10 @@ finetune translation translate translation_init "$train" "${pictures[@]}"
 
 # The paper's tables 5 and 6: translations of an AR vision-language model, here of the baseline.
 for size in 1 4 8 16 64; do translate "init_$size" ar "$size"; done
-for size in 1 4 8 16; do finetune "block_$size" translate "init_$size" "$ablate" "${pictures[@]}"; done
-finetune full translate init_64 "$ablate" "${pictures[@]}"
-finetune sequence translate init_8 "$ablate" "${pictures[@]}" --noise_order sequence
+paper=("${pictures[@]}" --ar_weight 0)
+for size in 1 4 8 16; do finetune "block_$size" translate "init_$size" "$ablate" "${paper[@]}"; done
+finetune full translate init_64 "$ablate" "${paper[@]}"
+finetune sequence translate init_8 "$ablate" "${paper[@]}" --noise_order sequence
 
 # Text alone: the translation learns from answers that its own base wrote.
 once text_data python -m studies.smollm2.own_answers "$out/smollm2" --out "$out/text_data" --limit "$prompts"

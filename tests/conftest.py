@@ -36,8 +36,16 @@ def base_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def translated_dir(base_dir, tmp_path_factory):
-    """Folder of the block-diffusion model with the base's weights, D = 8."""
+    """Folder of the block-diffusion model with the base's weights, D = 8, and a clean stream of blocks: the paper's."""
     folder = str(tmp_path_factory.mktemp("translated"))
+    save_checkpoint(*translate(base_dir, clean_attention="block"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_dir(base_dir, tmp_path_factory):
+    """Folder of the same model as `translate` makes it by default: its clean stream is causal."""
+    folder = str(tmp_path_factory.mktemp("causal"))
     save_checkpoint(*translate(base_dir), folder)
     return folder
 

@@ -88,7 +88,7 @@ def decode_slowly(model, inputs, new):
     size, mask_id = model.config.block_size, model.config.mask_token_id
     media = media_of(model, inputs)
     row, mask = inputs["input_ids"], inputs["attention_mask"]
-    prompt, blocks = row.shape[1], model.block_ids(row, mask)
+    prompt, blocks = row.shape[1], model.clean_blocks(row, mask)
     while row.shape[1] < prompt + new:
         row = torch.cat([row, row.new_full((1, size), mask_id)], dim=1)
         blocks = torch.cat([blocks, (blocks.max() + 1).expand(1, size)], dim=1)
@@ -99,6 +99,8 @@ def decode_slowly(model, inputs, new):
             sure, drawn = chances.max(-1)
             place = sure.masked_fill(row[0] != mask_id, -1).argmax()
             row[0, place] = drawn[place]
+        if model.config.clean_attention == "causal":  # tokens that are written see what stands before them alone
+            blocks[:, -size:] += torch.arange(size)
         if torch.isin(row[0, prompt:], torch.tensor(model.generation_config.eos_token_ids)).any():
             break
     return row[0, prompt : prompt + new].tolist()

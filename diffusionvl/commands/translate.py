@@ -20,8 +20,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--clean-attention",
         choices=["block", "causal"],
-        default="block",
-        help="what clean tokens see: their whole block (block), or what the AR model lets them see (causal)",
+        default="causal",
+        help="what clean tokens see: what the AR model lets them see (causal, the default), or their block (block, the "
+        "paper's)",
     )
     parser.add_argument("--min-pixels", type=int, help="least pixels of a picture (Qwen-VL); the processor's own")
     parser.add_argument("--max-pixels", type=int, help="most pixels of a picture (Qwen-VL); the processor's own")

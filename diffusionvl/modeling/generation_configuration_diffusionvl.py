@@ -146,8 +146,8 @@ def _resolve_decoding(settings: DiffusionVLGenerationConfig, config: Any) -> Non
     if settings.decoding != "denoise" and config.clean_attention != "causal":
         raise UserError(
             f"decoding={settings.decoding!r} needs a clean stream that is causal, and this checkpoint has "
-            f"clean_attention={config.clean_attention!r}; use decoding='denoise', or translate and train with "
-            "clean_attention='causal'"
+            f"clean_attention={config.clean_attention!r}; use decoding='denoise', or translate the base again "
+            "with clean_attention='causal', the default, and train the result"
         )
     if settings.draft_size != "auto" and settings.draft_size > settings.block_size:
         raise UserError(f"draft_size={settings.draft_size} exceeds the block size; give 1 to {settings.block_size}")

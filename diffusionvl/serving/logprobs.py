@@ -10,6 +10,7 @@ from ..modeling.logprobs import TokenLogprob
 from .text import BYTE, INCOMPLETE
 
 LEAST = -9999.0  # OpenAI's number for what is impossible, as JSON has no infinity
+INSIDE = range(0x80, 0xC0)  # bytes that do not begin a character
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # as pieces of bytes are written
 
 
@@ -51,7 +52,10 @@ class Cursor:
         """Moves past a token, and returns the number of characters before it."""
         before = self._characters
         if token not in self._spelling.special:
-            self._characters += len(self._decoder.decode(self._spelling.bytes_of(token)))
+            spelt, (begun, _) = self._spelling.bytes_of(token), self._decoder.getstate()
+            if begun and spelt and spelt[0] not in INSIDE:  # the character stays incomplete: one mark, before the token
+                before += 1
+            self._characters += len(self._decoder.decode(spelt))
         return before
 
 

@@ -92,11 +92,11 @@ class BlockDiffusionConfig(TrainingArguments):
     complementary: bool = field(
         default=False, metadata={"help": "of two noisy views, the second masks what the first leaves (noisy_views: 2)"}
     )
-    ar_weight: float = field(
-        default=0.0,
+    ar_weight: float | None = field(
+        default=None,
         metadata={
-            "help": "weight of the next-token loss on the clean stream, beside the diffusion loss; needs "
-            "clean_attention causal"
+            "help": "weight of the next-token loss on a causal clean stream, beside the diffusion loss; 1 by default, "
+            "0 for drafts"
         },
     )
     draft: bool = field(

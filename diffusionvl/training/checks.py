@@ -30,8 +30,8 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
     for name, wanted in (("draft", args.draft), ("ar_weight", args.ar_weight), ("targets", own_teacher)):
         if wanted and not causal:
             raise UserError(
-                f"{name} needs a checkpoint whose clean stream is causal; translate its base with "
-                "`--clean-attention causal`"
+                f"{name} needs a checkpoint whose clean stream is causal, as that of a new translation is; translate "
+                "its base again"
             )
     if args.block_growth is not None and args.block_growth[-1] != config.block_size:
         raise UserError(
@@ -41,7 +41,7 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
     if (args.block_growth or args.random_block_size) and not causal and reads_images_whole(config.base_config):
         raise UserError(
             f"model type {config.base_config.model_type!r} reads images whole, whose blocks cannot be split; take "
-            "block_growth and random_block_size out, or translate its base with `--clean-attention causal`"
+            "block_growth and random_block_size out, or translate its base again, with a causal clean stream"
         )
     if causal and args.noise_order == "reference":
         raise UserError("noise_order reference needs clean_attention 'block'; the reference knows no other")
@@ -49,6 +49,17 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
         for name in ("train_modules", "vision_learning_rate", "ar_weight"):
             if getattr(args, name):
                 raise UserError(f"{name} would train the base, which a draft-only adapter leaves as it is; take it out")
+
+
+def settle_ar_weight(config: PreTrainedConfig, args: BlockDiffusionConfig) -> None:
+    """Gives `ar_weight` its value where none is set.
+
+    It is 1 where the clean stream is causal, since training by masks alone would unlearn to write token by token, and
+    0 for drafts, a clean stream of blocks and the AR objective.
+    """
+    if args.ar_weight is None:
+        translated = isinstance(config, DiffusionVLConfig) and config.draft_adapter is None
+        args.ar_weight = float(translated and config.clean_attention == "causal" and not args.draft)
 
 
 def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> None:

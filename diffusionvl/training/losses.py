@@ -105,7 +105,7 @@ def block_diffusion_loss(
     if args.certainty_weight:
         certainty = certainty_loss(predictions, losses.correct) * weights.flatten()[tokens]
         losses = losses._replace(weighted=losses.weighted + args.certainty_weight * certainty)
-    if len(clean):
+    if args.ar_weight and len(clean):
         by_document = args.ar_weight * clean_weights(clean, labels, documents, args.normalizer)
         losses = losses._replace(clean=_token_losses(clean_predictions, clean, batch["input_ids"], by_document))
     return losses

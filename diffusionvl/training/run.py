@@ -23,7 +23,7 @@ from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .arguments import BlockDiffusionConfig
 from .callbacks import SaveAndStopOnSigterm
-from .checks import check_objective
+from .checks import check_objective, settle_ar_weight
 from .cost.plan import build_meta_model, outline, plan
 from .dataset import RowDataset
 from .draft import add_draft, train_draft_alone
@@ -32,7 +32,7 @@ from .model_arguments import DataArguments, ModelArguments
 from .next_tokens import load_teacher
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others
-from .run_folder import check_settings, is_finished, recorded_settings, resume_from, unfinished
+from .run_folder import check_settings, is_finished, read_settings, recorded_settings, resume_from, unfinished
 from .samples import SampleTable
 from .trainer import BlockDiffusionTrainer
 
@@ -96,6 +96,8 @@ def prepare(
     records: list[Record] | None,
 ) -> BlockDiffusionTrainer:
     """Builds the trainer of a run, which may go on from a checkpoint, and prints the plan."""
+    if checkpoint is not None and args.ar_weight is None:
+        args.ar_weight = read_settings(checkpoint).get("ar_weight", 0.0)  # the run keeps its loss
     trainer = build_trainer(model, data, args, records)
     trainer.settings = recorded_settings(model, data, args, trainer.train_dataset)
     if checkpoint is not None:
@@ -203,6 +205,7 @@ def describe(model_args: ModelArguments, data: DataArguments, args: BlockDiffusi
         from .lora import add_adapter
 
         model = add_adapter(model, model_args, args)
+    settle_ar_weight(model.config, args)
     if args.train_modules is not None:
         freeze_others(model, args.train_modules)
     rows = build_rows(data.train_records, data, args, checkpoint.processor, model.config, data.max_bad_samples)

@@ -225,6 +225,11 @@ def _texts(records: Any, index: int) -> list[str] | None:
         return None
 
 
+def read_settings(checkpoint: str) -> dict[str, Any]:
+    """The settings that a checkpoint records."""
+    return json.loads(Path(checkpoint, SETTINGS_NAME).read_text(encoding="utf-8"))
+
+
 def check_settings(checkpoint: str, settings: dict[str, Any]) -> list[str]:
     """Compares the settings of a run with those of the checkpoint that it goes on from.
 
@@ -238,7 +243,7 @@ def check_settings(checkpoint: str, settings: dict[str, Any]) -> list[str]:
     Raises:
         UserError: One differs that the optimizer or the order of the data depends on.
     """
-    recorded = json.loads(Path(checkpoint, SETTINGS_NAME).read_text(encoding="utf-8"))
+    recorded = read_settings(checkpoint)
     if recorded.get("save_only_model"):
         raise UserError(
             f"{checkpoint} was saved with save_only_model, so it lacks the optimizer; start a new run from its weights "

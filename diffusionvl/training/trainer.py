@@ -23,7 +23,7 @@ from ..objective.loss import loss_counts
 from .arguments import BlockDiffusionConfig
 from .callbacks import BlockDiffusionProgress, LogLastStep
 from .checkpoints import CheckpointTrainer
-from .checks import check_objective, check_rows
+from .checks import check_objective, check_rows, settle_ar_weight
 from .cost.flops import StepFlops, peak_of
 from .dataset import RowDataset
 from .losses import COUNTS, TokenLosses, autoregressive_loss, block_diffusion_loss, with_block_sizes
@@ -39,7 +39,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
 
     Args:
         model: A `DiffusionVLForConditionalGeneration`, or an AR model for the AR objective.
-        args: Settings.
+        args: Settings; `ar_weight` gets a value if it has none.
         train_dataset: A `RowDataset` or a `PackedRowDataset`.
         teacher: An AR model that is learned from; it is neither trained nor saved.
         **kwargs: As in transformers.
@@ -59,6 +59,7 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         **kwargs: Any,
     ) -> None:
         check_objective(model.config, args)
+        settle_ar_weight(model.config, args)
         if train_dataset is not None:
             check_rows(train_dataset, args)
         if args.train_modules is not None:

@@ -25,7 +25,7 @@ def translate(
     block_size: int = 8,
     position_mode: str = "native",
     block_origin: str = "response",
-    clean_attention: str = "block",
+    clean_attention: str = "causal",
     dtype: str | torch.dtype = "auto",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -39,7 +39,8 @@ def translate(
         block_size: D, tokens that are denoised together.
         position_mode: `native` or `sequential` (see `DiffusionVLConfig`).
         block_origin: `response` or `absolute` (see `DiffusionVLConfig`).
-        clean_attention: `block` or `causal` (see `DiffusionVLConfig`).
+        clean_attention: `causal`, with which the translation also stays an AR model, or `block`, the paper's (see
+            `DiffusionVLConfig`).
         dtype: Type of the weights; the checkpoint's own by default.
         min_pixels: A smaller picture is scaled up to this many pixels (Qwen-VL families); the processor's by default.
         max_pixels: A larger one is scaled down to this many.

@@ -50,7 +50,8 @@ def run(variant: Variant, recipe: dict[str, Any], steps: Sequence[int], evaluate
         evaluate: Asks the model in several ways.
     """
     begin = time.perf_counter()
-    settings = {"save_strategy": "no", "disable_tqdm": True, "max_steps": steps[-1], **recipe, **variant.settings}
+    settings = {"save_strategy": "no", "disable_tqdm": True, "max_steps": steps[-1], **recipe}
+    settings |= {"ar_weight": 0.0, **variant.settings}  # a variant has the AR loss that it names, not the default one
     trainer = build_trainer(*parse_arguments(recipe_flags(settings)))
     processor = Checkpoint(recipe["model"]).processor
     points: list[dict[str, Any]] = []

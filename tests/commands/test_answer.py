@@ -49,15 +49,15 @@ def infer(capsys, model, *flags):
     return json.loads(run(capsys, *argv)[1])
 
 
-def test_answers_are_those_of_infer_and_are_scored(answer, translated_dir, pictures, capsys, tmp_path):
-    code, printed, err, lines = answer(translated_dir, "--batch-size", "2")
+def test_answers_are_those_of_infer_and_are_scored(answer, causal_dir, pictures, capsys, tmp_path):
+    code, printed, err, lines = answer(causal_dir, "--batch-size", "2")
     assert code == 1  # for the missing picture
     assert [line["index"] for line in lines] == [0, 1, 2, 3]
-    alone = infer(capsys, translated_dir, "--prompt", QUESTION, "--image", pictures[0])
+    alone = infer(capsys, causal_dir, "--prompt", QUESTION, "--image", pictures[0])
     assert (lines[0]["answer"], lines[0]["tokens"], lines[0]["forwards"]) == (
         *(alone[name] for name in ("answer", "tokens", "forwards")),
     )
-    assert lines[1]["answer"] == infer(capsys, translated_dir, "--prompt", "is there a circle?")["answer"]
+    assert lines[1]["answer"] == infer(capsys, causal_dir, "--prompt", "is there a circle?")["answer"]
     assert [line.get("expected") for line in lines] == ["red", "yes", "it is red", None]
     assert all(line["exact_match"] == (line["answer"] == line["expected"]) for line in lines[:3])
     assert "none.png" in lines[3]["error"]
@@ -78,6 +78,15 @@ def test_an_ar_model_answers_too(answer, base_dir):
     assert code == 0
     assert len(lines) == 3
     assert all(line["forwards"] == line["tokens"] for line in lines)
+
+
+@pytest.mark.parametrize("decoding", ["autoregressive", "speculative"])
+def test_a_new_translation_writes_what_its_base_writes(answer, base_dir, causal_dir, tmp_path, decoding):
+    """Before any training: its clean stream is the AR model."""
+    lines = answer(causal_dir, "--decoding", decoding)[3]
+    own = answer(base_dir, out=tmp_path / "base.jsonl")[3]
+    assert [line.get("answer") for line in lines] == [line.get("answer") for line in own]
+    assert [line.get("tokens") for line in lines] == [line.get("tokens") for line in own]
 
 
 def test_a_run_that_was_stopped_goes_on(answer, translated_dir, tmp_path, monkeypatch):

@@ -28,8 +28,8 @@ def base(base_dir):
 
 
 @pytest.fixture
-def checkpoint(translated_dir):
-    return translated_dir
+def checkpoint(causal_dir):
+    return causal_dir
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,8 @@ def test_a_run_warns_of_nothing(recipe, capfd):
     capfd.readouterr()
     assert main([recipe(dataloader_num_workers=1)]) == 0
     out, err = capfd.readouterr()
-    assert [line.split()[3] for line in out.splitlines()] == ["records", "of", "steps", "minutes;"]  # its plan and end
+    words = [line.split()[3] for line in out.splitlines()]
+    assert words == ["records", "of", "steps", "block", "minutes;"]  # its plan, its loss and its end
     assert "loss=" in err
     assert [line for line in err.splitlines() if line.strip() and "%|" not in line] == []  # progress bars only
 

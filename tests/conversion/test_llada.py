@@ -197,15 +197,16 @@ def test_it_takes_the_road_of_any_language_model(llada_dir, tower_dirs, pictures
     (tmp_path / "records.json").write_text(json.dumps([record] * 2))
     common = ("--train_records", str(tmp_path / "records.json"), "--max_steps", "1", "--save_strategy", "no")
     projector = ("--train_modules", "projector")
+    blocks = ("--clean-attention", "block")  # it was never an AR model
     parts = ("--lm", str(tmp_path / "llama"), "--vision", tower_dirs["siglip"])
     answer = ("--image", pictures[1], "--prompt", "what is it", "--device", "cpu", "--json", "--max-new-tokens", "4")
     for argv in (
         ("convert", "llada", str(llada_dir), str(tmp_path / "llama")),
         ("assemble", *parts, "--image-grid", "single", "--out", str(tmp_path / "base")),
-        ("translate", str(tmp_path / "base"), "--out", str(tmp_path / "full"), "--block-size", "64"),
+        ("translate", str(tmp_path / "base"), "--out", str(tmp_path / "full"), "--block-size", "64", *blocks),
         ("train", "--model", str(tmp_path / "full"), "--output_dir", str(tmp_path / "aligned"), *common, *projector),
         ("assemble", *parts, "--projector", str(tmp_path / "aligned"), "--out", str(tmp_path / "tiles")),
-        ("translate", str(tmp_path / "tiles"), "--out", str(tmp_path / "init"), "--block-size", "4"),
+        ("translate", str(tmp_path / "tiles"), "--out", str(tmp_path / "init"), "--block-size", "4", *blocks),
         ("train", "--model", str(tmp_path / "init"), "--output_dir", str(tmp_path / "model"), *common),
         ("infer", "--model", str(tmp_path / "model"), *answer),
     ):

@@ -97,11 +97,11 @@ def test_manifest_offers_both_forms():
 
 
 @pytest.mark.parametrize("form", [DiffusionVLChat, DiffusionVLSimple])
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_answers_are_those_of_generate_alone(form, batch_size, translated_dir, processor, pictures, images):
-    model = build(form, translated_dir, images, batch_size=batch_size)
+@pytest.mark.parametrize(("batch_size", "decoding"), [(1, None), (5, None), (5, "autoregressive"), (5, "speculative")])
+def test_answers_are_those_of_generate_alone(form, batch_size, decoding, causal_dir, processor, pictures, images):
+    model = build(form, causal_dir, images, batch_size=batch_size, decoding=decoding)
     results = model.generate_until(requests(form))
-    texts, counts = alone(load_model(translated_dir), processor, pictures)
+    texts, counts = alone(load_model(causal_dir), processor, pictures, decoding=decoding)
     assert [result.text for result in results] == [text.strip() for text in texts]
     assert [result.token_counts.output_tokens for result in results] == counts
     assert all(result.token_counts.input_tokens > 5 for result in results)

@@ -58,10 +58,17 @@ def family(request, tmp_path_factory, pictures):
     )
 
 
-@pytest.mark.parametrize("setting", [("block_size", 1), ("clean_attention", "causal")])
-def test_a_causal_clean_stream_and_blocks_of_one_token_are_the_base(family, setting, monkeypatch):
+@pytest.fixture(params=["block", "causal"])
+def clean_attention(request, family, monkeypatch):
+    """Each clean stream in turn; the family's translation has it while a test runs."""
+    monkeypatch.setattr(family.model.config, "clean_attention", request.param)
+    return request.param
+
+
+def test_a_causal_clean_stream_and_blocks_of_one_token_are_the_base(family, clean_attention, monkeypatch):
     """Positions, masks of every layer and what the base does to its scores: all as in its own causal forward."""
-    monkeypatch.setattr(family.model.config, *setting)
+    if clean_attention == "block":
+        monkeypatch.setattr(family.model.config, "block_size", 1)
     for question in family.questions:
         inputs = prompts(family.processor, question)
         with torch.no_grad():
@@ -85,6 +92,7 @@ def loss_of(model, batch, chosen):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # FlexAttention warns that it is not compiled
+@pytest.mark.usefixtures("clean_attention")
 def test_tiles_are_the_dense_mask(family):
     batch = collated(family.model, family.processor, family.records)
     chosen = torch.ones(int((batch["labels"] != IGNORED).sum()), dtype=torch.bool)
@@ -128,6 +136,7 @@ def test_a_batch_of_text_uses_the_vision_tower_and_stays_what_it_is(family, monk
             assert not gradient.any()
 
 
+@pytest.mark.usefixtures("clean_attention")
 @pytest.mark.parametrize("supervision", ["assistant", "structural"])
 def test_response_only_is_two_stream(family, supervision):
     results = []
@@ -164,6 +173,7 @@ def test_eager_attention_is_the_same(family):
         assert_same(model.eval()(**inputs).logits, family.model(**inputs).logits, 1e-4)
 
 
+@pytest.mark.usefixtures("clean_attention")
 def test_images_in_a_noisy_block_are_as_in_its_place(family, monkeypatch):
     """A block that holds prompt, images and response: its noisy copy sees all that an image brings, DeepStack, too."""
     if not family.images or family.model.base.config.model_type == "gemma3":  # which takes no such blocks
@@ -214,6 +224,7 @@ def answers(model, inputs, new):
     return [cut(answer, model) for answer in output]
 
 
+@pytest.mark.usefixtures("clean_attention")
 def test_decoding_with_a_cache_is_decoding_without_and_a_batch_is_each_row_alone(family):
     model, processor = family.model, family.processor
     together = answers(model, prompts(processor, *family.questions), 9)
@@ -280,7 +291,7 @@ def own_loss(model, row, family):
 
 def test_speculative_decoding_writes_what_the_stock_model_writes(family, monkeypatch):
     """Greedy, in fp64, by random masks and by drafts that are often right: ids of `generate` of the base."""
-    model = load_plain_model(family.folder, clean_attention="causal").double()
+    model = load_plain_model(family.folder).double()
     model.base.set_experts_implementation("eager")  # the grouped one multiplies no fp64
     settings = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0}
     for question in family.questions:

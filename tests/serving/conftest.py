@@ -6,9 +6,9 @@ from serving_helpers import serving
 
 
 @pytest.fixture(scope="package")
-def model(translated_dir):
+def model(causal_dir):
     """Its answers vary; their length and end are those of a checkpoint."""
-    model = lively(translated_dir)
+    model = lively(causal_dir)
     model.generation_config.update(max_new_tokens=24)
     return model
 

@@ -118,8 +118,8 @@ def test_drafts_show_a_block_after_every_step(server, model, processor):
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == text
 
 
-def test_speculative_answers_are_those_of_the_clean_stream_with_wrong_drafts_struck(translated_dir, processor):
-    model = lively(translated_dir, clean_attention="causal")
+def test_speculative_answers_are_those_of_the_clean_stream_with_wrong_drafts_struck(causal_dir, processor):
+    model = lively(causal_dir)
     settings = {"max_tokens": 24, "return_token_ids": True}
     tokens, _ = generated(model, processor, "hi", max_new_tokens=24, decoding="autoregressive")
     with serving(model, processor) as server:

@@ -102,6 +102,9 @@ def test_tokens_are_spelt_byte_by_byte():
     assert found["tokens"] == ["a", " ", "bytes:\\xc3", "bytes:\\xa9"]
     assert found["text_offset"] == [0, 1, 2, 2]
     assert found["top_logprobs"] == [{"a": -1.0}, {"a": LEAST, " ": -1.0}, *found["top_logprobs"][2:]]
+    cut = [ids[2], ids[0], ids[3], ids[2], ids[3]]  # two that stay incomplete are written as one mark each
+    assert b"".join(map(spelling.bytes_of, cut)).decode(errors="replace") == "\ufffda\ufffdé"
+    assert of_completion(spelling, cut, [*entries, entries[0]], Cursor(spelling))["text_offset"] == [0, 1, 2, 3, 3]
     content = of_chat(spelling, ids, entries)["content"]
     assert [entry["token"] for entry in content] == ["a", " ", "\\xc3", "\\xa9"]
     assert content[1]["top_logprobs"][1] == {"token": "a", "logprob": LEAST, "bytes": [97]}

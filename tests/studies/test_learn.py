@@ -6,9 +6,9 @@ import pytest
 
 from diffusionvl.modeling.errors import UserError
 from studies.learn import __main__ as study
-from studies.learn import easy, eyes, text
+from studies.learn import curve, easy, eyes, text
 from studies.learn.figures import Estimate, differences, main, read_runs, table
-from studies.learn.variants import BASELINE, file_name
+from studies.learn.variants import BASELINE, EASY, TABLES, TEXT, file_name
 
 ASKED = ["--part", "a", "--budget", "smoke", "--variants", BASELINE, "causal, AR 1, own states"]
 
@@ -41,6 +41,23 @@ def test_what_is_there_is_not_made_again(made, monkeypatch, capsys):
     assert study.main([*ASKED, "--out", str(made)]) == 0
     assert study.main(["--part", "a", "--out", str(made)]) == 2
     assert "holds runs of another part or budget" in capsys.readouterr().err
+
+
+def test_a_variant_has_the_ar_loss_that_it_names_and_no_other(monkeypatch):
+    """Whatever the default is, and whatever the recipe says: so its runs stay what they were."""
+
+    class Stopped(Exception):
+        pass
+
+    def build(model, data, args):
+        raise Stopped(args.ar_weight)
+
+    monkeypatch.setattr(curve, "build_trainer", build)
+    recipe = {"model": "model", "train_records": ["records"], "output_dir": "out", "ar_weight": 0.5}
+    for variant in (*EASY.values(), *TABLES.values(), *TEXT.values()):
+        with pytest.raises(Stopped) as stopped:
+            curve.run(variant, recipe, [1], None)
+        assert stopped.value.args == (variant.settings.get("ar_weight", 0),)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--budget", "large"), ("--variants", "magic")])

@@ -126,7 +126,7 @@ def run(tmp_path_factory, base_dir, text_base):
         ("full", base_dir, 64),
         ("text", text_base, 8),
     ):
-        save_checkpoint(*translate(base, block_size=size), str(run / name))
+        save_checkpoint(*translate(base, block_size=size, clean_attention="block"), str(run / name))
     (run / "ar").symlink_to(base_dir)
     (run / "smollm2").symlink_to(text_base)
     records = [{"id": str(n), "messages": conversation((f"what is {n}?", "yes")).messages} for n in range(4)]

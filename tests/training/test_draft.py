@@ -9,10 +9,10 @@ import torch
 import yaml
 from helpers import assert_same, conversation, some_records
 from safetensors import safe_open
+from trainers import batch_of, trainer_of
 
-from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
+from diffusionvl import BlockDiffusionConfig
 from diffusionvl.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from diffusionvl.data.conversation import ConversationEncoder
 from diffusionvl.data.streams import draft_blocks
 from diffusionvl.modeling.draft_adapter import weights_fingerprint
 from diffusionvl.objective.corruption import Supervised
@@ -30,20 +30,6 @@ def causal_dir(base_dir, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("causal"))
     save_checkpoint(*translate(base_dir, block_size=4, clean_attention="causal"), folder)
     return folder
-
-
-def trainer_of(folder, processor, records, tmp_path, views=1, draft=False, **settings):
-    model = Checkpoint(folder).model(torch.float32)
-    defaults = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
-    args = BlockDiffusionConfig(**defaults, draft=draft, **settings)
-    seed = args.seed if draft else None
-    rows = RowDataset(records, ConversationEncoder(processor), model.config, views=views, draft_seed=seed)
-    return BlockDiffusionTrainer(model, args, rows, processing_class=processor)
-
-
-def batch_of(trainer):
-    rows = trainer.train_dataset
-    return rows.collate([rows[index] for index in range(len(rows))])
 
 
 def test_blocks_begin_at_random_and_hold_every_token_of_a_response():

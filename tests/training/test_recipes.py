@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.cli import COMMANDS
 from diffusionvl.commands.recipe import parse_arguments
 from diffusionvl.train import main
 from diffusionvl.training.parts import PARTS
-from diffusionvl.translation.translate import translate
 
 ANSWER = {"from": "gpt", "value": "no"}
 # In every stage; besides, AdamW and rows of at most 8192 tokens.
@@ -57,6 +55,8 @@ def test_the_hyperparameters_are_the_references(name, pytestconfig):
     assert (args.objective, args.learning_rate, args.vision_learning_rate) == (objective, rate, vision_rate)
     assert (args.global_batch_size, args.per_device_train_batch_size) == (batch, rows)
     assert data.max_length == 8192
+    assert not args.ar_weight
+    assert args.ar_weight is not None or objective == "ar"
     assert (args.train_modules or list(PARTS)) == (["projector"] if name.endswith("align") else list(PARTS))
 
 
@@ -71,8 +71,9 @@ def test_what_a_recipe_says_to_run_can_be_parsed(name, pytestconfig):
     commands = [line.removeprefix("#   diffusionvl ").split() for line in lines if line.startswith("#   diffusionvl ")]
     model = parse_arguments([str(pytestconfig.rootpath / recipe)])[0].model
     parsers = {name: import_module(COMMANDS[name][0], "diffusionvl").build_parser() for name, *_ in commands}
-    made = [parsers[name].parse_args(words).out for name, *words in commands]
-    assert model in made or "says how" in text
+    parsed = [(name, parsers[name].parse_args(words)) for name, *words in commands]
+    assert model in [arguments.out for _, arguments in parsed] or "says how" in text
+    assert {arguments.clean_attention for name, arguments in parsed if name == "translate"} <= {"block"}
 
 
 def test_the_ar_baseline_is_the_translation_with_another_objective(pytestconfig):
@@ -83,19 +84,19 @@ def test_the_ar_baseline_is_the_translation_with_another_objective(pytestconfig)
     )
     differ = {name for name, value in baseline.items() if diffusion[name] != value and not name.startswith("_")}
     built = {"distributed_state", "accelerator_config", "deepspeed_plugin", "hf_deepspeed_config"}
-    assert differ - built == {"model", "output_dir", "objective"}
+    assert differ - built == {"model", "output_dir", "objective", "ar_weight"}
+    assert (diffusion["ar_weight"], baseline["ar_weight"]) == (0, None)  # both: no loss beside the objective's own
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_dry_runs(path, base_dir, translated_dir, pictures, tmp_path, capsys):
+def test_every_recipe_dry_runs(path, base_dir, translated_dir, causal_dir, pictures, tmp_path, capsys):
     """On a tiny model and a record of one's own; 8 GPUs."""
     record = {"image": pictures[0], "conversations": [{"from": "human", "value": "<image>is it?"}, ANSWER]}
     (tmp_path / "records.json").write_text(json.dumps([record]), encoding="utf-8")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    model = base_dir if recipe["objective"] == "ar" else translated_dir
-    if "ar_weight" in recipe:
-        model = str(tmp_path / "causal")
-        save_checkpoint(*translate(base_dir, clean_attention="causal"), model)
+    model = causal_dir if recipe.get("ar_weight", 1) else translated_dir
+    if recipe["objective"] == "ar":
+        model = base_dir
     argv = ["--model", model, "--train_records", str(tmp_path / "records.json"), "--image_root", "/"]
     assert main([str(path), *argv, "--dry_run", "--dry_run_processes", "8"]) == 0
     out = capsys.readouterr().out

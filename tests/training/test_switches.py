@@ -6,16 +6,15 @@ import pytest
 import torch
 from helpers import assert_same, conversation, losses, some_records
 from safetensors.torch import load_file
+from trainers import trainer_of
 
-from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset
-from diffusionvl.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from diffusionvl.data.conversation import ConversationEncoder
+from diffusionvl import BlockDiffusionConfig
+from diffusionvl.checkpoints.checkpoint import Checkpoint
 from diffusionvl.modeling.block_masks import CLEAN
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.train import main
 from diffusionvl.training.losses import block_diffusion_loss, has_twin
 from diffusionvl.training.next_tokens import load_teacher, teacher_logits
-from diffusionvl.translation.translate import translate
 
 SWITCHES = {
     "growth": {"block_growth": [1, 2, 8], "growth_steps": [0.25, 1]},
@@ -25,23 +24,6 @@ SWITCHES = {
     "certainty": {"certainty_weight": 2.0},
     "own teacher": {"targets": "teacher", "own_states": True, "ar_weight": 0.5},
 }
-
-
-@pytest.fixture(scope="module")
-def causal_dir(base_dir, tmp_path_factory):
-    """The folder of a translation whose clean stream is causal, D = 8."""
-    folder = str(tmp_path_factory.mktemp("causal"))
-    save_checkpoint(*translate(base_dir, clean_attention="causal"), folder)
-    return folder
-
-
-def trainer_of(folder, processor, records, tmp_path, views=1, **settings):
-    model = Checkpoint(folder).model(torch.float32)
-    defaults = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
-    args = BlockDiffusionConfig(**defaults, **settings)
-    rows = RowDataset(records, ConversationEncoder(processor), model.config, views=views)
-    teacher = load_teacher(args.teacher, "float32", model.config, processor) if args.teacher else None
-    return BlockDiffusionTrainer(model, args, rows, teacher, processing_class=processor)
 
 
 def gradients(trainer, packs, step):

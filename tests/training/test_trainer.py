@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import QUESTION, assert_same, conversation, gradients, load_model, prompts, some_records
 from PIL import Image
+from trainers import batch_of
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from diffusionvl import BlockDiffusionConfig, BlockDiffusionTrainer, RowDataset, load_processor
@@ -61,12 +62,6 @@ def build(base_dir, translated_dir, tmp_path):
         )
 
     return build
-
-
-def batch_of(trainer):
-    """All rows of the trainer's data set as one batch."""
-    rows = trainer.train_dataset
-    return rows.collate([rows[index] for index in range(len(rows))])
 
 
 def weights(trainer):

@@ -116,7 +116,7 @@ def test_translations_are_identical(make_base):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("block_size", 4), ("position_mode", "sequential"), ("block_origin", "absolute"), ("clean_attention", "causal")],
+    [("block_size", 4), ("position_mode", "sequential"), ("block_origin", "absolute"), ("clean_attention", "block")],
 )
 def test_settings_land_in_the_config(base_dir, tmp_path, name, value):
     save_checkpoint(*translate(base_dir, **{name: value}), str(tmp_path))
@@ -126,6 +126,16 @@ def test_settings_land_in_the_config(base_dir, tmp_path, name, value):
     assert f"| {value} |" in (tmp_path / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=name):
         translate(base_dir, **{name: 0 if name == "block_size" else "other"})
+
+
+def test_a_new_translation_is_causal_and_a_checkpoint_that_does_not_say_has_blocks(causal_dir, tmp_path):
+    """The reference's checkpoints, and those from before the setting, say nothing."""
+    assert AutoConfig.from_pretrained(causal_dir).clean_attention == "causal"
+    shutil.copytree(causal_dir, tmp_path / "old")
+    config = json.loads((tmp_path / "old/config.json").read_text())
+    del config["clean_attention"]
+    (tmp_path / "old/config.json").write_text(json.dumps(config))
+    assert load_model(str(tmp_path / "old")).config.clean_attention == "block"
 
 
 def test_the_folder_holds_all_parts(translated_dir, base_dir, request):
@@ -226,10 +236,10 @@ def test_the_type_of_the_weights_is_the_checkpoints_own(base_dir, tmp_path, dtyp
     assert loaded.config.dtype == expected
 
 
-def test_a_saved_translation_answers_as_the_translation_does(base_dir, translated_dir, pictures):
+def test_a_saved_translation_answers_as_the_translation_does(base_dir, causal_dir, pictures):
     model, processor = translate(base_dir)
-    loaded = load_model(translated_dir)
-    inputs = prompts(load_processor(translated_dir), (QUESTION, pictures[0]), (QUESTION,))
+    loaded = load_model(causal_dir)
+    inputs = prompts(load_processor(causal_dir), (QUESTION, pictures[0]), (QUESTION,))
     own = prompts(processor, (QUESTION, pictures[0]), (QUESTION,))
     assert torch.equal(inputs["input_ids"], own["input_ids"])
     expected = model.generate(**own, max_new_tokens=9)

@@ -18,6 +18,7 @@ from ...modeling.errors import UserError
 from ...modeling.families import auto_class
 from ..arguments import BlockDiffusionConfig
 from ..dataset import RowDataset
+from ..losses import clean_targets
 from ..packed_dataset import PackedRowDataset, RowSizes
 from ..parts import PARTS, Parts
 from .memory import MemoryLine, estimate, sharding_of
@@ -61,6 +62,7 @@ def plan(
         raise batch["error"]
     sections = (
         _model(model),
+        ("loss", [loss_of(args)]),
         _batch(batch, size),
         _steps(len(rows), args),
         _memory(model, batch, args, max_length, quantized),
@@ -99,8 +101,15 @@ def _batch(batch: dict[str, Any], size: int) -> tuple[str, list[str]]:
     return "batch", lines
 
 
+def loss_of(args: BlockDiffusionConfig) -> str:
+    """What a run minimises, in words."""
+    if args.objective == "ar":
+        return "autoregression"
+    return "block diffusion" + (f" + {args.ar_weight:g} x next tokens of the clean stream" if args.ar_weight else "")
+
+
 def outline(model: PreTrainedModel, rows: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> str:
-    """What a run is about to do, in a few lines: records, rows, trained parameters, steps and tokens.
+    """What a run is about to do, in a few lines: records, rows, tokens, trained parameters, steps and loss.
 
     Args:
         model: Frozen as it is.
@@ -124,7 +133,8 @@ def outline(model: PreTrainedModel, rows: RowDataset | PackedRowDataset, args: B
     return (
         f"{len(documents):,} records in {len(rows):,} rows, about {tokens:,.0f} tokens an epoch, noisy ones included\n"
         f"{trained:,} of {total:,} parameters are trained in {model.dtype} on {args.world_size} x {args.device.type}\n"
-        f"{steps:,} steps of {size} rows x {args.world_size} processes x {accumulated} accumulated; {step:,} an epoch"
+        f"{steps:,} steps of {size} rows x {args.world_size} processes x {accumulated} accumulated; {step:,} an epoch\n"
+        f"loss: {loss_of(args)}"
     )
 
 
@@ -149,6 +159,8 @@ def _memory(
 ) -> tuple[str, list[str]]:
     patches = count_patches(model, batch)
     losses = int((batch["labels"] != IGNORED).sum())  # at t = 1; half of them on average
+    if args.ar_weight:
+        losses += len(clean_targets(batch))
     tokens = batch["input_ids"].numel()
     items = estimate(model, args, tokens, losses, patches, quantized)
     lines = [
