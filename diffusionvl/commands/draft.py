@@ -50,6 +50,9 @@ def build_parser() -> Parser:
     training = parser.add_argument_group("training")
     training.add_argument("--block-size", type=int, default=16, metavar="K", help="longest draft (16)")
     training.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the adapter's matrices (16)")
+    training.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="linear layers that get them, such as o_proj (all)"
+    )
     training.add_argument("--steps", type=int, default=400, metavar="N", help="optimizer steps (400)")
     training.add_argument("--rows", type=int, default=8, metavar="N", help="answers of a step (8)")
     training.add_argument("--views", type=int, default=2, metavar="N", help="random cuts of each into drafts (2)")
@@ -123,7 +126,7 @@ def start(arguments: argparse.Namespace, folder: Path) -> None:
     )
     base = Checkpoint(arguments.base, arguments.trust_remote_code).model(arguments.dtype)
     translated.config.base_config = base.config  # without a row for the mask token, which the adapter has itself
-    translated.config.draft_adapter = draft_settings(arguments.base, arguments.rank)
+    translated.config.draft_adapter = draft_settings(arguments.base, arguments.rank, layers=arguments.layers)
     model = type(translated)(translated.config, base)
     model.generation_config = translated.generation_config
     with output_folder(str(folder), "draft") as unfinished:

@@ -81,7 +81,8 @@ class DecodingBatch:
         self.requests: list[Request] = []
         # A row in its last window may be padded, for the sake of others that have two blocks to run.
         self.cache = SlotCache(max_rows, max_length + 2 * model.config.block_size, static_shapes)
-        self._device = model.get_input_embeddings().weight.device
+        embeddings = model.get_input_embeddings().weight
+        self._device = embeddings.device
         # Time that other programs take from a CPU does not count as a forward's cost; a GPU is waited for.
         self._clock = time.thread_time if self._device.type == "cpu" else time.perf_counter
         text = model.base.config.get_text_config(decoder=True)
@@ -89,6 +90,10 @@ class DecodingBatch:
         self._sliding = any(window is not None for window in model.windows.values())
         self._placeholders = set(placeholder_ids(model.base.config))
         self.unwritable = unwritable_ids(model)
+        ids = range(len(embeddings))  # the base of a draft adapter may embed no mask
+        self._padding_id = next(
+            one for one in (model.config.mask_token_id, *ids) if one in ids and one not in self._placeholders
+        )
         known = [one for one in self.unwritable if one < text.vocab_size]
         self._forbidden = torch.tensor(known, dtype=torch.long, device=self._device)
 
@@ -181,7 +186,7 @@ class DecodingBatch:
             wanted = [[] if place is None else wanted[place] for place in places]
         config = self.model.config
         last = self.cache.max_length - 1
-        packed = pack(rows, runs, config.mask_token_id, self._device, config.block_size if static else 1, last)
+        packed = pack(rows, runs, self._padding_id, self._device, config.block_size if static else 1, last)
         if static:
             packed = packed._replace(start=None, length=self.cache.max_length, open=False)
         width = packed.ids.shape[1]

@@ -28,8 +28,9 @@ class DiffusionVLConfig(PreTrainedConfig):
             `block_origin="response"` they mark where a prompt's earlier responses stand.
         base_model_name_or_path: The AR checkpoint that was translated, for the model card.
         draft_adapter: Of a draft-only checkpoint, the settings of its adapter (`modeling/draft_adapter.py`): `rank`,
-            `alpha`, `base`, the AR checkpoint whose weights it belongs to, or None where they are in the same folder,
-            and `fingerprint`, by which those weights are recognised.
+            `alpha`, `layers`, the names of the layers that it changes (all where there are none), `base`, the AR
+            checkpoint whose weights it belongs to, or None where they are in the same folder, and `fingerprint`, by
+            which those weights are recognised.
 
     Raises:
         UserError: A field has a value outside its range.

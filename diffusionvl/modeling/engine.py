@@ -5,6 +5,7 @@ Legend: B prompts that arrive together, P padded prompt, D block size.
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +16,12 @@ from torch import Tensor
 
 from .arrivals import Arrival, group, join_media
 from .batch import DecodingBatch
-from .errors import UserError
+from .errors import QueueFullError, UserError
 from .grammar import compile_constraint
 from .inputs import Call, read_call
 from .prefix import PrefixCache
 from .request import Chunk, Request
 from .sampling import Generators
-
-
-class QueueFullError(RuntimeError):
-    """More requests wait than an engine lets wait; come back later."""
 
 
 class Engine:
@@ -82,7 +79,7 @@ class Engine:
     @property
     def running(self) -> list[Request]:
         """Requests that have a row now."""
-        return list(self._batch.requests)
+        return [*self._batch.requests]
 
     @property
     def waiting(self) -> list[Request]:
@@ -286,8 +283,8 @@ class Engine:
     def _expire(self) -> list[Request]:
         """Ends the requests whose time is up, and returns them."""
         now = self.clock()
-        there = [request for request in [*self._batch.requests, *self.waiting] if not request.finished]
-        late = [request for request in there if now >= request.deadline]
+        there = [*self._batch.requests, *self.waiting]
+        late = [request for request in there if now >= request.deadline and not request.finished]
         for request in late:
             request.end("time")
         self._sweep()
@@ -334,10 +331,12 @@ class Engine:
             self._batch.step(requests, join_media(arrivals) if read else None, keep)
         except Exception as error:
             parts = [part for arrival in arrivals for part in arrival.apart()]
-            for part in parts if len(parts) > 1 else []:
-                self._run([part], read, keep)
             for request in requests if len(parts) == 1 else []:
                 request.end("error", error)
+            if len(parts) > 1:
+                warnings.warn(f"a forward of {len(requests)} rows raised {error!r}; each runs alone", stacklevel=2)
+            for part in parts if len(parts) > 1 else []:
+                self._run([part], read, keep)
 
     def _check_room(self, request: Request) -> None:
         """Refuses a request that would never fit."""

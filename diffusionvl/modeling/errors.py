@@ -1,4 +1,4 @@
-"""The errors that a user can mend."""
+"""The errors that a caller can do something about."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     A command reports it in one line with exit code 2. Any other exception is a bug, and keeps its traceback.
     """
+
+
+class QueueFullError(RuntimeError):
+    """More requests wait than an engine lets wait; come back later."""

@@ -99,7 +99,9 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         self.draft: DraftAdapter | None = None
         if config.draft_adapter is not None:
             settings = config.draft_adapter
-            self.draft = DraftAdapter(self.base, config.mask_token_id, settings["rank"], settings["alpha"])
+            self.draft = DraftAdapter(
+                self.base, config.mask_token_id, settings["rank"], settings["alpha"], settings.get("layers")
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:

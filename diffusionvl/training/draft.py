@@ -9,7 +9,11 @@ from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 
 
 def add_draft(
-    model: DiffusionVLForConditionalGeneration, base: str, rank: int | None, alpha: float | None = None
+    model: DiffusionVLForConditionalGeneration,
+    base: str,
+    rank: int | None,
+    alpha: float | None = None,
+    layers: list[str] | None = None,
 ) -> DiffusionVLForConditionalGeneration:
     """Gives a model with a causal clean stream a draft-only adapter, which changes nothing yet.
 
@@ -18,9 +22,10 @@ def add_draft(
         base: Where the model's own weights are: a translated or an AR checkpoint, a folder or a hub id.
         rank: Rank of the adapter's matrices.
         alpha: Their product is scaled by alpha / rank; twice the rank by default.
+        layers: Names of the linear layers that get matrices, such as `o_proj`; all of the decoder by default.
 
     Raises:
-        UserError: The clean stream is not causal, or the model has no layers for an adapter.
+        UserError: The clean stream is not causal, or the model has no such layers.
     """
     if model.config.clean_attention != "causal":
         raise UserError(
@@ -29,17 +34,18 @@ def add_draft(
         )
     assert rank is not None
     assert model.config.mask_token_id is not None
-    settings = draft_settings(base, rank, alpha)
-    model.draft = DraftAdapter(model.base, model.config.mask_token_id, settings["rank"], settings["alpha"])
+    settings = draft_settings(base, rank, alpha, layers)
+    model.draft = DraftAdapter(model.base, model.config.mask_token_id, settings["rank"], settings["alpha"], layers)
     model.config.draft_adapter = settings
     return model
 
 
-def draft_settings(base: str, rank: int, alpha: float | None = None) -> dict[str, Any]:
+def draft_settings(base: str, rank: int, alpha: float | None = None, layers: list[str] | None = None) -> dict[str, Any]:
     """What a checkpoint's config holds of its draft-only adapter. Arguments are those of `add_draft`."""
     return {
         "rank": rank,
         "alpha": 2 * rank if alpha is None else alpha,
+        "layers": layers,
         "base": str(Path(base).resolve()) if Path(base).is_dir() else base,
         "fingerprint": weights_fingerprint(base),
     }

@@ -65,9 +65,8 @@ class ModelArguments:
             raise UserError(f"{given[0]} does nothing without lora_r; give lora_r, such as 16")
         check_choice("lora_on", self.lora_on, LORA_ON)
         if self.lora_on == "noisy":
-            unused = [name for name in ("lora_dropout", "lora_target_modules") if getattr(self, name)]
-            if unused:
-                raise UserError(f"{unused[0]} is not used with lora_on 'noisy'; take it out")
+            if self.lora_dropout:
+                raise UserError("lora_dropout is not used with lora_on 'noisy'; take it out")
             if self.lora_r is None:
                 raise UserError("lora_on 'noisy' needs lora_r, the rank of the adapter; give one, such as 16")
 

@@ -184,7 +184,7 @@ def build_model(model_args: ModelArguments, args: BlockDiffusionConfig, checkpoi
         settings = quantization_settings(model_args, checkpoint.config)
     model = checkpoint.model(model_args.dtype, **settings)
     if model_args.lora_on == "noisy":
-        model = add_draft(model, model_args.model, model_args.lora_r, model_args.lora_alpha)
+        model = add_draft(model, *adapter_of(model_args))
     elif model_args.lora_r is not None:
         from .lora import add_adapter
 
@@ -194,13 +194,18 @@ def build_model(model_args: ModelArguments, args: BlockDiffusionConfig, checkpoi
     return model
 
 
+def adapter_of(model_args: ModelArguments) -> tuple[str, int | None, int | None, list[str] | None]:
+    """The arguments of `add_draft` after the model."""
+    return model_args.model, model_args.lora_r, model_args.lora_alpha, model_args.lora_target_modules
+
+
 def describe(model_args: ModelArguments, data: DataArguments, args: BlockDiffusionConfig) -> str:
     """The plan of a run, as text. Config and processor of the model are read, not its weights."""
     checkpoint = Checkpoint(model_args.model, model_args.trust_remote_code)
     model = build_meta_model(checkpoint.config, model_args.dtype)
     check_objective(model.config, args)
     if model_args.lora_on == "noisy":
-        train_draft_alone(add_draft(model, model_args.model, model_args.lora_r, model_args.lora_alpha))
+        train_draft_alone(add_draft(model, *adapter_of(model_args)))
     elif model_args.lora_r is not None:
         from .lora import add_adapter
 

@@ -83,22 +83,23 @@ PARTS = {
         (1, 4, 16),
     ),
     "c": Part(
-        (Run(32, 240, 4),),
+        (Run(64, 360, 6),),
         {
             "--limit": 2000,
             "--max-new-tokens": 48,
             "--answer-batch-size": 64,
-            "--block-size": 8,
+            "--block-size": 4,
+            "--layers": ("o_proj", "down_proj"),
             "--learning-rate": 2e-3,
-            "--rows": 4,
+            "--rows": 2,
             "--views": 4,
         },
-        8,
+        4,
         64,
         48,
         "bfloat16",
-        ("2", "4", "8", "auto"),
-        (1, 4),
+        ("2", "3", "4", "auto"),
+        (1, 4, 16),
         lookup=True,
     ),
 }
@@ -144,7 +145,8 @@ def train(base: str, records: Path, out: Path, part: Part, run: Run) -> None:
     folder, counted = out / run.name, out / f"{run.name}.json"
     flags = {"--held-out": part.held_out, **part.draft, "--dtype": part.dtype, "--rank": run.rank, "--steps": run.steps}
     flags |= {"--records": records, "--out": folder, "--checkpoints": run.checkpoints}
-    words = [str(word) for pair in flags.items() for word in pair]
+    given = {name: value if isinstance(value, tuple) else (value,) for name, value in flags.items()}
+    words = [str(word) for name, values in given.items() for word in (name, *values)]
     if not (folder / "config.json").exists() and diffusionvl(["draft", base, *words]):
         raise UserError(f"{run.name} was not trained; see above")
     argv = [str(folder), "--records", str(records), "--out", str(counted), "--dtype", part.dtype]

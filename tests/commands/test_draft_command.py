@@ -23,6 +23,7 @@ def records(pictures, tmp_path):
 
 
 FEW = ("--held-out", "2", "--steps", "2", "--rows", "2", "--max-new-tokens", "8", "--block-size", "4", "--rank", "2")
+FEW += ("--layers", "o_proj", "down_proj")
 
 
 def test_a_model_learns_to_draft_its_own_answers(base_dir, records, tmp_path, capsys):
@@ -33,6 +34,7 @@ def test_a_model_learns_to_draft_its_own_answers(base_dir, records, tmp_path, ca
     assert "## What was gained" in (out / "README.md").read_text()
     assert len((out / "work/answers.jsonl").read_text().splitlines()) == 5
     config = Checkpoint(str(out)).config
+    assert config.draft_adapter["layers"] == ["o_proj", "down_proj"]
     assert (config.draft_adapter["base"], config.block_size, config.clean_attention) == (base_dir, 4, "causal")
     assert Checkpoint(str(out)).model().draft is not None
     # Run again, it finds that all of it is done.
@@ -69,6 +71,7 @@ def test_answers_that_were_cut_teach_no_end(base_dir, records, tmp_path):
         (("--block-size", "1"), "--block-size 1: give 2 or more"),
         (("--held-out", "5"), "--held-out 5 leaves none of 5 records"),
         (("--records", "none.jsonl"), "none.jsonl"),
+        (("--layers", "wo", "--held-out", "2"), "a draft adapter cannot change wo; the decoder's linear layers are"),
     ],
 )
 def test_an_input_that_cannot_be_used(base_dir, records, tmp_path, capsys, flags, part):

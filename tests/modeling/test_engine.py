@@ -7,7 +7,8 @@ import torch
 from decoding_requests import LONG, STATIC, alone, ask, build_requests, questions
 from helpers import QUESTION, lively, prompts
 
-from diffusionvl.modeling.engine import Engine, QueueFullError
+from diffusionvl.modeling.engine import Engine
+from diffusionvl.modeling.errors import QueueFullError
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,64 @@ def test_an_adapter_on_noisy_tokens_changes_drafts_alone(model, processor, rows,
     assert decode(adapted, batch, "speculative", draft_size=4)[0] == expected
 
 
+def test_ragged_rows_share_forwards_though_the_base_has_no_row_for_the_mask(model, processor, rows):
+    """What fills the shorter rows is a token that the base can embed."""
+    batch = prompts(processor, *rows)
+    expected, _ = decode(model, batch, "autoregressive")
+    model.config.mask_token_id = model.get_input_embeddings().num_embeddings
+    model.config.draft_adapter = {"rank": 4, "alpha": 8, "base": None, "fingerprint": None}
+    adapted, calls = type(model)(model.config, model.base).double(), []
+    adapted.base.register_forward_pre_hook(lambda *_: calls.append(1))
+    for decoding in ("autoregressive", "speculative"):
+        calls.clear()
+        found, output = decode(adapted, batch, decoding, draft_size=4)
+        assert found == expected
+        assert len(calls) <= output.forwards.max()
+
+
+@pytest.mark.parametrize("layers", [None, ["o_proj", "down_proj"]])
+@pytest.mark.parametrize("streams", [[[0, 0, 1, 1]], [[0, 1, 1, 1], [0, 0, 1, 1]], [[1, 1, 1, 1]], [[0, 1, 0, 1]]])
+def test_the_adapter_is_a_product_of_matrices_beside_layers_at_noisy_tokens(model, streams, layers):
+    """In place or not, on a slice or on indices: as if every layer were computed slowly, token by token."""
+    model.config.draft_adapter = {"rank": 4, "alpha": 12, "base": None, "fingerprint": None, "layers": layers}
+    adapted = type(model)(model.config, model.base).double()
+    for change in adapted.draft.layers.values():
+        torch.nn.init.normal_(change.up)
+    streams = torch.tensor(streams)
+    ids = torch.randint(5, 50, streams.shape)
+    tags = {"block_ids": torch.arange(4).expand_as(ids), "stream_ids": streams}
+    recorded = adapted(ids, **tags).logits
+    with torch.no_grad():
+        decoded = adapted(ids, **tags).logits
+    hooks = []
+    for name, change in adapted.draft.layers.items():
+
+        def slowly(layer, args, output, change=change):
+            slow = output.clone()
+            for row, place in streams.nonzero().tolist():
+                slow[row, place] += 3.0 * (change.up @ (change.down @ args[0][row, place]))
+            return slow
+
+        hooks.append(adapted.base.get_decoder().get_submodule(name.replace("/", ".")).register_forward_hook(slowly))
+    assert layers is None or {name.rpartition("/")[2] for name in adapted.draft.layers} == {*layers}
+    adapted.draft = None
+    for module in adapted.base.modules():  # those of the adapter
+        for key, hook in [*module._forward_hooks.items()]:
+            if getattr(hook, "func", hook).__name__ in ("_change", "_embed_masks"):
+                del module._forward_hooks[key]
+    with torch.no_grad():
+        expected = adapted(ids, **tags).logits
+    assert_same(recorded.detach(), expected, 1e-9)
+    assert_same(decoded, expected, 1e-9)
+    assert not torch.equal(expected, model(ids, **{**tags, "stream_ids": None}).logits)
+
+
+def test_an_adapter_of_layers_that_the_decoder_lacks_is_refused(model):
+    model.config.draft_adapter = {"rank": 4, "alpha": 8, "base": None, "fingerprint": None, "layers": ["o_proj", "wo"]}
+    with pytest.raises(UserError, match=r"cannot change wo; the decoder's linear layers are down_proj, .*q_proj"):
+        type(model)(model.config, model.base)
+
+
 def test_a_clean_token_with_the_masks_id_is_the_bases_own(model):
     """Its embedding is the adapter's where it masks, and the base's where it is a word."""
     model.config.draft_adapter = {"rank": 4, "alpha": 8, "base": None, "fingerprint": None}
