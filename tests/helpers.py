@@ -112,6 +112,13 @@ def cut(answer, model):
     return answer[: next(ends, len(answer)) + 1]
 
 
+def logits_of(model, batch, input_ids):
+    """Logits of all tokens of a batch [B T, V]."""
+    names = ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins", "pixel_values", "image_grid_thw")
+    with torch.no_grad():
+        return model(input_ids=input_ids, **{name: batch[name] for name in names}).logits.flatten(0, 1)
+
+
 def gradients(model):
     """A copy of every gradient, by name."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -130,7 +130,7 @@ class DiffusionVLGenerationMixin(_Model):
                 engine.step()
         else:
             _BatchStream(streamer, engine, requests, padding).run(input_ids)
-        _check_answers(requests)
+        check_answers(requests)
         answers = _rectangle([request.tokens for request in requests], padding)
         sequences = torch.cat([input_ids, answers.to(input_ids)], dim=1)
         if not settings.return_dict_in_generate:
@@ -176,7 +176,7 @@ class _BatchStream:
         return torch.tensor(filled, dtype=torch.long)
 
 
-def _check_answers(requests: list[Request]) -> None:
+def check_answers(requests: list[Request]) -> None:
     """Raises what has kept a request from being answered."""
     for request in requests:
         if request.error is not None:

@@ -1,4 +1,4 @@
-"""Certainty: what makes a model sure of the tokens that it already gets right, so that a step keeps more of them.
+"""Certainty: what makes a model sure of the tokens that it already gets right, and the states that it decodes through.
 
 Legend: B rows, T tokens of a row, M tokens that are predicted, V vocabulary.
 """
@@ -45,3 +45,38 @@ def mask_least_certain(
     few = rank < (t.flatten()[chosen] * sizes[run]).ceil()
     masked = torch.zeros_like(supervised.mask).flatten().index_copy(0, chosen, few).view_as(x_0)
     return Corrupted(x_0.masked_fill(masked, mask_token_id), masked, t.masked_fill(~supervised.mask, 0))
+
+
+def mask_from_a_step(x_0: Tensor, supervised: Supervised, t: Tensor, written: Tensor, mask_token_id: int) -> Corrupted:
+    """Masks what decoding had not written yet before one of the S steps of each block, the step S - ceil(t S).
+
+    That is a state which the model has passed through (one half-denoised state a block, as in OPDLM, arXiv 2606.06712),
+    and a uniform t makes each of them equally likely. A block of 6 tokens that took 3 steps::
+
+        written    0 0 1 0 2 1
+        t <= 1/3   . . . . M .      before the last step
+        t <= 2/3   . . M . M M
+        else       M M M M M M      before the first one
+
+    Args:
+        x_0: Clean tokens [B, T].
+        supervised: The tokens that carry loss; a block without one that was written late has fewer steps.
+        t: Noise level of each supervised token's block [B, T].
+        written: Step of its block, from 0, in which each token was written [B, T].
+        mask_token_id: The id that replaces a masked token.
+
+    Returns:
+        The corrupted batch, in which t is the share of a block's supervised tokens that are masked.
+    """
+    chosen = supervised.mask.flatten().nonzero()[:, 0]
+    run, step = supervised.run.flatten()[chosen], written.flatten()[chosen]
+    sizes = run.bincount(minlength=1)
+    steps = torch.zeros_like(sizes).scatter_reduce(0, run, step + 1, "amax")[run]
+    late = step >= steps - (t.flatten()[chosen] * steps).ceil()
+    masked = torch.zeros_like(supervised.mask).flatten().index_copy(0, chosen, late).view_as(x_0)
+    share = torch.zeros(len(sizes), device=t.device).index_add(0, run, late.float())[run] / sizes[run]
+    return Corrupted(
+        x_0.masked_fill(masked, mask_token_id),
+        masked,
+        torch.zeros_like(t).flatten().index_copy(0, chosen, share).view_as(t),
+    )

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from transformers import SchedulerType, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
 from ..modeling.errors import UserError
 from ..objective.distillation import DRAFT_NOISES, TARGETS
 from ..objective.loss import NORMALIZERS, WEIGHTINGS
 from ..objective.noise_schedule import NOISE_ORDERS
+from .callbacks import check_trackers
 from .model_arguments import check_choice
 from .parts import PARTS
 
@@ -35,6 +35,8 @@ LEAST = {
     "ar_weight": 0,
     "draft_decay": 1e-3,
     "teacher_top_k": 1,
+    "on_policy_from": 0,
+    "on_policy_tokens": 1,
     "certainty_weight": 0,
     "mask_slope": 0,
 }
@@ -57,22 +59,13 @@ UNUSED = {
 }
 
 
-def _is_default(settings: Any, setting: Field) -> bool:
-    """Whether nobody has set a setting."""
-    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
-    return getattr(settings, setting.name) == default
+def _changed(settings: Any) -> set[str]:
+    """Names of the settings that somebody has set."""
 
+    def default(setting: Field) -> Any:
+        return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
-def _check_trackers(names: list[str]) -> None:
-    """Raises a UserError if a service that a run reports to cannot be used."""
-    for name in set(names) - {"none", "all"}:
-        if name not in get_available_reporting_integrations():
-            raise UserError(f"report_to {name!r} needs its package; `pip install {name}`, or set report_to to none")
-        if name == "wandb" and os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun"):
-            import wandb
-
-            if not wandb.login(prompt=False):
-                raise UserError("report_to 'wandb' needs a login; run `wandb login`, or set WANDB_MODE=offline")
+    return {setting.name for setting in fields(settings) if getattr(settings, setting.name) != default(setting)}
 
 
 @dataclass
@@ -154,6 +147,14 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None,
         metadata={"help": "targets teacher: its most probable tokens, the only ones that count; all by default"},
     )
+    on_policy_from: float | None = field(
+        default=None,
+        metadata={
+            "help": "steps, or their share of the run if below 1, after which the model answers the prompts itself and "
+            "learns what a teacher predicts there; 0 for the whole run"
+        },
+    )
+    on_policy_tokens: int = field(default=128, metadata={"help": "on_policy_from: tokens of the longest answer"})
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; that of the rest by default"}
     )
@@ -219,12 +220,12 @@ class BlockDiffusionConfig(TrainingArguments):
             raise UserError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
         if not self.output_dir:
             raise UserError("output_dir is not set; give the folder for the trained model")
-        for name in UNUSED.keys() & {each.name for each in fields(self) if not _is_default(self, each)}:
+        for name in UNUSED.keys() & _changed(self):
             raise UserError(f"{name}={getattr(self, name)!r} is not used here, since {UNUSED[name]}; take it out")
         if self.optim_args and not all(len(pair.split("=")) == 2 for pair in self.optim_args.split(",")):
             raise UserError(f"optim_args must read name=value,name=value, got {self.optim_args!r}")
         self.report_to = self.report_to or "none"  # transformers takes None for the name of a service
-        _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to)
+        check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to)
         if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
             self.dataloader_multiprocessing_context = "fork"  # Python 3.14's default would pickle the processor
         started = int(os.environ.get("WORLD_SIZE", 1))
@@ -253,7 +254,8 @@ class BlockDiffusionConfig(TrainingArguments):
             if not self.draft and getattr(self, name) != default:
                 raise UserError(f"{name}={getattr(self, name)!r} belongs to drafts; add draft: true, or take it out")
         for name in ("teacher_top_k", "teacher", "teacher_weight"):
-            if self.targets != "teacher" and getattr(self, name) not in (None, 1.0):
+            taught = self.targets == "teacher" or (self.on_policy_from is not None and name != "teacher_weight")
+            if not taught and getattr(self, name) not in (None, 1.0):
                 raise UserError(f"{name} needs targets 'teacher'; set it, or take {name} out")
         if not 0 < self.teacher_weight <= 1:
             raise UserError(f"teacher_weight must be above 0 and at most 1, got {self.teacher_weight}")
@@ -264,12 +266,18 @@ class BlockDiffusionConfig(TrainingArguments):
         """Raises a UserError for switches of the noise and of the block sizes that exclude one another."""
         full = self.draft and self.draft_noise == "full"
         sizes = self.random_block_size or self.block_growth is not None
+        begin, chosen = self.on_policy_from, "with own_states or on_policy_from the model says what is masked"
+        asks = begin is not None
         for wrong, what, why in (
             (self.mask_slope > 1, f"mask_slope={self.mask_slope}", "it is at most 1"),
             (self.mask_slope and full, "mask_slope", "a draft begins with masks alone; set draft_noise to random"),
             (self.own_states and full, "own_states", "a draft begins with masks alone; set draft_noise to random"),
-            (self.own_states and self.mask_slope, "mask_slope", "with own_states the model says what is masked"),
-            (self.own_states and self.complementary, "complementary", "with own_states the model says what is masked"),
+            ((self.own_states or asks) and self.mask_slope, "mask_slope", chosen),
+            ((self.own_states or asks) and self.complementary, "complementary", chosen),
+            (asks and self.draft, "draft", "on_policy_from denoises blocks; use `diffusionvl draft` for drafts"),
+            (asks and 0 < self.max_steps <= begin, f"on_policy_from={begin}", f"the run has {self.max_steps} steps"),
+            (asks and sizes, "another block size", "on_policy_from decodes with the checkpoint's"),
+            (asks and self.teacher_weight != 1, "teacher_weight", "an answer of the model's own is no record's"),
             (sizes and self.noise_order == "reference", "noise_order reference", "it knows one block size"),
             (self.random_block_size and self.block_growth, "random_block_size", "block_growth says the sizes"),
             (self.growth_steps and not self.block_growth, "growth_steps", "it belongs to block_growth"),
@@ -282,8 +290,8 @@ class BlockDiffusionConfig(TrainingArguments):
                 "mask_slope"
             )
         switches = ("draft", "ar_weight", "own_states", "mask_slope", "certainty_weight", "random_block_size")
-        for name in (*switches, "block_growth"):
-            if self.objective == "ar" and getattr(self, name):
+        for name in (*switches, "block_growth", "on_policy_from"):
+            if self.objective == "ar" and name in _changed(self):
                 raise UserError(f"{name} belongs to objective 'block_diffusion'; take it out for 'ar'")
         if self.block_growth is not None:
             self._check_growth(self.block_growth)

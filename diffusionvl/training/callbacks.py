@@ -1,6 +1,7 @@
-"""The progress bar, the last line of the log, and stopping when the machine is taken away."""
+"""Where a run reports to, its progress bar, the last line of its log, and stopping when the machine is taken away."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -9,8 +10,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
+
+from ..modeling.errors import UserError
 
 SHOWN = {
     "loss": "loss",
@@ -22,6 +26,22 @@ SHOWN = {
     "dropped": "dropped",
     "eval_loss": "eval",
 }
+
+
+def check_trackers(names: list[str]) -> None:
+    """Checks the names of services that a run reports to.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    for name in set(names) - {"none", "all"}:
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"report_to {name!r} needs its package; `pip install {name}`, or set report_to to none")
+        if name == "wandb" and os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun"):
+            import wandb
+
+            if not wandb.login(prompt=False):
+                raise UserError("report_to 'wandb' needs a login; run `wandb login`, or set WANDB_MODE=offline")
 
 
 class BlockDiffusionProgress(ProgressCallback):

@@ -26,8 +26,10 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
     if args.objective == "ar":
         raise UserError(f"objective='ar' does not fit a {config.model_type!r} model; it needs the AR model")
     causal = config.clean_attention == "causal"
-    own_teacher = args.targets == "teacher" and args.teacher is None
-    for name, wanted in (("draft", args.draft), ("ar_weight", args.ar_weight), ("targets", own_teacher)):
+    asks = args.on_policy_from is not None
+    own_teacher = args.teacher is None and (asks or args.targets == "teacher")
+    taught = "on_policy_from without a teacher" if asks else "targets"
+    for name, wanted in (("draft", args.draft), ("ar_weight", args.ar_weight), (taught, own_teacher)):
         if wanted and not causal:
             raise UserError(
                 f"{name} needs a checkpoint whose clean stream is causal, as that of a new translation is; translate "
@@ -45,6 +47,16 @@ def check_objective(config: PreTrainedConfig, args: BlockDiffusionConfig) -> Non
         )
     if causal and args.noise_order == "reference":
         raise UserError("noise_order reference needs clean_attention 'block'; the reference knows no other")
+    if asks and (args.fsdp or args.deepspeed):
+        raise UserError(
+            "on_policy_from needs whole weights in each process, which answers the prompts of its own batch; take "
+            "fsdp or deepspeed out"
+        )
+    if asks and config.draft_adapter is not None:
+        raise UserError(
+            "on_policy_from does not fit a draft-only adapter, whose own answers are its base's; `diffusionvl draft` "
+            "learns from them"
+        )
     if config.draft_adapter is not None:
         for name in ("train_modules", "vision_learning_rate", "ar_weight"):
             if getattr(args, name):
@@ -74,6 +86,11 @@ def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfi
         raise UserError(f"complementary needs views in pairs, got noisy_views={rows.views}; set noisy_views to 2")
     if args.objective == "ar" and rows.views != 1:
         raise UserError(f"noisy_views={rows.views} needs objective block_diffusion; AR has no noisy rows")
+    if args.on_policy_from is not None and rows.encoder.supervision != "assistant":
+        raise UserError(
+            f"on_policy_from needs supervision 'assistant', got {rows.encoder.supervision!r}: the model writes "
+            "answers, not the template's tokens"
+        )
     if args.noise_order == "reference" and (packed or rows.views > 1):
         raise UserError("noise_order reference is that of unpacked rows with one view; take packing or noisy_views out")
     strategy = args.train_sampling_strategy

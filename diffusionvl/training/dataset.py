@@ -62,6 +62,7 @@ class RowDataset(Dataset):
             the trainer; otherwise it is reported on stderr and counted, and the trainer stops when there are more.
         draft_seed: Seed by which draft training cuts responses into blocks, at random in each epoch; if left out, they
             are cut by the config's block grid.
+        longest_answer: Number of tokens of the longest answer of the model's own, which may take an answer's place.
 
     Raises:
         UserError: Encoder and model disagree about the token that closes a turn.
@@ -76,6 +77,7 @@ class RowDataset(Dataset):
         views: int = 1,
         max_bad_samples: int = 0,
         draft_seed: int | None = None,
+        longest_answer: int | None = None,
     ) -> None:
         self.records = records
         self.encoder = encoder
@@ -90,6 +92,7 @@ class RowDataset(Dataset):
             )
         self.views = views
         self.draft_seed = draft_seed
+        self.longest_answer = longest_answer
         self.epoch = 0
         self.max_bad_samples = max_bad_samples
         self.pad_to_multiple_of = 1  # of the width of a batch
@@ -113,14 +116,14 @@ class RowDataset(Dataset):
             return Outcome(None, truncated=False, error=error)
         if encoded is None or positions is None:
             return Outcome(None, truncated=True)
-        row = self._row(encoded, positions, index)
+        row = self.row_of(encoded, positions, index)
         row.media, row.index, row.name = encoded.media, index, record.name
         return Outcome(row, encoded.truncated)
 
     def measure(self, index: int) -> tuple[int, int]:
         """Tokens and images of a row, without its pixels; (0, 0) if truncation leaves nothing to learn from.
 
-        Rows of draft training are no longer than that, by up to a block for each response.
+        Rows of draft training, and those with answers of the model's own, are no longer than that.
 
         Raises:
             DataError: The record cannot be used.
@@ -128,13 +131,16 @@ class RowDataset(Dataset):
         encoded = self.encoder.encode(self.records[index], render=False)
         if encoded is None:
             return 0, 0
-        length = len(encoded.input_ids)
+        length, supervised = len(encoded.input_ids), encoded.labels != IGNORED
+        responses = int(supervised[:1].sum() + (supervised[1:] & ~supervised[:-1]).sum())
         if self.draft_seed is not None:  # the longest of the rows that it may become
-            supervised = encoded.labels != IGNORED
-            responses = int(supervised[:1].sum() + (supervised[1:] & ~supervised[:-1]).sum())
             noisy = int(supervised.sum()) + responses * (self.config.block_size - 1)
             return length + self.views * noisy, encoded.images
-        return len(self._row(encoded, torch.empty(0, length, dtype=torch.long), index)), encoded.images
+        row = self.row_of(encoded, torch.empty(0, length, dtype=torch.long), index)
+        if self.longest_answer is None:
+            return len(row), encoded.images
+        own = self.longest_answer + self.views * (self.longest_answer + self.config.block_size)
+        return max(len(row), length + responses * own), encoded.images
 
     def collate(self, outcomes: list[Outcome | list[Outcome]]) -> dict[str, Any]:
         """Pads rows into a batch, without the records that became none; these are counted in the batch.
@@ -170,7 +176,7 @@ class RowDataset(Dataset):
         """Called before each epoch; draft training cuts rows anew."""
         self.epoch = epoch
 
-    def _row(self, encoded: Encoded, positions: Tensor, index: int) -> Row:
+    def row_of(self, encoded: Encoded, positions: Tensor, index: int) -> Row:
         """The row of an encoded record; each view of draft training is cut into blocks of its own."""
         ids, end = encoded.input_ids, self.encoder.end_of_turn_id
         size = self.config.block_size if self.diffusion else 1

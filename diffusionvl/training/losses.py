@@ -30,14 +30,14 @@ from transformers import PreTrainedModel
 
 from ..modeling.block_masks import CLEAN
 from ..objective.block_sizes import split_blocks
-from ..objective.certainty import certainty_loss, mask_least_certain
+from ..objective.certainty import certainty_loss, mask_from_a_step, mask_least_certain
 from ..objective.corruption import Corrupted, Supervised, corrupt, mask_tokens, row_generator
 from ..objective.distillation import divergence, draft_weights
 from ..objective.loss import IGNORED, cross_entropy, loss_counts, noise_weights, token_weights
 from .arguments import BlockDiffusionConfig
 from .next_tokens import COUNTS, next_logits, teacher_logits
 
-NOT_INPUTS = ("labels", "rows", "twins", "error", *COUNTS)  # what a batch holds besides the model's inputs
+NOT_INPUTS = ("labels", "rows", "twins", "written", "error", *COUNTS)  # what a batch holds besides the model's inputs
 
 
 class TokenLosses(NamedTuple):
@@ -76,7 +76,8 @@ def block_diffusion_loss(
 
     Args:
         model: A block-diffusion model, maybe inside a wrapper that trains it.
-        batch: From `RowDataset.collate`, with noisy streams.
+        batch: From `RowDataset.collate`, with noisy streams; or from `with_own_answers`, whose tokens learn what the
+            teacher predicts, whatever `targets` says.
         args: Settings of the run; seed, noise order, weighting and normalizer are read.
         mask_token_id: The id that replaces a masked token.
         step: Optimizer step; a document's noise depends on the seed, the step and its index in the data set alone.
@@ -84,12 +85,15 @@ def block_diffusion_loss(
     """
     labels, documents = batch["labels"], batch["document_ids"]
     supervised = supervised_tokens(batch)
-    noisy = _corrupted(batch, supervised, args, mask_token_id, step)  # steps 1 and 2
-    if args.own_states:
+    noisy, own = _corrupted(batch, supervised, args, mask_token_id, step), "written" in batch  # steps 1 and 2
+    if own:
+        noisy = mask_from_a_step(batch["input_ids"], supervised, noisy.t, batch["written"], mask_token_id)
+    elif args.own_states:
         noisy = _own_states(model, batch, supervised, noisy.t, mask_token_id)
     tokens = noisy.masked.flatten().nonzero()[:, 0]
-    clean = clean_targets(batch) if args.ar_weight else tokens[:0]
-    taught = tokens[has_twin(batch).flatten()[tokens]] if args.targets == "teacher" else tokens[:0]
+    # The clean stream does not learn an answer of its own, unless another model teaches it.
+    clean = clean_targets(batch) if args.ar_weight and (not own or teacher is not None) else tokens[:0]
+    taught = tokens[has_twin(batch).flatten()[tokens]] if own or args.targets == "teacher" else tokens[:0]
     before = batch["twins"].flatten()[taught] - 1
     wanted = [tokens, clean - 1, before if teacher is None else before[:0]]  # each by the token before it
     logits = _logits(model, batch, noisy.x_t, torch.cat(wanted))  # step 3
@@ -99,15 +103,21 @@ def block_diffusion_loss(
     if args.draft:
         weights = weights * draft_weights(supervised.place, args.draft_decay)
     losses = _token_losses(predictions, tokens, labels, weights)._replace(noise=noisy)
+    indices = torch.cat([before, clean[: len(clean) * own] - 1])
+    if teacher is not None and len(indices):
+        target_logits = teacher_logits(teacher, batch, indices)
     if len(taught):
-        target_logits = target_logits if teacher is None else teacher_logits(teacher, batch, before)
-        losses = _taught(losses, torch.isin(tokens, taught), predictions, target_logits, weights, args)
+        losses = _taught(losses, torch.isin(tokens, taught), predictions, target_logits[: len(taught)], weights, args)
     if args.certainty_weight:
         certainty = certainty_loss(predictions, losses.correct) * weights.flatten()[tokens]
         losses = losses._replace(weighted=losses.weighted + args.certainty_weight * certainty)
     if args.ar_weight and len(clean):
         by_document = args.ar_weight * clean_weights(clean, labels, documents, args.normalizer)
-        losses = losses._replace(clean=_token_losses(clean_predictions, clean, batch["input_ids"], by_document))
+        learned = _token_losses(clean_predictions, clean, batch["input_ids"], by_document)
+        if own:
+            every, target_logits = torch.ones_like(clean).bool(), target_logits[len(taught) :]
+            learned = _taught(learned, every, clean_predictions, target_logits, by_document, args)
+        losses = losses._replace(clean=learned)
     return losses
 
 
@@ -127,7 +137,7 @@ def with_block_sizes(batch: dict[str, Any], sizes: Tensor, block_size: int, caus
     """
     view = (batch["stream_ids"] - 1).clamp(min=0)
     of_token = sizes.to(view.device)[batch["document_ids"].clamp(min=0), view]
-    split = split_blocks(supervised_tokens(batch), ~_same_place(batch), of_token, block_size, causal)
+    split = split_blocks(supervised_tokens(batch), fill_distance(batch) != 0, of_token, block_size, causal)
     return {**batch, "block_ids": split.block, "labels": batch["labels"].masked_fill(~split.mask, IGNORED)}
 
 
@@ -168,13 +178,13 @@ def has_twin(batch: dict[str, Any]) -> Tensor:
     """
     twins, documents = batch["twins"], batch["document_ids"].flatten()
     follows = documents[twins] == documents[(twins - 1).clamp(min=0)]
-    return (batch["labels"] != IGNORED) & _same_place(batch) & follows & (twins > 0)
+    return (batch["labels"] != IGNORED) & (fill_distance(batch) == 0) & follows & (twins > 0)
 
 
-def _same_place(batch: dict[str, Any]) -> Tensor:
-    """Whether a token stands where its clean twin does, which a fill does not. [B, T]"""
+def fill_distance(batch: dict[str, Any]) -> Tensor:
+    """Distance of each token from its clean twin, which is 0 but for the fill after an end of turn. [B, T]"""
     positions = batch["position_ids"][0]
-    return positions == positions.flatten()[batch["twins"]]
+    return positions - positions.flatten()[batch["twins"]]
 
 
 def clean_targets(batch: dict[str, Any]) -> Tensor:

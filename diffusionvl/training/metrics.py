@@ -95,7 +95,17 @@ class TrainingMetrics:
             reduce: Sums a tensor over the processes.
             names: Which sums are wanted as they are.
         """
-        own = ("correct", "targets", "t", "flops", "processes", "clean_surprise", "clean_targets")
+        own = (
+            "correct",
+            "targets",
+            "t",
+            "flops",
+            "processes",
+            "clean_surprise",
+            "clean_targets",
+            "own_tokens",
+            "own_forwards",
+        )
         scalars = (*own, *COUNTED, *names)
         self.add(processes=1.0)  # summed, their number
         by_level = [torch.zeros(BUCKETS) + self._sums[name] for name in ("cross_entropy", "masked")]
@@ -113,6 +123,9 @@ class TrainingMetrics:
             logs["mfu"] = operations / self.peak
         if total["clean_targets"]:
             logs["clean_cross_entropy"] = total["clean_surprise"] / total["clean_targets"]
+        if total["own_tokens"]:
+            logs["own_forwards_per_token"] = total["own_forwards"] / total["own_tokens"]
+            logs["own_tokens_per_second"] = total["own_tokens"] / seconds
         logs["mean_t"] = total["t"] / max(total["supervised"], 1)
         surprise, masked = sums[len(scalars) :].view(2, BUCKETS).tolist()
         for level in range(BUCKETS):

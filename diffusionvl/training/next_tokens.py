@@ -36,6 +36,7 @@ TAGS = (
     "labels",
     "rows",
     "twins",
+    "written",
 )
 COUNTS = ("truncated", "dropped", "bad_samples")
 

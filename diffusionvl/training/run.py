@@ -30,6 +30,7 @@ from .draft import add_draft, train_draft_alone
 from .loss_chart import draw_losses
 from .model_arguments import DataArguments, ModelArguments
 from .next_tokens import load_teacher
+from .own_answers import Prompts
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others
 from .run_folder import check_settings, is_finished, read_settings, recorded_settings, resume_from, unfinished
@@ -114,8 +115,10 @@ def build_rows(
     processor: ProcessorMixin,
     config: PreTrainedConfig,
     max_bad_samples: int = 0,
+    training: bool = True,
 ) -> RowDataset:
     """Reads records, unless they are given themselves; they become rows when they are asked for."""
+    prompts = training and args.on_policy_from == 0  # no answer of theirs is learned from
     encoder = ConversationEncoder(processor, data.supervision, data.max_length)
     records: Records | list[Record]
     if isinstance(source[0], Record):
@@ -127,9 +130,12 @@ def build_rows(
             args.seed,
             check=not max_bad_samples,
             allow_web=data.allow_web,
+            answered=not prompts,
         )
     draft_seed = args.seed if args.draft else None
-    return RowDataset(records, encoder, config, None, data.noisy_views, max_bad_samples, draft_seed)
+    longest = args.on_policy_tokens if training and args.on_policy_from is not None else None
+    records = Prompts(records) if prompts else records
+    return RowDataset(records, encoder, config, None, data.noisy_views, max_bad_samples, draft_seed, longest)
 
 
 def packed(rows: RowDataset, data: DataArguments, args: BlockDiffusionConfig) -> RowDataset | PackedRowDataset:
@@ -167,7 +173,9 @@ def build_trainer(
         rows.pad_to_multiple_of = TILE
         rows.least_width = data.pack_tokens if data.packing else 0  # one length is compiled once
     train = packed(rows, data, args)
-    evaluate = build_rows(data.eval_records, data, args, processor, model.config) if data.eval_records else None
+    evaluate = None
+    if data.eval_records:
+        evaluate = build_rows(data.eval_records, data, args, processor, model.config, training=False)
     teacher = load_teacher(args.teacher, model_args.dtype, model.config, processor) if args.teacher else None
     trainer = BlockDiffusionTrainer(model, args, train, teacher, eval_dataset=evaluate, processing_class=processor)
     if args.sample_steps is not None:

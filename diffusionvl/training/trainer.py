@@ -28,6 +28,7 @@ from .cost.flops import StepFlops, peak_of
 from .dataset import RowDataset
 from .losses import COUNTS, TokenLosses, autoregressive_loss, block_diffusion_loss, with_block_sizes
 from .metrics import EvaluationLoss, TrainingMetrics
+from .own_answers import with_own_answers
 from .packed_dataset import EpochLengthGroupedSampler, PackedRowDataset, measure_rows
 from .parameters import freeze_others, parameter_groups
 
@@ -167,8 +168,20 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         return self._operations
 
     def get_batch_samples(self, epoch_iterator: Iterator, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """As in transformers; rows first get the block sizes of this step, which change the number of their labels."""
-        return super().get_batch_samples(map(self._with_block_sizes, epoch_iterator), *args, **kwargs)
+        """As in transformers; rows first get the answers and block sizes of this step, which change their labels."""
+        answered = map(self._with_own_answers, epoch_iterator)
+        return super().get_batch_samples(map(self._with_block_sizes, answered), *args, **kwargs)
+
+    def _with_own_answers(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of training with the model's own answers, from the step on from which it gives them."""
+        begin, step = self.args.on_policy_from, self.state.global_step
+        if begin is None or step < (begin if begin >= 1 else begin * self.state.max_steps):
+            return batch
+        rows = self.train_dataset.rows if isinstance(self.train_dataset, PackedRowDataset) else self.train_dataset
+        batch, conversations = with_own_answers(self.model, rows, batch, self.args, step)
+        for one in conversations:
+            self.metrics.add(own_tokens=sum(map(len, one.answers)), own_forwards=one.forwards)
+        return batch
 
     def _with_block_sizes(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of training with the block sizes of this step."""

@@ -10,7 +10,7 @@ from diffusionvl.commands.recipe import read_recipe
 from diffusionvl.modeling.errors import UserError
 from studies.learn.curve import run, translated
 from studies.learn.variants import TEXT as VARIANTS
-from studies.learn.variants import Variant
+from studies.learn.variants import taught_by
 from studies.quickstart.contest import Contender, contest
 from studies.smollm2 import own_answers, unpack
 
@@ -57,9 +57,7 @@ def measure_base(out: Path, budget: str) -> dict[str, float]:
 
 def learn(out: Path, budget: str, name: str, seed: int) -> dict[str, Any]:
     """Trains a variant by the recipe of SmolLM2's translation on text."""
-    own, variant = BUDGETS[budget], VARIANTS[name]
-    if variant.settings.get("teacher") == "BASE":
-        variant = Variant({**variant.settings, "teacher": str(out / "smollm2")}, *variant[1:])
+    own, variant = BUDGETS[budget], taught_by(VARIANTS[name], str(out / "smollm2"))
     recipe = read_recipe(RECIPE) | {
         "model": str(translated(out, out / "smollm2", variant)),
         "train_records": [str(out / "data" / "train.jsonl")],

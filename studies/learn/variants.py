@@ -19,6 +19,7 @@ class Variant(NamedTuple):
 
 BASELINE = "baseline"
 TOGETHER = {"ar_weight": 1.0, "own_states": True}
+ON_POLICY = {**TOGETHER, "on_policy_from": 0.5, "on_policy_tokens": 64, "teacher_top_k": 16}
 EASY = {
     BASELINE: Variant({}),
     "causal": Variant({}, "causal"),
@@ -32,6 +33,9 @@ EASY = {
     "clean teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "ar_weight": 1.0}, "causal"),
     "causal, AR 1, own states": Variant(TOGETHER, "causal"),
     "causal, AR 1, own states, certainty": Variant({**TOGETHER, "certainty_weight": 0.5}, "causal"),
+    "half on-policy, base as teacher": Variant({**ON_POLICY, "teacher": "BASE"}, "causal"),
+    "last quarter on-policy, base": Variant({**ON_POLICY, "teacher": "BASE", "on_policy_from": 0.75}, "causal"),
+    "half on-policy, clean teacher": Variant(ON_POLICY, "causal"),
 }
 # The paper's tables 5 (block sizes) and 6 (noise), whose baseline is D = 8.
 TABLES = {
@@ -49,6 +53,11 @@ TEXT = {
     "causal, AR 1, own states": Variant({**TOGETHER, "complementary": False}, "causal"),
     "base as teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "teacher": "BASE"}),
 }
+
+
+def taught_by(variant: Variant, base: str) -> Variant:
+    """The variant with the AR model of its part where its settings name BASE as the teacher."""
+    return variant._replace(settings={k: base if v == "BASE" else v for k, v in variant.settings.items()})
 
 
 def file_name(variant: str, seed: int) -> str:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import assert_same, conversation, losses, some_records
+from helpers import assert_same, conversation, logits_of, losses, some_records
 from safetensors.torch import load_file
 from trainers import trainer_of
 
@@ -23,6 +23,7 @@ SWITCHES = {
     "own": {"own_states": True},
     "certainty": {"certainty_weight": 2.0},
     "own teacher": {"targets": "teacher", "own_states": True, "ar_weight": 0.5},
+    "own answers": {"on_policy_from": 0.5, "on_policy_tokens": 11},
 }
 
 
@@ -70,13 +71,6 @@ def test_certainty_adds_the_entropy_of_the_masked_tokens_that_are_right(causal_d
     assert_same(added[plain.correct], 0.5 * entropy * share[plain.correct], 1e-3)
 
 
-def logits_of(model, batch, input_ids):
-    """Logits of all tokens of a batch [B T, V]."""
-    names = ("block_ids", "stream_ids", "document_ids", "position_ids", "media_twins", "pixel_values", "image_grid_thw")
-    with torch.no_grad():
-        return model(input_ids=input_ids, **{name: batch[name] for name in names}).logits.flatten(0, 1)
-
-
 def test_own_states_mask_what_the_model_is_least_certain_of(causal_dir, processor, pictures, tmp_path):
     trainer = trainer_of(causal_dir, processor, some_records(pictures), tmp_path, own_states=True)
     rows, model = trainer.train_dataset, trainer.model.eval()
@@ -94,9 +88,10 @@ def test_own_states_mask_what_the_model_is_least_certain_of(causal_dir, processo
 
 
 @pytest.mark.parametrize("extra", [[], ["--lora_r", "4"], ["--packing", "yes", "--noisy_views", "2", "--teacher"]])
-def test_a_resumed_run_is_the_uninterrupted_one(recipe, base_dir, causal_dir, tmp_path, extra):
+@pytest.mark.parametrize("first", ["--random_block_size yes", "--on_policy_from 1 --on_policy_tokens 9"])
+def test_a_resumed_run_is_the_uninterrupted_one(recipe, base_dir, causal_dir, tmp_path, first, extra):
     extra = [*extra, *[base_dir] * ("--teacher" in extra)]
-    settings = ["--random_block_size", "yes", "--own_states", "yes", "--certainty_weight", "1", "--ar_weight", "0.5"]
+    settings = [*first.split(), "--own_states", "yes", "--certainty_weight", "1", "--ar_weight", "0.5"]
     argv = [recipe, "--model", causal_dir, "--targets", "teacher", "--teacher_top_k", "4", *settings, *extra]
     argv += ["--max_steps", "4"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -184,6 +179,15 @@ def test_a_teacher_that_cannot_teach(request, base_dir, translated_dir, processo
         ({"mask_slope": 0.5, "draft": True}, "draft_noise"),
         ({"own_states": True, "mask_slope": 0.5}, "the model says what is masked"),
         ({"own_states": True, "complementary": True}, "complementary does not fit"),
+        ({"on_policy_from": -1}, "on_policy_from must be a number of at least 0"),
+        ({"on_policy_from": 8, "max_steps": 8}, "on_policy_from=8 does not fit: the run has 8 steps"),
+        ({"on_policy_from": 0, "draft": True}, "use `diffusionvl draft` for drafts"),
+        ({"on_policy_from": 0, "mask_slope": 0.5}, "the model says what is masked"),
+        ({"on_policy_from": 0, "complementary": True}, "complementary does not fit"),
+        ({"on_policy_from": 0, "random_block_size": True}, "another block size does not fit"),
+        ({"on_policy_from": 0, "targets": "teacher", "teacher_weight": 0.5}, "teacher_weight does not fit"),
+        ({"on_policy_from": 0, "teacher_weight": 0.5}, "teacher_weight needs targets 'teacher'"),
+        ({"on_policy_from": 0, "objective": "ar"}, "on_policy_from belongs to objective"),
         ({"certainty_weight": -1.0}, "certainty_weight must be a number of at least 0"),
         ({"objective": "ar", "own_states": True}, "own_states belongs to objective"),
     ],
@@ -198,6 +202,7 @@ def test_switches_that_do_not_fit(tmp_path, settings, part):
     [
         ({"block_growth": [1, 4]}, "block_growth ends at 4, but the checkpoint's block size is 8"),
         ({"targets": "teacher"}, "targets needs a checkpoint whose clean stream is causal"),
+        ({"on_policy_from": 0}, "on_policy_from without a teacher needs a checkpoint whose clean stream is causal"),
     ],
 )
 def test_switches_that_do_not_fit_the_checkpoint(translated_dir, processor, pictures, tmp_path, settings, part):
