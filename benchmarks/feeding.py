@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from diffusionvl.checkpoints.loading import load_model, load_processor
 from diffusionvl.commands.command_line import Parser, markdown
-from diffusionvl.evaluation.decoding import Answered, answer_batch, answer_continuously
+from diffusionvl.evaluation.decoding import Answered, answer_batch
+from diffusionvl.evaluation.feeding import answer_continuously
 from diffusionvl.modeling.engine import Engine
 from studies.quickstart.contest import prompts
 from studies.quickstart.easy_vqa import RawRecord, test_records

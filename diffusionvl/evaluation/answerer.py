@@ -15,7 +15,8 @@ from ..modeling.errors import UserError
 from ..objective.corruption import row_generator
 from . import AR
 from .costs import Cost, TaskCost
-from .decoding import Answered, answer_batch, answer_continuously
+from .decoding import Answered, answer_batch
+from .feeding import answer_continuously
 from .kinds import kind_of
 from .questions import Prompt
 from .settings import Decoding

@@ -1,11 +1,10 @@
-"""Answers and what they cost: a batch of an AR or a block-diffusion model, or a stream of prompts through the engine.
+"""Answers of a batch, by an AR or a block-diffusion model, and what they cost.
 
 Legend: B batch, P padded prompt, G generated tokens.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from ..modeling.engine import Engine
-from ..modeling.errors import UserError
-from ..modeling.request import Request
 from . import BLOCK_DIFFUSION
 from .costs import Cost
 from .kinds import kind_of
@@ -135,71 +131,3 @@ def answer_lengths(new: Tensor, model: PreTrainedModel) -> Tensor:
     # An answer that a text has ended is padded, but has no end of sequence.
     with_end = first + ended.gather(-1, first[:, None])[:, 0]
     return torch.where(over.any(-1), with_end, new.shape[1])
-
-
-@dataclass
-class _Going:
-    """A prompt that is being answered."""
-
-    key: int
-    request: Request
-    start: float
-    cost: Cost = field(default_factory=lambda: Cost(answers=1))
-
-
-def answer_continuously(
-    engine: Engine, keys: Iterable[int], prompt: Callable[[int], Mapping[str, Any]]
-) -> Iterator[tuple[int, Answered | UserError]]:
-    """Hands the engine a prompt whenever it has a free row, and yields each answer as soon as it ends.
-
-    A long answer does not hold back short ones, and no prompt is prepared before it is needed. The time of a step is
-    shared out equally among the rows that take it.
-
-    Args:
-        engine: An engine that nobody else drives.
-        keys: Names of the prompts.
-        prompt: Returns the arguments of `Engine.add_request` for a prompt: its inputs [1, P] and settings.
-
-    Yields:
-        The key of a prompt with its answer, or with the error that keeps it from being answered.
-
-    Raises:
-        Exception: A bug, or an allocation that failed, while the model read a prompt.
-    """
-    coming, going = iter(keys), list[_Going]()
-    while True:
-        while len(going) < engine.max_batch_size and (key := next(coming, None)) is not None:
-            try:
-                request = engine.add_request(**_on_device(prompt(key), engine.model))
-            except UserError as error:
-                yield key, error
-                continue
-            going.append(_Going(key, request, time.perf_counter()))
-        if not going:
-            return
-        begin = time.perf_counter()
-        engine.step()
-        end = time.perf_counter()
-        for one in going:
-            one.cost.seconds += (end - begin) / len(going)
-            if one.request.tokens and not one.cost.first_seconds:
-                one.cost.first_seconds = end - one.start
-        for one in [one for one in going if one.request.finished]:
-            going.remove(one)
-            one.cost.tokens, one.cost.forwards = len(one.request.tokens), one.request.forwards
-            yield one.key, _fault(one.request) or Answered(list(one.request.tokens), one.cost)
-
-
-def _on_device(arguments: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
-    """Returns the arguments of a request with its tensors on the model's device."""
-    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-    return {**arguments, **on_model(tensors, model)}
-
-
-def _fault(request: Request) -> UserError | None:
-    """Returns what has kept a request from being answered, and raises it if the user cannot mend it."""
-    if request.error is not None and not isinstance(request.error, UserError):
-        raise request.error
-    if request.finish_reason == "not_a_number":
-        return UserError("the model's scores are not numbers; load it in float32 or bfloat16, and check its weights")
-    return request.error

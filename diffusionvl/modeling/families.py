@@ -48,7 +48,7 @@ def cache_input(model_class: type[PreTrainedModel]) -> str:
 
 def position_axes(base_config: PreTrainedConfig) -> int:
     """The number of axes of a base's positions: 3 for M-RoPE (Qwen-VL families), 4 for HunYuan-VL's, else 1."""
-    rope = base_config.get_text_config(decoder=True).to_dict().get("rope_parameters") or {}
+    rope = getattr(base_config.get_text_config(decoder=True), "rope_parameters", None) or {}
     return len(rope.get("mrope_section") or [0])
 
 
