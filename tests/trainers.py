@@ -23,3 +23,20 @@ def batch_of(trainer):
     """All rows of the trainer's data set as one batch."""
     rows = trainer.train_dataset
     return rows.collate([rows[index] for index in range(len(rows))])
+
+
+def weights(trainer):
+    """A copy of every parameter, by name."""
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def assert_identical(found, expected):
+    """The same tensors, by name, to the last bit."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def logged(trainer, name):
+    """The values that a run has logged under a name, in order."""
+    return [log[name] for log in trainer.state.log_history if name in log]
