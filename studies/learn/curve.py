@@ -40,18 +40,22 @@ def ways_of(variant: Variant, last: bool) -> dict[str, dict[str, Any]]:
     return ways
 
 
-def run(variant: Variant, recipe: dict[str, Any], steps: Sequence[int], evaluate: Evaluate) -> dict[str, Any]:
+def run(
+    variant: Variant, recipe: dict[str, Any], base: Path, steps: Sequence[int], evaluate: Evaluate
+) -> dict[str, Any]:
     """Trains a variant, and returns its curve and what it cost.
 
     Args:
         variant: Its settings win over the recipe's.
         recipe: The baseline's.
+        base: The AR model that was translated, which a variant may name as its teacher.
         steps: Optimizer steps after which the model is evaluated, ascending; the last one ends the run.
         evaluate: Asks the model in several ways.
     """
     begin = time.perf_counter()
     settings = {"save_strategy": "no", "disable_tqdm": True, "max_steps": steps[-1], **recipe}
     settings |= {"ar_weight": 0.0, **variant.settings}  # a variant has the AR loss that it names, not the default one
+    settings |= {"teacher": str(base)} if "teacher" in variant.settings else {}
     trainer = build_trainer(*parse_arguments(recipe_flags(settings)))
     processor = Checkpoint(recipe["model"]).processor
     points: list[dict[str, Any]] = []

@@ -8,7 +8,6 @@ from diffusionvl.checkpoints.checkpoint import Checkpoint
 from diffusionvl.data.sources.json_records import write_jsonl
 from studies.learn.curve import run, translated
 from studies.learn.variants import EASY as VARIANTS
-from studies.learn.variants import taught_by
 from studies.quickstart.contest import Contender, contest
 from studies.quickstart.easy_vqa import test_records, train_records
 
@@ -60,9 +59,9 @@ def measure_base(out: Path, budget: str) -> dict[str, float]:
 
 def learn(out: Path, budget: str, name: str, seed: int) -> dict[str, Any]:
     """Trains a variant with a seed, which is also that of the order of the records, by the quickstart's recipe."""
-    own, variant = BUDGETS[budget], taught_by(VARIANTS[name], str(BASE))
+    own = BUDGETS[budget]
     recipe = {
-        "model": str(translated(out, BASE, variant)),
+        "model": str(translated(out, BASE, VARIANTS[name])),
         "train_records": [str(out / "data" / "conversations.jsonl")],
         "output_dir": str(out / "unused"),
         "per_device_train_batch_size": own.rows,
@@ -72,7 +71,7 @@ def learn(out: Path, budget: str, name: str, seed: int) -> dict[str, Any]:
         "weighting": "uniform",
         "seed": seed,
     }
-    return run(variant, recipe, own.steps, lambda ways, processor: evaluate(ways, processor, budget))
+    return run(VARIANTS[name], recipe, BASE, own.steps, lambda ways, processor: evaluate(ways, processor, budget))
 
 
 def evaluate(ways: Sequence[Contender], processor: Any, budget: str, batch_size: int = 128) -> dict[str, Any]:

@@ -54,16 +54,17 @@ def measure_base(out: Path, budget: str) -> dict[str, float]:
 
 def learn(out: Path, budget: str, name: str, seed: int) -> dict[str, Any]:
     """Trains a variant by the recipe of SmolLM2's translation."""
-    own, given = BUDGETS[budget], read_recipe(ROOT / "configs" / "recipes" / "smollm2_translate.yaml")
+    own, base = BUDGETS[budget], out / "smollm2" / "ar"
+    given = read_recipe(ROOT / "configs" / "recipes" / "smollm2_translate.yaml")
     recipe = given | {
-        "model": str(translated(out, out / "smollm2" / "ar", VARIANTS[name])),
+        "model": str(translated(out, base, VARIANTS[name])),
         "train_records": [str(out / "smollm2" / "data" / "conversations.jsonl")],
         "output_dir": str(out / "unused"),
         "dataloader_num_workers": 0,
         "max_steps": own.steps[-1],
         "seed": seed,
     }
-    return run(VARIANTS[name], recipe, own.steps, lambda ways, processor: evaluate(ways, processor, budget))
+    return run(VARIANTS[name], recipe, base, own.steps, lambda ways, processor: evaluate(ways, processor, budget))
 
 
 def evaluate(ways: Sequence[Contender], processor: Any, budget: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from diffusionvl.commands.recipe import read_recipe
 from diffusionvl.modeling.errors import UserError
 from studies.learn.curve import run, translated
 from studies.learn.variants import TEXT as VARIANTS
-from studies.learn.variants import taught_by
 from studies.quickstart.contest import Contender, contest
 from studies.smollm2 import own_answers, unpack
 
@@ -57,16 +56,16 @@ def measure_base(out: Path, budget: str) -> dict[str, float]:
 
 def learn(out: Path, budget: str, name: str, seed: int) -> dict[str, Any]:
     """Trains a variant by the recipe of SmolLM2's translation on text."""
-    own, variant = BUDGETS[budget], taught_by(VARIANTS[name], str(out / "smollm2"))
+    own, variant, base = BUDGETS[budget], VARIANTS[name], out / "smollm2"
     recipe = read_recipe(RECIPE) | {
-        "model": str(translated(out, out / "smollm2", variant)),
+        "model": str(translated(out, base, variant)),
         "train_records": [str(out / "data" / "train.jsonl")],
         "output_dir": str(out / "unused"),
         "dataloader_num_workers": 0,
         "max_steps": own.steps[-1],
         "seed": seed,
     }
-    return run(variant, recipe, own.steps, lambda ways, processor: evaluate(ways, processor, out, budget))
+    return run(variant, recipe, base, own.steps, lambda ways, processor: evaluate(ways, processor, out, budget))
 
 
 def evaluate(ways: Sequence[Contender], processor: Any, out: Path, budget: str) -> dict[str, Any]:

@@ -55,11 +55,6 @@ TEXT = {
 }
 
 
-def taught_by(variant: Variant, base: str) -> Variant:
-    """The variant with the AR model of its part where its settings name BASE as the teacher."""
-    return variant._replace(settings={k: base if v == "BASE" else v for k, v in variant.settings.items()})
-
-
 def file_name(variant: str, seed: int) -> str:
     """The name of the file with a run's figures."""
     return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in variant) + f"-{seed}.json"

@@ -1,6 +1,7 @@
 """The study of training's switches: its runs resume, its budgets are equal, and its figures are what they say."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -43,21 +44,22 @@ def test_what_is_there_is_not_made_again(made, monkeypatch, capsys):
     assert "holds runs of another part or budget" in capsys.readouterr().err
 
 
-def test_a_variant_has_the_ar_loss_that_it_names_and_no_other(monkeypatch):
+def test_a_variant_has_the_ar_loss_and_the_teacher_that_it_names_and_no_other(monkeypatch):
     """Whatever the default is, and whatever the recipe says: so its runs stay what they were."""
 
     class Stopped(Exception):
         pass
 
     def build(model, data, args):
-        raise Stopped(args.ar_weight)
+        raise Stopped(args.ar_weight, args.teacher)
 
     monkeypatch.setattr(curve, "build_trainer", build)
     recipe = {"model": "model", "train_records": ["records"], "output_dir": "out", "ar_weight": 0.5}
     for variant in (*EASY.values(), *TABLES.values(), *TEXT.values()):
         with pytest.raises(Stopped) as stopped:
-            curve.run(variant, recipe, [1], None)
-        assert stopped.value.args == (variant.settings.get("ar_weight", 0),)
+            curve.run(variant, recipe, Path("base"), [1], None)
+        teacher = "base" if "teacher" in variant.settings else None
+        assert stopped.value.args == (variant.settings.get("ar_weight", 0), teacher)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--budget", "large"), ("--variants", "magic")])

@@ -87,12 +87,17 @@ def test_own_states_mask_what_the_model_is_least_certain_of(causal_dir, processo
         assert not len(kept) or masked.max() <= kept.min()
 
 
-@pytest.mark.parametrize("extra", [[], ["--lora_r", "4"], ["--packing", "yes", "--noisy_views", "2", "--teacher"]])
-@pytest.mark.parametrize("first", ["--random_block_size yes", "--on_policy_from 1 --on_policy_tokens 9"])
-def test_a_resumed_run_is_the_uninterrupted_one(recipe, base_dir, causal_dir, tmp_path, first, extra):
-    extra = [*extra, *[base_dir] * ("--teacher" in extra)]
-    settings = [*first.split(), "--own_states", "yes", "--certainty_weight", "1", "--ar_weight", "0.5"]
-    argv = [recipe, "--model", causal_dir, "--targets", "teacher", "--teacher_top_k", "4", *settings, *extra]
+SIZES, OWN = "--random_block_size yes", "--on_policy_from 1 --on_policy_tokens 9"
+PACKED = "--packing yes --noisy_views 2 --teacher"
+
+
+@pytest.mark.parametrize(
+    "extra", [SIZES, f"{SIZES} --lora_r 4", f"{SIZES} {PACKED}", f"{OWN} --lora_r 4", f"{OWN} {PACKED}"]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(recipe, base_dir, causal_dir, tmp_path, extra):
+    extra = [*extra.split(), *[base_dir] * extra.endswith("--teacher")]
+    settings = ["--own_states", "yes", "--certainty_weight", "1", "--ar_weight", "0.5", *extra]
+    argv = [recipe, "--model", causal_dir, "--targets", "teacher", "--teacher_top_k", "4", *settings]
     argv += ["--max_steps", "4"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert main([*argv, "--output_dir", str(whole)]) == 0
