@@ -30,7 +30,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "smoke": Budget((1, 2), 4, 4, 1),
-    "cpu": Budget((80, 160, 240), 100, 100, 2),
+    "cpu": Budget((100,), 100, 100, 2),
     "gpu": Budget((200, 500, 1000, 1500), 1000, 1000, 3),
 }
 

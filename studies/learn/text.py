@@ -27,7 +27,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "smoke": Budget((1, 2), 8, 4, 1),
-    "cpu": Budget((80, 160, 240), 1085, 96, 2),
+    "cpu": Budget((100,), 1085, 96, 2),
     "gpu": Budget((500, 1000, 2500), 1085, 161, 3),
 }
 

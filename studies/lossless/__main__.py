@@ -73,11 +73,11 @@ EASY = {"--limit": 800, "--max-new-tokens": 96, "--answer-batch-size": 64, "--bl
 PARTS = {
     "a": Part(SMALL_RUNS, {**EASY, "--learning-rate": 5e-3}, 16, 32, 96, "float32", ("8", "16", "auto"), (1, 4, 16)),
     "b": Part(
-        (Run(16, 200, 4),),
-        {**EASY, "--limit": 600, "--learning-rate": 2e-3, "--rows": 4, "--views": 4},
+        (Run(16, 180, 3),),
+        {**EASY, "--limit": 600, "--learning-rate": 2e-3, "--rows": 4, "--views": 2},
         16,
         32,
-        64,
+        32,
         "bfloat16",
         ("8", "16", "auto"),
         (1, 4, 16),
