@@ -29,6 +29,7 @@ LEAST = {
     "limit": 2,
 }
 MODES = ("autoregressive", "speculative")
+UNRECORDED = ("out", "answer_batch_size", "trust_remote_code", "debug")  # what a run may change when it goes on
 
 
 def build_parser() -> Parser:
@@ -90,6 +91,7 @@ def draft(arguments: argparse.Namespace) -> int:
     if count <= arguments.held_out:
         raise UserError(f"--held-out {arguments.held_out} leaves none of {count} records; give fewer, or more records")
     start(arguments, work / "start")
+    keep_settings(arguments, work / "settings.json")
     code = ask(arguments, work / "start", work / "answers.jsonl", count, "autoregressive", arguments.answer_batch_size)
     if code:
         return code
@@ -106,6 +108,29 @@ def draft(arguments: argparse.Namespace) -> int:
             shutil.copyfile(path, out / path.name)
     report(out, work)
     return 0
+
+
+def keep_settings(arguments: argparse.Namespace, file: Path) -> None:
+    """Writes what drafts are made of, or compares it with what an earlier run has written.
+
+    Raises:
+        UserError: It differs, and drafts of both cannot be one.
+    """
+    asked = {name: value for name, value in vars(arguments).items() if name not in UNRECORDED}
+    asked |= {"base": located(arguments.base), "records": [located(path) for path in arguments.records]}
+    if not file.exists():
+        file.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+        return
+    begun = json.loads(file.read_text(encoding="utf-8"))
+    changed = [name for name in asked if asked[name] != begun.get(name)]
+    if changed:
+        names = ", ".join(f"{name} {begun.get(name)!r}, now {asked[name]!r}" for name in changed)
+        raise UserError(f"--out {str(arguments.out)!r} holds drafts of other settings ({names}); give another --out")
+
+
+def located(path: str) -> str:
+    """The absolute path of a file or a folder; anything else, such as a hub id, as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def start(arguments: argparse.Namespace, folder: Path) -> None:

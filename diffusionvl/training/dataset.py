@@ -106,7 +106,7 @@ class RowDataset(Dataset):
     def __getitem__(self, index: int) -> Outcome:
         try:
             record = self.records[index]
-            encoded = self.encoder.encode(record)
+            encoded = self._encode(record)
             positions = None if encoded is None else self._positions(encoded.input_ids, encoded.media)
             if positions is not None:
                 self._check_positions(positions, record.name)
@@ -128,7 +128,7 @@ class RowDataset(Dataset):
         Raises:
             DataError: The record cannot be used.
         """
-        encoded = self.encoder.encode(self.records[index], render=False)
+        encoded = self._encode(self.records[index], render=False)
         if encoded is None:
             return 0, 0
         length, supervised = len(encoded.input_ids), encoded.labels != IGNORED
@@ -213,6 +213,19 @@ class RowDataset(Dataset):
             labels = torch.full_like(input_ids, IGNORED)
             self._filler = Row(input_ids, labels, zeros, zeros, positions, torch.arange(len(input_ids)), media)
         return self._filler
+
+    def _encode(self, record: Record, render: bool = True) -> Encoded | None:
+        """A record as tokens; the model must be able to give its last answer itself, where it is going to be asked."""
+        encoded = self.encoder.encode(record, render=render)
+        if encoded is not None and self.longest_answer is not None:
+            pictures = torch.isin(encoded.input_ids, torch.tensor(placeholder_ids(self.base_config))).nonzero()
+            learned = (encoded.labels != IGNORED).nonzero()
+            if len(pictures) and len(learned) and pictures[-1] > learned[-1]:
+                raise DataError(
+                    f"{record.name}: has a picture after its last answer that carries loss, and on_policy_from asks "
+                    "for answers; take the picture out, or let an answer follow"
+                )
+        return encoded
 
     def _check_positions(self, positions: Tensor, name: str) -> None:
         """Refuses a row that goes on where the model knows no positions."""

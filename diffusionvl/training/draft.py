@@ -25,8 +25,12 @@ def add_draft(
         layers: Names of the linear layers that get matrices, such as `o_proj`; all of the decoder by default.
 
     Raises:
-        UserError: The clean stream is not causal, or the model has no such layers.
+        UserError: The clean stream is not causal, or the model has no such layers or an adapter already.
     """
+    if model.config.draft_adapter is not None:
+        raise UserError(
+            f"{base}: has a draft-only adapter, which is trained on without lora_r and lora_on; take them out"
+        )
     if model.config.clean_attention != "causal":
         raise UserError(
             f"{base}: a draft-only adapter needs clean_attention 'causal', got {model.config.clean_attention!r}; "

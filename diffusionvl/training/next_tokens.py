@@ -21,6 +21,7 @@ from ..modeling.families import (
     mask_inputs,
     media_types,
     placeholder_ids,
+    position_axes,
     reads_images_whole,
 )
 from ..modeling.hooks import head_on
@@ -109,7 +110,17 @@ def load_teacher(path: str, dtype: str, config: PreTrainedConfig, processor: Pro
         processor: The processor of that model.
 
     Raises:
-        UserError: It is not an AR model, or has other tokens or positions than the model that learns.
+        UserError: It cannot teach the model that learns.
+    """
+    return check_teacher(path, config, processor).model(dtype).eval().requires_grad_(False)
+
+
+def check_teacher(path: str, config: PreTrainedConfig, processor: ProcessorMixin) -> Checkpoint:
+    """Reads the config and the tokens of a teacher, not its weights. Arguments are those of `load_teacher`.
+
+    Raises:
+        UserError: It is not there or not an AR model, or has other tokens, pictures or positions than the model that
+            learns.
     """
     checkpoint = Checkpoint(path)
     if isinstance(checkpoint.config, DiffusionVLConfig):
@@ -120,4 +131,10 @@ def load_teacher(path: str, dtype: str, config: PreTrainedConfig, processor: Pro
         raise UserError(f"teacher {path!r} has other tokens than the model; give the AR model that was translated")
     if config.position_mode != "native":
         raise UserError(f"teacher {path!r} needs position_mode 'native', and this checkpoint counts positions itself")
-    return checkpoint.model(dtype).eval().requires_grad_(False)
+    for read in (placeholder_ids, position_axes):
+        if read(checkpoint.config) != read(config.base_config):
+            raise UserError(
+                f"teacher {path!r} reads other pictures or positions than the model; give the AR model that was "
+                "translated"
+            )
+    return checkpoint

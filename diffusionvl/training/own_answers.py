@@ -21,7 +21,6 @@ from ..data.record import Record, Records
 from ..data.streams import IGNORED, Row
 from ..modeling.block_masks import CLEAN
 from ..modeling.engine import Engine
-from ..modeling.errors import UserError
 from ..modeling.families import placeholder_ids, position_limit
 from ..modeling.generation_diffusionvl import check_answers
 from ..modeling.request import Request
@@ -131,8 +130,7 @@ def with_own_answers(
         was written [B, T]; and the K conversations.
 
     Raises:
-        UserError: A picture comes after a document's last answer that carries loss, or the model's scores are not
-            numbers.
+        UserError: The model's scores are not numbers.
     """
     shown = torch.tensor(placeholder_ids(dataset.base_config), dtype=torch.long)
     conversations = conversations_of(batch, shown)
@@ -163,10 +161,7 @@ def conversations_of(batch: dict[str, Any], placeholders: Tensor) -> list[Conver
 
     Args:
         batch: From `RowDataset.collate`, with noisy streams.
-        placeholders: Ids that stand for images and videos.
-
-    Raises:
-        UserError: A picture comes after a document's last answer that carries loss.
+        placeholders: Ids that stand for images and videos; none comes after a document's last answer with loss.
     """
     names = ("input_ids", "labels", "document_ids", "stream_ids", "position_ids", "twins")
     ids, labels, documents, streams, positions, twins = (batch[name].cpu() for name in names)
@@ -180,11 +175,6 @@ def conversations_of(batch: dict[str, Any], placeholders: Tensor) -> list[Conver
         begins, ends = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
         last_picture = max(torch.isin(own, placeholders).nonzero()[:, 0].tolist(), default=-1)
         given = sum(begin < last_picture for begin in begins)  # answers that stay
-        if begins and given == len(begins):
-            raise UserError(
-                "on_policy_from: a record has a picture after its last answer that carries loss; take it out, or let "
-                "an answer follow"
-            )
         nexts = [*begins[given:], *ends[-1:], len(own)]
         later = [own[end:begin] for end, begin in zip(ends[given:], nexts[1:], strict=False)]
         found.append(Conversation(int(row[0]), own[: nexts[0]], positions[:, row, places][:, : nexts[0]], later))

@@ -29,7 +29,7 @@ from .dataset import RowDataset
 from .draft import add_draft, train_draft_alone
 from .loss_chart import draw_losses
 from .model_arguments import DataArguments, ModelArguments
-from .next_tokens import load_teacher
+from .next_tokens import check_teacher, load_teacher
 from .own_answers import Prompts
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others
@@ -219,6 +219,8 @@ def describe(model_args: ModelArguments, data: DataArguments, args: BlockDiffusi
 
         model = add_adapter(model, model_args, args)
     settle_ar_weight(model.config, args)
+    if args.teacher:
+        check_teacher(args.teacher, model.config, checkpoint.processor)
     if args.train_modules is not None:
         freeze_others(model, args.train_modules)
     rows = build_rows(data.train_records, data, args, checkpoint.processor, model.config, data.max_bad_samples)

@@ -173,9 +173,18 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         return super().get_batch_samples(map(self._with_block_sizes, answered), *args, **kwargs)
 
     def _with_own_answers(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of training with the model's own answers, from the step on from which it gives them."""
-        begin, step = self.args.on_policy_from, self.state.global_step
-        if begin is None or step < (begin if begin >= 1 else begin * self.state.max_steps):
+        """A batch of training with the model's own answers, from the step on from which it gives them.
+
+        Raises:
+            UserError: The run ends before that step.
+        """
+        begin, step, steps = self.args.on_policy_from, self.state.global_step, self.state.max_steps
+        if begin is None:
+            return batch
+        first = begin if begin >= 1 else begin * steps
+        if first > steps - 1:
+            raise UserError(f"on_policy_from={begin:g} is not reached: the run has {steps} steps; begin sooner")
+        if step < first:
             return batch
         rows = self.train_dataset.rows if isinstance(self.train_dataset, PackedRowDataset) else self.train_dataset
         batch, conversations = with_own_answers(self.model, rows, batch, self.args, step)

@@ -41,6 +41,10 @@ def test_a_model_learns_to_draft_its_own_answers(base_dir, records, tmp_path, ca
     code, printed, err = run(capsys, "draft", base_dir, "--records", records, "--out", str(out), *FEW)
     assert code == 0, err
     assert "nothing is left to do" in printed
+    # With other settings, it does not call the old drafts its own.
+    code, _, err = run(capsys, "draft", base_dir, "--records", records, "--out", str(out), *FEW, "--rank", "3")
+    assert code == 2
+    assert "holds drafts of other settings (rank 2, now 3); give another --out" in err
 
 
 def test_a_base_without_a_spare_row_for_the_mask_learns_to_draft(base_dir, records, tmp_path, capsys):

@@ -19,6 +19,7 @@ from diffusionvl.objective.corruption import Supervised
 from diffusionvl.objective.distillation import divergence, draft_weights
 from diffusionvl.objective.loss import IGNORED
 from diffusionvl.train import main
+from diffusionvl.training.draft import add_draft
 from diffusionvl.training.losses import clean_targets
 from diffusionvl.training.model_arguments import ModelArguments
 from diffusionvl.translation.translate import translate
@@ -221,6 +222,11 @@ def test_a_draft_only_adapter_leaves_the_clean_stream_as_it_is_to_the_last_bit(c
     assert torch.equal(clean[0], drafts[0])
     assert not torch.equal(clean[1], drafts[1])
     assert clean[1].isfinite().all()
+
+
+def test_an_adapter_gets_no_other_one(drafted):
+    with pytest.raises(ValueError, match="has a draft-only adapter, which is trained on without lora_r and lora_on"):
+        add_draft(Checkpoint(str(drafted)).model(), str(drafted), 4)
 
 
 def test_the_adapter_alone_is_saved_and_loads_by_its_base(causal_dir, drafted):

@@ -12,7 +12,7 @@ from helpers import QUESTION, assert_same, conversation, enliven, logits_of, som
 from diffusionvl import BlockDiffusionConfig, RowDataset
 from diffusionvl.checkpoints.checkpoint import Checkpoint
 from diffusionvl.data.conversation import ConversationEncoder
-from diffusionvl.data.record import Record
+from diffusionvl.data.record import DataError, Record
 from diffusionvl.data.sources.json_records import write_jsonl
 from diffusionvl.modeling.block_masks import CLEAN
 from diffusionvl.objective.loss import IGNORED
@@ -197,12 +197,13 @@ def test_a_longest_row_cuts_own_answers(processor, student, tmp_path):
     assert clean[15:].tolist() == talk.answers[0].tolist() == answer[:3]
 
 
-def test_a_picture_after_the_last_answer_that_carries_loss(processor, student, pictures, tmp_path):
+def test_a_picture_after_the_last_answer_that_carries_loss(processor, student, pictures):
     record = conversation(("is it?", "no"), (QUESTION, "yes", pictures[0]))
     record.messages[-1]["supervised"] = False
-    rows = RowDataset([record], ConversationEncoder(processor), student.config)
-    with pytest.raises(ValueError, match="a picture after its last answer that carries loss"):
-        with_own_answers(student, rows, rows.collate([rows[0]]), settings_of(tmp_path), 0)
+    rows = RowDataset([record], ConversationEncoder(processor), student.config, longest_answer=TOKENS)
+    with pytest.raises(DataError, match="a picture after its last answer that carries loss"):
+        rows.measure(0)
+    assert "a picture after its last answer that carries loss" in str(rows[0].error)
 
 
 def test_own_answers_fit_neither_other_supervision_nor_spread_weights(translated_dir, processor, student, tmp_path):
@@ -228,3 +229,8 @@ def test_a_run_on_questions_alone(recipe, causal_dir, tmp_path, capsys):
     log = [json.loads(line) for line in (tmp_path / "all" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(0 < line["own_forwards_per_token"] <= 10 for line in log if "loss" in line)
     assert log[0]["own_tokens_per_second"] > 0
+    # The plan says what is learned, and a run that ends before its first answer is refused.
+    assert "on answers of the model's own in every step" in capsys.readouterr().out
+    steps = ["--max_steps", "-1", "--num_train_epochs", "1", "--train_records", settings["train_records"][0]]
+    assert main([*argv, str(tmp_path / "short"), *steps, "--on_policy_from", "1000"]) == 2
+    assert "on_policy_from=1000 is not reached" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import torch
 from helpers import assert_same, conversation, logits_of, losses, some_records
 from safetensors.torch import load_file
 from trainers import trainer_of
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from diffusionvl import BlockDiffusionConfig
 from diffusionvl.checkpoints.checkpoint import Checkpoint
@@ -148,7 +149,11 @@ def test_a_frozen_teacher_serves_a_clean_stream_of_blocks(base_dir, translated_d
 
 @pytest.mark.parametrize(
     ("teacher", "part"),
-    [("translated_dir", "is a block-diffusion model"), ("other_base", "has other tokens than the model")],
+    [
+        ("translated_dir", "is a block-diffusion model"),
+        ("other_base", "has other tokens than the model"),
+        ("without_eyes", "reads other pictures or positions than the model"),
+    ],
 )
 def test_a_teacher_that_cannot_teach(request, base_dir, translated_dir, processor, tmp_path, teacher, part):
     if teacher == "other_base":
@@ -157,6 +162,12 @@ def test_a_teacher_that_cannot_teach(request, base_dir, translated_dir, processo
         other = Checkpoint(base_dir).processor
         other.tokenizer.add_tokens(["unheard of"])
         other.save_pretrained(path)
+    elif teacher == "without_eyes":
+        path = str(tmp_path / "text")
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = Qwen2Config(vocab_size=512, num_key_value_heads=2, **sizes)
+        Qwen2ForCausalLM(config).save_pretrained(path)
+        Checkpoint(base_dir).processor.tokenizer.save_pretrained(path)
     else:
         path = request.getfixturevalue(teacher)
     with pytest.raises(ValueError, match=part):

@@ -105,7 +105,12 @@ def loss_of(args: BlockDiffusionConfig) -> str:
     """What a run minimises, in words."""
     if args.objective == "ar":
         return "autoregression"
-    return "block diffusion" + (f" + {args.ar_weight:g} x next tokens of the clean stream" if args.ar_weight else "")
+    loss = "block diffusion" + (f" + {args.ar_weight:g} x next tokens of the clean stream" if args.ar_weight else "")
+    begin = args.on_policy_from
+    if begin is None:
+        return loss
+    when = f"after {begin:.0%} of the run" if begin < 1 else f"after {begin:g} steps"
+    return f"{loss}; on answers of the model's own {when if begin else 'in every step'}"
 
 
 def outline(model: PreTrainedModel, rows: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> str:
