@@ -93,6 +93,7 @@ def test_wandb_gets_metrics_and_samples(recipe, tmp_path, monkeypatch):
 
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
+    wandb.teardown()  # it reads the environment once a process, and another test may have been the first
     sent = {}
     real = wandb.sdk.wandb_run.Run.log
     monkeypatch.setattr(
