@@ -19,7 +19,7 @@ from ..modeling.request import Request
 from .costs import Cost
 from .decoding import Answered, on_model
 
-SHARE = 4  # prompts are handed over when one row in so many is free, since reading some together costs less
+SHARE = 4  # prompts are handed over when 1 / SHARE of the rows are free, since it costs less to read several together
 
 
 @dataclass
