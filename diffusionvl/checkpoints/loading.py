@@ -1,5 +1,6 @@
 """Shorthands for the parts of a `Checkpoint`, and the device that a model runs on."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,3 +39,8 @@ def find_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"the device {name!r} cannot be used here; cpu always can") from error
     return device
+
+
+def located(path: str) -> str:
+    """The absolute path of a file or a folder, which is found from everywhere; a hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

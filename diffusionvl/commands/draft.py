@@ -116,6 +116,8 @@ def keep_settings(arguments: argparse.Namespace, file: Path) -> None:
     Raises:
         UserError: It differs, and drafts of both cannot be one.
     """
+    from ..checkpoints.loading import located
+
     asked = {name: value for name, value in vars(arguments).items() if name not in UNRECORDED}
     asked |= {"base": located(arguments.base), "records": [located(path) for path in arguments.records]}
     if not file.exists():
@@ -126,11 +128,6 @@ def keep_settings(arguments: argparse.Namespace, file: Path) -> None:
     if changed:
         names = ", ".join(f"{name} {begun.get(name)!r}, now {asked[name]!r}" for name in changed)
         raise UserError(f"--out {str(arguments.out)!r} holds drafts of other settings ({names}); give another --out")
-
-
-def located(path: str) -> str:
-    """The absolute path of a file or a folder; anything else, such as a hub id, as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def start(arguments: argparse.Namespace, folder: Path) -> None:

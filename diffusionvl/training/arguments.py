@@ -277,7 +277,7 @@ class BlockDiffusionConfig(TrainingArguments):
             (asks and self.draft, "draft", "on_policy_from denoises blocks; use `diffusionvl draft` for drafts"),
             (asks and 0 < self.max_steps <= begin, f"on_policy_from={begin}", f"the run has {self.max_steps} steps"),
             (asks and sizes, "another block size", "on_policy_from decodes with the checkpoint's"),
-            (asks and self.teacher_weight != 1, "teacher_weight", "an answer of the model's own is no record's"),
+            (asks and self.teacher_weight != 1, "teacher_weight", "an answer of the model's own is not a record's"),
             (sizes and self.noise_order == "reference", "noise_order reference", "it knows one block size"),
             (self.random_block_size and self.block_growth, "random_block_size", "block_growth says the sizes"),
             (self.growth_steps and not self.block_growth, "growth_steps", "it belongs to block_growth"),

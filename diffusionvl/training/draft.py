@@ -1,8 +1,8 @@
 """Training of a draft-only adapter: which weights it has, and that nothing else is trained."""
 
-from pathlib import Path
 from typing import Any
 
+from ..checkpoints.loading import located
 from ..modeling.draft_adapter import DraftAdapter, weights_fingerprint
 from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
@@ -50,7 +50,7 @@ def draft_settings(base: str, rank: int, alpha: float | None = None, layers: lis
         "rank": rank,
         "alpha": 2 * rank if alpha is None else alpha,
         "layers": layers,
-        "base": str(Path(base).resolve()) if Path(base).is_dir() else base,
+        "base": located(base),
         "fingerprint": weights_fingerprint(base),
     }
 

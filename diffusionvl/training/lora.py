@@ -6,7 +6,6 @@ the LM head, too, where both are one matrix.
 
 import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.loading import located
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from .arguments import BlockDiffusionConfig
@@ -91,7 +91,7 @@ def add_adapter(model: PreTrainedModel, model_args: ModelArguments, args: BlockD
         modules_to_save=_projector(model) if "projector" in parts else None,
         trainable_token_indices=trained_rows,
     )
-    model.name_or_path = _absolute(model_args.model)
+    model.name_or_path = located(model_args.model)
     with warnings.catch_warnings():  # PEFT asks for a name that transformers 5.23 has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(model, config)
@@ -124,8 +124,3 @@ def _projector(model: PreTrainedModel) -> list[str]:
         for name, module in model.named_modules()
         if of(name) == "projector" and next(module.parameters(recurse=False), None) is not None
     ]
-
-
-def _absolute(model: str) -> str:
-    """Where the adapter finds its base: a folder from everywhere, a hub id as it is."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
