@@ -9,6 +9,7 @@ from .errors import UserError
 POSITION_MODES = ("native", "sequential")
 BLOCK_ORIGINS = ("response", "absolute")
 CLEAN_ATTENTION = ("block", "causal")
+DRAFT_ADAPTER = ("rank", "alpha", "base", "fingerprint")  # what its settings hold at least
 
 
 class DiffusionVLConfig(PreTrainedConfig):
@@ -72,6 +73,8 @@ class DiffusionVLConfig(PreTrainedConfig):
             raise UserError(f"block_origin must be one of {BLOCK_ORIGINS}, got {block_origin!r}")
         if clean_attention not in CLEAN_ATTENTION:
             raise UserError(f"clean_attention must be one of {CLEAN_ATTENTION}, got {clean_attention!r}")
+        if draft_adapter is not None and (missing := {*DRAFT_ADAPTER} - {*draft_adapter}):
+            raise UserError(f"draft_adapter needs {', '.join(DRAFT_ADAPTER)}; {', '.join(sorted(missing))} is missing")
         if draft_adapter is not None and clean_attention != "causal":
             raise UserError(f"a draft_adapter needs clean_attention 'causal', got {clean_attention!r}")
         if base_config is not None:

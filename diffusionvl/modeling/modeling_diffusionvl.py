@@ -132,10 +132,21 @@ class DiffusionVLForConditionalGeneration(PreTrainedModel, DiffusionVLGeneration
         return (model.eval(), info) if kwargs.get("output_loading_info") else model.eval()
 
     def load_draft(self, path: str) -> None:
-        """Loads the weights of the draft adapter from a draft-only checkpoint, a folder or a hub id."""
+        """Loads the weights of the draft adapter from a draft-only checkpoint, a folder or a hub id.
+
+        Raises:
+            UserError: The config describes another adapter than the one whose weights are there.
+        """
         assert self.draft is not None
         weights = load_file(cached_file(path, SAFE_WEIGHTS_NAME))
-        self.draft.load_state_dict({name.removeprefix("draft."): value for name, value in weights.items()})
+        weights = {name.removeprefix("draft."): value for name, value in weights.items()}
+        own = self.draft.state_dict()
+        if {name: value.shape for name, value in weights.items()} != {name: own[name].shape for name in own}:
+            raise UserError(
+                f"{path}: its weights are {len(weights)} tensors of another adapter than the one that draft_adapter of "
+                f"config.json describes, which has {len(own)}; restore rank and layers there"
+            )
+        self.draft.load_state_dict(weights)
 
     @property
     def all_tied_weights_keys(self) -> dict[str, str]:

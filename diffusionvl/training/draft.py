@@ -39,7 +39,8 @@ def add_draft(
     assert rank is not None
     assert model.config.mask_token_id is not None
     settings = draft_settings(base, rank, alpha, layers)
-    model.draft = DraftAdapter(model.base, model.config.mask_token_id, settings["rank"], settings["alpha"], layers)
+    kind = settings["rank"], settings["alpha"], settings["layers"]
+    model.draft = DraftAdapter(model.base, model.config.mask_token_id, *kind)
     model.config.draft_adapter = settings
     return model
 
@@ -49,7 +50,7 @@ def draft_settings(base: str, rank: int, alpha: float | None = None, layers: lis
     return {
         "rank": rank,
         "alpha": 2 * rank if alpha is None else alpha,
-        "layers": layers,
+        "layers": sorted({*layers}) if layers else None,
         "base": located(base),
         "fingerprint": weights_fingerprint(base),
     }

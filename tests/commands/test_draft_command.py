@@ -34,7 +34,7 @@ def test_a_model_learns_to_draft_its_own_answers(base_dir, records, tmp_path, ca
     assert "## What was gained" in (out / "README.md").read_text()
     assert len((out / "work/answers.jsonl").read_text().splitlines()) == 5
     config = Checkpoint(str(out)).config
-    assert config.draft_adapter["layers"] == ["o_proj", "down_proj"]
+    assert config.draft_adapter["layers"] == ["down_proj", "o_proj"]
     assert (config.draft_adapter["base"], config.block_size, config.clean_attention) == (base_dir, 4, "causal")
     assert Checkpoint(str(out)).model().draft is not None
     # Run again, it finds that all of it is done.

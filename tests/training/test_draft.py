@@ -15,6 +15,7 @@ from diffusionvl import BlockDiffusionConfig
 from diffusionvl.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from diffusionvl.data.streams import draft_blocks
 from diffusionvl.modeling.draft_adapter import weights_fingerprint
+from diffusionvl.modeling.errors import UserError
 from diffusionvl.objective.corruption import Supervised
 from diffusionvl.objective.distillation import divergence, draft_weights
 from diffusionvl.objective.loss import IGNORED
@@ -242,11 +243,31 @@ def test_the_adapter_alone_is_saved_and_loads_by_its_base(causal_dir, drafted):
 
 
 def test_an_adapter_of_some_layers_is_trained_saved_and_loaded(causal_dir, tmp_path):
-    names = ["o_proj", "down_proj"]
+    names = ["o_proj", "down_proj", "o_proj"]
     model = Checkpoint(str(train(tmp_path, causal_dir, tmp_path / "out", lora_target_modules=names))).model()
-    assert model.config.draft_adapter["layers"] == names
+    assert model.config.draft_adapter["layers"] == ["down_proj", "o_proj"]
     assert {name.rpartition("/")[2] for name in model.draft.layers} == {*names}
     assert all(change.up.any() for change in model.draft.layers.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rank", None, "draft_adapter needs rank, alpha, base, fingerprint; rank is missing"),
+        ("base", None, "draft_adapter needs rank, alpha, base, fingerprint; base is missing"),
+        ("rank", 2, "its weights are .* tensors of another adapter than the one that draft_adapter of config.json"),
+        ("layers", ["o_proj"], "which has 7; restore rank and layers there"),
+    ],
+)
+def test_settings_of_another_adapter_than_the_weights_are_refused(drafted, tmp_path, key, value, message):
+    changed = shutil.copytree(drafted, tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text())
+    config["draft_adapter"][key] = value
+    if value is None:
+        del config["draft_adapter"][key]
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        Checkpoint(str(changed)).model()
 
 
 def test_a_killed_draft_training_goes_on_bit_for_bit(causal_dir, drafted, tmp_path):
