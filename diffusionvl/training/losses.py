@@ -85,13 +85,10 @@ def block_diffusion_loss(
     """
     labels, documents = batch["labels"], batch["document_ids"]
     supervised = supervised_tokens(batch)
-    noisy, own = _corrupted(batch, supervised, args, mask_token_id, step), "written" in batch  # steps 1 and 2
-    if own:
-        noisy = mask_from_a_step(batch["input_ids"], supervised, noisy.t, batch["written"], mask_token_id)
-    elif args.own_states:
-        noisy = _own_states(model, batch, supervised, noisy.t, mask_token_id)
+    noisy = _corrupted(model, batch, supervised, args, mask_token_id, step)  # steps 1 and 2
     tokens = noisy.masked.flatten().nonzero()[:, 0]
     # The clean stream does not learn an answer of its own, unless another model teaches it.
+    own = "written" in batch
     clean = clean_targets(batch) if args.ar_weight and (not own or teacher is not None) else tokens[:0]
     taught = tokens[has_twin(batch).flatten()[tokens]] if own or args.targets == "teacher" else tokens[:0]
     before = batch["twins"].flatten()[taught] - 1
@@ -147,28 +144,39 @@ def _logits(model: nn.Module, batch: dict[str, Any], input_ids: Tensor, indices:
     return model(**inputs | {"input_ids": input_ids, "token_indices": indices, "use_cache": False}).logits
 
 
-@torch.no_grad()
-def _own_states(
-    model: nn.Module, batch: dict[str, Any], supervised: Supervised, t: Tensor, mask_token_id: int
-) -> Corrupted:
-    """The batch at its noise levels [B, T], where the model masks what it is least certain of, given masks alone."""
-    x_0, tokens = batch["input_ids"], supervised.mask.flatten().nonzero()[:, 0]
-    logits = _logits(model, batch, x_0.masked_fill(supervised.mask, mask_token_id), tokens)
-    confidence = torch.zeros_like(t).flatten().index_copy(0, tokens, logits.float().softmax(-1).max(-1).values)
-    return mask_least_certain(x_0, supervised, t, confidence.view_as(t), mask_token_id)
-
-
 def _corrupted(
-    batch: dict[str, Any], supervised: Supervised, args: BlockDiffusionConfig, mask_token_id: int, step: int
+    model: nn.Module,
+    batch: dict[str, Any],
+    supervised: Supervised,
+    args: BlockDiffusionConfig,
+    mask_token_id: int,
+    step: int,
 ) -> Corrupted:
-    """The batch at its noise levels; a draft begins with nothing but masks, at t = 1."""
+    """The batch at its noise levels: which tokens are masked is up to chance, to the model, or to how it wrote them.
+
+    A draft begins with nothing but masks, at t = 1.
+    """
     x_0 = batch["input_ids"]
     if args.draft and args.draft_noise == "full":
         t = torch.ones_like(x_0, dtype=torch.float32)
         return mask_tokens(x_0, supervised.mask, t, torch.zeros_like(t), mask_token_id)
     generators = [row_generator(args.seed, step, row) for row in batch["rows"].tolist()]
-    kind = args.noise_order, args.complementary, args.mask_slope
-    return corrupt(x_0, supervised, mask_token_id, generators, *kind)
+    noisy = corrupt(x_0, supervised, mask_token_id, generators, args.noise_order, args.complementary, args.mask_slope)
+    if "written" in batch:
+        return mask_from_a_step(x_0, supervised, noisy.t, batch["written"], mask_token_id)
+    if args.own_states:
+        confidence = _confidence(model, batch, supervised, mask_token_id)
+        return mask_least_certain(x_0, supervised, noisy.t, confidence, mask_token_id)
+    return noisy
+
+
+@torch.no_grad()
+def _confidence(model: nn.Module, batch: dict[str, Any], supervised: Supervised, mask_token_id: int) -> Tensor:
+    """The highest probability that the model gives to any token where it sees masks alone [B, T], fp32."""
+    x_0, tokens = batch["input_ids"], supervised.mask.flatten().nonzero()[:, 0]
+    logits = _logits(model, batch, x_0.masked_fill(supervised.mask, mask_token_id), tokens)
+    confidence = torch.zeros(x_0.numel(), device=x_0.device)
+    return confidence.index_copy(0, tokens, logits.float().softmax(-1).max(-1).values).view_as(x_0)
 
 
 def has_twin(batch: dict[str, Any]) -> Tensor:
