@@ -1,16 +1,13 @@
-"""Assembly: a stock checkpoint, a language model and a vision tower as they were; it aligns, translates and answers."""
+"""Assembly: a stock checkpoint, a language model and a vision tower as they were; its pictures and its template."""
 
-import json
 import math
-import shutil
 
-import processes
 import pytest
 import torch
-import transformers
-from helpers import QUESTION, build_picture, losses, prompts, run
+from assemblies import IMAGE, TEXT, change_lm, turn
+from helpers import build_picture
 from PIL import Image
-from tiny_families import TEXT_TEMPLATE, WORDS, text_config
+from tiny_families import TEXT_TEMPLATE
 from tiny_towers import PATCH, SIDE
 from torch.nn import functional
 from transformers import (
@@ -18,63 +15,14 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     CLIPVisionModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    SiglipConfig,
     SiglipVisionModel,
 )
 
 from diffusionvl.assembly import assemble
 from diffusionvl.checkpoints.checkpoint import save_checkpoint
 from diffusionvl.checkpoints.loading import load_model, load_processor
-from diffusionvl.training.parts import PARTS, Parts
-from studies.quickstart.base import build_tokenizer
 
 GRID = SIDE // PATCH  # patches in a row of one tile
-
-
-def text_tokenizer():
-    """A tokenizer without a token for images, and a template that takes strings alone."""
-    tokenizer = build_tokenizer([WORDS])
-    tokenizer.chat_template = TEXT_TEMPLATE
-    return tokenizer
-
-
-@pytest.fixture(scope="session")
-def lm_dir(tmp_path_factory):
-    """Folder of a tiny Llama, with rows in its embeddings that no token uses."""
-    folder = tmp_path_factory.mktemp("lm")
-    tokenizer = text_tokenizer()
-    model = LlamaForCausalLM(LlamaConfig(**text_config(tokenizer, tie_word_embeddings=True)))
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    model.generation_config.repetition_penalty = 1.1
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def build(lm_dir, tower_dirs, tmp_path_factory):
-    """A function that gives the folder of an assembly, made once."""
-    made = {}
-
-    def build(tower, grid):
-        if (tower, grid) not in made:
-            made[tower, grid] = str(tmp_path_factory.mktemp(f"{tower}-{grid}"))
-            save_checkpoint(*assemble(lm_dir, tower_dirs[tower], grid), made[tower, grid])
-        return made[tower, grid]
-
-    return build
-
-
-def change_lm(lm_dir, folder, chat_template=None, **settings):
-    """A copy of the language model with another chat template or settings."""
-    shutil.copytree(lm_dir, folder)
-    if chat_template is not None:
-        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | settings))
-    return str(folder)
 
 
 def picture(width, height):
@@ -237,13 +185,6 @@ MACRO = (  # a template that reads `messages` from within a macro
     "{% for message in messages[:-1] %}{{ message['content'] }}<|im_end|>{% endfor %}{{ last() }}<|im_end|>"
     "{% if add_generation_prompt %}answer:{% endif %}"
 )
-IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "What is it?"}
-
-
-def turn(content, role="user"):
-    return {"role": role, "content": content}
-
-
 CONVERSATIONS = [
     ([turn([IMAGE, TEXT])], [turn("<image>\nWhat is it?")]),
     ([turn([IMAGE, IMAGE, {"type": "text", "text": "\nBoth?"}])], [turn("<image><image>\nBoth?")]),
@@ -307,7 +248,7 @@ def test_the_wider_type_rounds_nothing(lm_dir, tower_dirs, tmp_path, dtype, expe
 
 
 def test_a_full_matrix_gets_a_row(lm_dir, tower_dirs, tmp_path, caplog):
-    """The mean of the others, for the image token; the mask token comes behind it at translation."""
+    """The mean of the others, for the image token; the mask token follows at translation."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(lm_dir), AutoTokenizer.from_pretrained(lm_dir)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(tmp_path)
@@ -319,179 +260,3 @@ def test_a_full_matrix_gets_a_row(lm_dir, tower_dirs, tmp_path, caplog):
     assert ids == assembled.config.image_token_id == len(tokenizer) == len(rows) - 1
     torch.testing.assert_close(rows[ids], model.get_input_embeddings().weight.mean(0))
     assert "one row added" in caplog.text
-
-
-REFUSED = {
-    "Gemma2": ({"head_dim": 8, "final_logit_softcapping": 0.5}, "computes its logits in a way of its own"),
-    "Granite": ({"logits_scaling": 8.0}, "computes its logits in a way of its own"),
-    "Phi": ({}, r"does not fit into a stock LlavaForConditionalGeneration: lm_head\.bias"),
-    "GPT2": ({}, "ties its LM head to embeddings"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_language_model_that_a_llava_would_not_run_as_it_is(tower_dirs, tmp_path, name):
-    settings, reason = REFUSED[name]
-    tokenizer = text_tokenizer()
-    model_class = getattr(transformers, f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")
-    model_class(model_class.config_class(**text_config(tokenizer, **settings))).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=reason):
-        assemble(str(tmp_path), tower_dirs["siglip"], "single")
-
-
-def broken(kind, lm_dir, tower_dirs, build, folder):
-    """Arguments of a command that cannot work."""
-    lm, tower = lm_dir, tower_dirs["siglip"]
-    extra = []
-    if kind in ("no template", "template of one's own"):
-        lm = change_lm(lm_dir, folder, "" if kind == "no template" else "{{ 'hello' }}")
-        if kind == "no template":
-            (folder / "chat_template.jinja").unlink()
-    elif kind == "a refusing template":
-        lm = change_lm(lm_dir, folder, "{{ raise_exception('only system turns') }}")
-    elif kind == "a vlm":
-        lm = build("clip", "single")
-    elif kind == "a tower as lm":
-        lm = tower
-    elif kind == "an lm as tower":
-        tower = lm
-    elif kind == "missing":
-        tower = str(folder)
-    elif kind == "no file":
-        extra = ["--out", __file__]
-    elif kind == "not empty":
-        extra = ["--out", lm_dir]
-    elif kind in ("a foreign projector", "another projector"):
-        extra = ["--projector", lm_dir if kind == "a foreign projector" else build("clip", "single")]
-        if kind == "another projector":
-            tower = change_tower(tower, folder, hidden_size=48, num_attention_heads=2)
-    else:
-        changes = {
-            "naflex": {"model_type": "siglip2_vision_model"},
-            "no processor": {},
-            "one layer": {"num_hidden_layers": 1},
-        }
-        tower = change_tower(tower, folder, **changes.get(kind, {"image_size": 64}))
-        if kind == "no processor":
-            (folder / "preprocessor_config.json").unlink()
-    return ["--lm", lm, "--vision", tower, "--image-grid", "single", *extra]
-
-
-def change_tower(tower, folder, **settings):
-    """A SigLIP of other sizes, with the image processor of another."""
-    config = SiglipConfig.from_pretrained(tower).vision_config
-    for name, value in settings.items():
-        if name != "model_type":
-            setattr(config, name, value)
-    SiglipVisionModel(config).save_pretrained(folder)
-    shutil.copy(f"{tower}/preprocessor_config.json", folder)
-    if "model_type" in settings:
-        raw = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(raw | settings))
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("no template", "has no chat template"),
-        ("template of one's own", "writes 'hello' for an image"),
-        ("a refusing template", "refuses a user turn: only system turns"),
-        ("a vlm", "a 'llava' model is more than a language model; translate it as it is"),
-        ("a tower as lm", "'siglip' is neither"),
-        ("an lm as tower", "a 'llama' model cannot be the vision tower; give a SigLIP"),
-        ("naflex", "varying number of patches"),
-        ("missing", "there is no such folder"),
-        ("no file", "is a file; give a new folder"),
-        ("not empty", "holds "),
-        ("no processor", "copy its preprocessor_config.json, too"),
-        ("one layer", "has 1 layer"),
-        ("another size", "image processor makes pictures of size"),
-        ("a foreign projector", "a 'llama' model has no such projector"),
-        ("another projector", "linear_1.weight has shape [32, 32], this LM and tower need [32, 48]"),
-    ],
-)
-def test_a_mistake_is_one_line(lm_dir, tower_dirs, build, tmp_path, capsys, kind, reason):
-    argv = broken(kind, lm_dir, tower_dirs, build, tmp_path / "changed")
-    code, out, err = run(capsys, "assemble", "--out", str(tmp_path / "out"), *argv)
-    assert (code, out) == (2, "")
-    assert reason in err.splitlines()[-1]
-    assert err.splitlines()[-1].startswith("diffusionvl assemble: error: ")
-
-
-def test_an_unknown_grid():
-    with pytest.raises(ValueError, match=r"image_grid must be one of.*'tiles'"):
-        assemble("lm", "tower", "tiles")
-
-
-def train(capsys, records, model, out, *settings):
-    """Trains two steps; gives the parts of the model that moved."""
-    common = ("--max_steps", "2", "--save_strategy", "no", "--learning_rate", "1e-2", "--warmup_steps", "0")
-    argv = ("--model", str(model), "--output_dir", str(out), "--train_records", str(records), *common, *settings)
-    code, _, err = run(capsys, "train", *argv, "--per_device_train_batch_size", "3")
-    assert code == 0, err
-    before, after = (load_model(str(folder), torch.float32) for folder in (model, out))
-    unchanged = before.state_dict()
-    changed = {name for name, value in after.named_parameters() if not torch.equal(value, unchanged[name])}
-    return {Parts(after).of(name) for name in changed}
-
-
-def write_records(path, pictures):
-    """A picture in a turn, a picture of another shape, two, and none."""
-    with path.open("w") as file:
-        for paths in (pictures[:1], pictures[1:2], pictures[1:], []):
-            turns = [turn([*[IMAGE] * len(paths), TEXT]), turn("red", "assistant")]
-            file.write(json.dumps({"images": paths, "messages": turns}) + "\n")
-    return path
-
-
-@pytest.mark.parametrize(("tower", "grid"), [("siglip", "anyres"), ("clip", "single")])
-def test_align_translate_train_infer(build, pictures, tmp_path, capsys, tower, grid):
-    """The whole journey by commands."""
-    records = write_records(tmp_path / "records.jsonl", pictures)
-    base, aligned = build(tower, grid), tmp_path / "aligned"
-    assert train(capsys, records, base, aligned, "--objective", "ar", "--train_modules", "projector") == {"projector"}
-    assert train(capsys, records, aligned, tmp_path / "ar", "--objective", "ar") == set(PARTS)
-    init = tmp_path / "init"
-    assert run(capsys, "translate", str(aligned), "--out", str(init), "--block-size", "4")[0] == 0
-    assert train(capsys, records, init, tmp_path / "model") == set(PARTS)
-    argv = ("--model", str(tmp_path / "model"), "--prompt", QUESTION, "--device", "cpu")
-    for paths in (pictures[1:2], pictures[:2]):
-        images = [word for path in paths for word in ("--image", path)]
-        code, out, err = run(capsys, "infer", *argv, *images, "--json", "--max-new-tokens", "6")
-        assert code == 0, err
-        assert json.loads(out)["tokens"] > 0
-
-
-def test_a_batch_of_unlike_pictures_decodes_as_each_alone(build, pictures, tmp_path, capsys):
-    run(capsys, "translate", build("siglip", "anyres"), "--out", str(tmp_path), "--block-size", "4")
-    model, processor = load_model(str(tmp_path)).eval(), load_processor(str(tmp_path))
-    asked = [(QUESTION, path) for path in pictures]
-    together = model.generate(**prompts(processor, *asked), max_new_tokens=6)[:, -6:]
-    for row, question in zip(together, asked, strict=True):
-        assert torch.equal(model.generate(**prompts(processor, question), max_new_tokens=6)[0, -6:], row)
-
-
-def test_two_processes_train_as_one(build, pictures, tmp_path):
-    """Nothing reads the last norm of the tower, and one of the processes has a batch without a picture."""
-    records = write_records(tmp_path / "records.jsonl", pictures)
-    argv = [
-        "--model",
-        build("siglip", "anyres"),
-        "--train_records",
-        str(records),
-        "--objective",
-        "ar",
-        "--max_steps",
-        "3",
-    ]
-    argv += ["--global_batch_size", "2", "--per_device_train_batch_size", "1", "--gradient_checkpointing", "yes"]
-    argv += ["--save_strategy", "no", "--logging_steps", "1", "--warmup_steps", "0", "--learning_rate", "1e-2"]
-    found = []
-    for size in (1, 2):
-        out = tmp_path / str(size)
-        assert processes.run(processes.train, [*argv, "--output_dir", str(out)], world_size=size) == [0] * size
-        found.append(losses(out))
-    assert len(found[0]) == 3
-    assert found[1] == pytest.approx(found[0], rel=1e-4)

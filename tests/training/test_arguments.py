@@ -6,6 +6,7 @@ import yaml
 
 from diffusionvl.commands.recipe import parse_arguments
 from diffusionvl.training.arguments import BlockDiffusionConfig
+from diffusionvl.training.model_arguments import ModelArguments
 
 
 @pytest.fixture
@@ -227,3 +228,29 @@ def test_bf16_trains_on_a_cpu_without_being_told_to(tmp_path):
     args = BlockDiffusionConfig(output_dir=str(tmp_path), bf16=True)
     assert args.device.type == "cpu"
     assert args.bf16
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"draft_decay": 4.0}, "draft_decay=4.0 belongs to drafts"),
+        ({"draft": True, "teacher_top_k": 4}, "teacher_top_k needs targets 'teacher'"),
+        ({"draft": True, "dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "cuts rows anew"),
+        ({"objective": "ar", "ar_weight": 1.0}, "ar_weight belongs to objective 'block_diffusion'"),
+    ],
+)
+def test_settings_of_drafts_that_do_not_fit(tmp_path, settings, part):
+    with pytest.raises(ValueError, match=part):
+        BlockDiffusionConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({}, "lora_on 'noisy' needs lora_r"),
+        ({"lora_r": 4, "lora_dropout": 0.1}, "lora_dropout is not used with lora_on 'noisy'"),
+    ],
+)
+def test_a_draft_only_adapter_is_low_rank(settings, part):
+    with pytest.raises(ValueError, match=part):
+        ModelArguments("model", lora_on="noisy", **settings)

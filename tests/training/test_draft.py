@@ -11,7 +11,6 @@ from helpers import assert_same, conversation, some_records
 from safetensors import safe_open
 from trainers import batch_of, trainer_of
 
-from diffusionvl import BlockDiffusionConfig
 from diffusionvl.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from diffusionvl.data.streams import draft_blocks
 from diffusionvl.modeling.draft_adapter import weights_fingerprint
@@ -22,7 +21,6 @@ from diffusionvl.objective.loss import IGNORED
 from diffusionvl.train import main
 from diffusionvl.training.draft import add_draft
 from diffusionvl.training.losses import clean_targets
-from diffusionvl.training.model_arguments import ModelArguments
 from diffusionvl.translation.translate import translate
 
 
@@ -313,20 +311,6 @@ def test_settings_that_need_a_causal_clean_stream(request, processor, pictures, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "part"),
-    [
-        ({"draft_decay": 4.0}, "draft_decay=4.0 belongs to drafts"),
-        ({"draft": True, "teacher_top_k": 4}, "teacher_top_k needs targets 'teacher'"),
-        ({"draft": True, "dataloader_persistent_workers": True, "dataloader_num_workers": 1}, "cuts rows anew"),
-        ({"objective": "ar", "ar_weight": 1.0}, "ar_weight belongs to objective 'block_diffusion'"),
-    ],
-)
-def test_settings_of_drafts_that_do_not_fit(tmp_path, settings, part):
-    with pytest.raises(ValueError, match=part):
-        BlockDiffusionConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
-
-
-@pytest.mark.parametrize(
     ("changes", "part"),
     [
         ({"train_modules": ["language_model"]}, "train_modules would train the base"),
@@ -342,15 +326,3 @@ def test_a_draft_only_adapter_trains_nothing_else(causal_dir, tmp_path, capsys, 
 def test_a_draft_only_adapter_needs_a_causal_clean_stream(translated_dir, tmp_path, capsys):
     train(tmp_path, translated_dir, tmp_path / "out", code=2, draft=False)
     assert "needs clean_attention 'causal', got 'block'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("settings", "part"),
-    [
-        ({}, "lora_on 'noisy' needs lora_r"),
-        ({"lora_r": 4, "lora_dropout": 0.1}, "lora_dropout is not used with lora_on 'noisy'"),
-    ],
-)
-def test_a_draft_only_adapter_is_low_rank(settings, part):
-    with pytest.raises(ValueError, match=part):
-        ModelArguments("model", lora_on="noisy", **settings)
