@@ -62,32 +62,41 @@ def read_runs(folder: Path) -> Runs:
     return runs
 
 
+def decoded(runs: Runs, *ways: str) -> Runs:
+    """The runs that have been decoded in all of some ways at their end; older ones have fewer."""
+    kept = {
+        variant: {seed: run for seed, run in own.items() if {*ways} <= {*run["curve"][-1]}}
+        for variant, own in runs.items()
+    }
+    return {variant: own for variant, own in kept.items() if own}
+
+
 def estimates(runs: dict[int, dict[str, Any]], way: str, point: int = -1) -> dict[str, Estimate]:
     """What one variant reached with one way to decode, at one point of its curve."""
     found = [run["curve"][point][way] for run in runs.values()]
     return {name: Estimate.of([one[name] for one in found]) for name in found[0]}
 
 
-def differences(runs: Runs, variant: str, name: str) -> Estimate | None:
+def differences(runs: Runs, variant: str, way: str, name: str) -> Estimate | None:
     """How far a variant is from the baseline, in pairs of runs of one seed; None without a pair."""
     base, own = runs.get(BASELINE, {}), runs[variant]
-    values = [[side[seed]["curve"][-1]["denoise"][name] for side in (own, base)] for seed in own.keys() & base.keys()]
+    values = [[side[seed]["curve"][-1][way][name] for side in (own, base)] for seed in own.keys() & base.keys()]
     return Estimate.of([ours - theirs for ours, theirs in values]) if values else None
 
 
-def by_quality(runs: Runs, name: str) -> list[str]:
+def by_quality(runs: Runs, way: str, name: str) -> list[str]:
     """The variants, the one that reached most first."""
-    return sorted(runs, key=lambda one: -estimates(runs[one], "denoise")[name].mean)
+    return sorted(runs, key=lambda one: -estimates(runs[one], way)[name].mean)
 
 
-def table(runs: Runs) -> str:
-    """Writes what each variant reached at the end of its runs, in Markdown."""
-    names = [name for name in next(iter(next(iter(runs.values())).values()))["curve"][-1]["denoise"] if name in UNITS]
+def table(runs: Runs, way: str) -> str:
+    """Writes what each variant reached at the end of its runs with one way to decode, in Markdown."""
+    names = [name for name in next(iter(next(iter(runs.values())).values()))["curve"][-1][way] if name in UNITS]
     wanted = names[-1]  # the one in which variants differ
     header = ["", "seeds", *(f"{UNITS[name]}, %" for name in names), "against the baseline", "forwards/token"]
     rows = []
-    for variant in by_quality(runs, wanted):
-        found, change = estimates(runs[variant], "denoise"), differences(runs, variant, wanted)
+    for variant in by_quality(runs, way, wanted):
+        found, change = estimates(runs[variant], way), differences(runs, variant, way, wanted)
         rows.append(
             [
                 variant,
@@ -103,11 +112,10 @@ def table(runs: Runs) -> str:
 def other_ways(runs: Runs) -> str:
     """Writes what causal variants reach by the clean stream: autoregressive and speculative decoding, in Markdown."""
     rows = []
-    for variant, own in runs.items():
-        if "autoregressive" in next(iter(own.values()))["curve"][-1]:
-            plain, drafted = (estimates(own, way) for way in ("autoregressive", "speculative"))
-            units = [plain[name].percent() for name in UNITS if name in plain]
-            rows.append([variant, str(len(own)), *units, drafted["forwards_per_token"].number()])
+    for variant, own in decoded(runs, "autoregressive", "speculative").items():
+        plain, drafted = (estimates(own, way) for way in ("autoregressive", "speculative"))
+        units = [plain[name].percent() for name in UNITS if name in plain]
+        rows.append([variant, str(len(own)), *units, drafted["forwards_per_token"].number()])
     if not rows:
         return "no variant has a causal clean stream"
     names = [name for name in UNITS if name in plain]
@@ -120,7 +128,7 @@ def draw(runs: Runs, base: dict[str, float], path: Path) -> None:
     with mpl.rc_context({**chart_style(), "lines.linewidth": 1.2}):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         quality, cost = figure.subplots(1, 2)
-        for number, variant in enumerate(by_quality(runs, name)):
+        for number, variant in enumerate(by_quality(runs, "denoise", name)):
             own = runs[variant]
             steps = [one["step"] for one in next(iter(own.values()))["curve"]]
             points = [estimates(own, "denoise", point) for point in range(len(steps))]
@@ -155,7 +163,11 @@ def _sum_up(arguments: argparse.Namespace) -> None:
     flat = [run for own in runs.values() for run in own.values()]
     arguments.out.write_text(json.dumps({"base": base, "runs": flat}, indent=1) + "\n", encoding="utf-8")
     draw(runs, base, arguments.out.with_suffix(".svg"))
-    print(f"the AR base: {base}\n\n{table(runs)}\n\n{other_ways(runs)}")
+    print(f"the AR base: {base}")
+    for remasking, way in (("dynamic", "denoise"), ("static", "static")):
+        if found := decoded(runs, way):
+            print(f"\nBy {remasking} remasking:\n\n{table(found, way)}")
+    print(f"\nBy the clean stream:\n\n{other_ways(runs)}")
 
 
 if __name__ == "__main__":

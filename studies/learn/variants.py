@@ -45,6 +45,9 @@ TABLES = {
     "D = 16": Variant({}, block_size=16),
     "one level a sequence": Variant({"noise_order": "sequence"}),
     "full diffusion, D = 64": Variant({}, block_size=64),
+    "causal": Variant({}, "causal"),
+    "causal, AR 0.5": Variant({"ar_weight": 0.5}, "causal"),
+    "causal, AR 1": Variant({"ar_weight": 1.0}, "causal"),
     "causal, AR 1, own states": Variant({**TOGETHER, "complementary": False}, "causal"),
 }
 TEXT = {

@@ -8,7 +8,7 @@ import pytest
 from diffusionvl.modeling.errors import UserError
 from studies.learn import __main__ as study
 from studies.learn import curve, easy, eyes, text
-from studies.learn.figures import Estimate, differences, main, read_runs, table
+from studies.learn.figures import Estimate, decoded, differences, main, read_runs, table
 from studies.learn.variants import BASELINE, EASY, TABLES, TEXT, file_name
 
 ASKED = ["--part", "a", "--budget", "smoke", "--variants", BASELINE, "causal, AR 1, own states"]
@@ -77,18 +77,24 @@ def test_a_mean_has_its_standard_error_and_pairs_are_by_seed(tmp_path):
             if long is not None:
                 way = {"short": 1.0, "long": long, "forwards_per_token": 0.25}
                 run = {"variant": variant, "seed": seed, "curve": [{"step": 9, "denoise": way}]}
+                if seed:  # as in runs that were made before the way was
+                    run["curve"][0]["static"] = {**way, "long": long - 0.1}
                 (tmp_path / file_name(variant, seed)).write_text(json.dumps(run))
     (tmp_path / "base.json").write_text('{"short": 1.0, "long": 1.0}')
     runs = read_runs(tmp_path)
     estimate = Estimate.of([0.5, 0.7, 0.9])
     assert estimate.mean == pytest.approx(0.7)
     assert estimate.error == pytest.approx(0.2 / 3**0.5)
-    change = differences(runs, "better", "long")
+    change = differences(runs, "better", "denoise", "long")
     assert change.mean == pytest.approx(0.15)
     assert change.error == pytest.approx(0.05)
-    lines = table(runs).splitlines()
+    lines = table(runs, "denoise").splitlines()
     assert lines[2].startswith("| better | 2 | 100.0 ± 0.0 | 75.0 ± 15.0 | +15.0 ± 5.0 |")
     assert lines[3].startswith("| baseline | 3 | 100.0 ± 0.0 | 70.0 ± 11.5 |  |")
+    lines = table(decoded(runs, "static"), "static").splitlines()
+    assert lines[2].startswith("| better | 1 | 100.0 | 80.0 | +20.0 |")
+    assert lines[3].startswith("| baseline | 2 | 100.0 ± 0.0 | 70.0 ± 10.0 |  |")
+    assert decoded(runs, "static", "speculative") == {}
     assert main([str(tmp_path), "--out", str(tmp_path / "found" / "learn.json")]) == 0
     assert "<svg" in (tmp_path / "found" / "learn.svg").read_text()
 
