@@ -219,12 +219,14 @@ def describe(model_args: ModelArguments, data: DataArguments, args: BlockDiffusi
 
         model = add_adapter(model, model_args, args)
     settle_ar_weight(model.config, args)
+    teacher = None
     if args.teacher:
-        check_teacher(args.teacher, model.config, checkpoint.processor)
+        config = check_teacher(args.teacher, model.config, checkpoint.processor).config
+        teacher = build_meta_model(config, model_args.dtype)
     if args.train_modules is not None:
         freeze_others(model, args.train_modules)
     rows = build_rows(data.train_records, data, args, checkpoint.processor, model.config, data.max_bad_samples)
-    return plan(model, packed(rows, data, args), args, data.max_length, model_args.quantization is not None)
+    return plan(model, packed(rows, data, args), args, data.max_length, model_args.quantization is not None, teacher)
 
 
 def finish(trainer: BlockDiffusionTrainer) -> None:

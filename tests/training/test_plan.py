@@ -1,6 +1,7 @@
 """`--dry_run`: what it says is what a run would be, and what it estimates is near what a step keeps."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -139,6 +140,20 @@ def test_what_is_frozen_is_planned_as_frozen(recipe, capsys):
     out = capsys.readouterr().out
     assert "vision_tower: 631,975,680 parameters, 0 trained" in out
     assert "activations, vision tower" not in out
+
+
+def test_a_teacher_is_held_whole_and_its_logits_count(recipe, translated_dir, base_dir, capsys):
+    argv = [recipe, "--dry_run", "--model", translated_dir, "--deepspeed", "", "--bf16", "no"]
+    taught = ["--targets", "teacher", "--teacher", base_dir]
+    found = []
+    for settings in ([], taught):
+        assert main([*argv, *settings]) == 0
+        found.append(capsys.readouterr().out)
+    weights = sum(parameter.numel() for parameter in build_meta_model(load_config(base_dir), "auto").parameters())
+    assert f"= 4 x {weights:,} parameters, on each GPU" in found[1]
+    assert "on each GPU" not in found[0]
+    alone, both = (int(re.search(r"= 12 x ([\d,]+) x V", out)[1]) for out in found)
+    assert alone < both <= 2 * alone
 
 
 @pytest.mark.parametrize(

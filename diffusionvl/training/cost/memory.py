@@ -113,7 +113,7 @@ def estimate(
             values, formula = _activations(part, args.gradient_checkpointing)
             items.append(MemoryLine(f"activations, {name}", act * values * entries, f"{act} x {entries:,} x {formula}"))
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    items.append(MemoryLine("logits", (8 + act) * losses * vocabulary, f"{8 + act} M V"))
+    items.append(MemoryLine("logits", (8 + act) * losses * vocabulary, f"{8 + act} x {losses:,} x V"))
     return items
 
 

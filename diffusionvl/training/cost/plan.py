@@ -18,7 +18,7 @@ from ...modeling.errors import UserError
 from ...modeling.families import auto_class
 from ..arguments import BlockDiffusionConfig
 from ..dataset import RowDataset
-from ..losses import clean_targets
+from ..losses import clean_targets, has_twin
 from ..packed_dataset import PackedRowDataset, RowSizes
 from ..parts import PARTS, Parts
 from .memory import MemoryLine, estimate, sharding_of
@@ -40,6 +40,7 @@ def plan(
     args: BlockDiffusionConfig,
     max_length: int | None = None,
     quantized: bool = False,
+    teacher: PreTrainedModel | None = None,
 ) -> str:
     """The plan of a run, as text.
 
@@ -49,6 +50,7 @@ def plan(
         args: Settings; `dry_run_processes` says on how many GPUs.
         max_length: The longest clean stream, if there is a limit.
         quantized: Whether the language model is loaded in four bits.
+        teacher: The AR model that is learned from, from `build_meta_model`.
 
     Raises:
         DataError: The first records cannot be used.
@@ -65,7 +67,7 @@ def plan(
         ("loss", [loss_of(args)]),
         _batch(batch, size),
         _steps(len(rows), args),
-        _memory(model, batch, args, max_length, quantized),
+        _memory(model, batch, args, max_length, quantized, teacher),
     )
     return "\n".join(
         f"{name:8}{lines[0]}" + "".join(f"\n        {line}" for line in lines[1:]) for name, lines in sections
@@ -160,26 +162,41 @@ def _steps(rows: int, args: BlockDiffusionConfig) -> tuple[str, list[str]]:
 
 
 def _memory(
-    model: PreTrainedModel, batch: dict[str, Any], args: BlockDiffusionConfig, max_length: int | None, quantized: bool
+    model: PreTrainedModel,
+    batch: dict[str, Any],
+    args: BlockDiffusionConfig,
+    max_length: int | None,
+    quantized: bool,
+    teacher: PreTrainedModel | None,
 ) -> tuple[str, list[str]]:
     patches = count_patches(model, batch)
     losses = int((batch["labels"] != IGNORED).sum())  # at t = 1; half of them on average
     if args.ar_weight:
         losses += len(clean_targets(batch))
+    if args.targets == "teacher":
+        losses += int(has_twin(batch).sum())
     tokens = batch["input_ids"].numel()
-    items = estimate(model, args, tokens, losses, patches, quantized)
+    taught = [] if teacher is None else [_whole("teacher", teacher)]
+    items = estimate(model, args, tokens, losses, patches, quantized) + taught
     lines = [
         f"{_total(items)} a GPU with {sharding_of(args).name}, an estimate for this batch; P parameters, P_t trained, "
-        "M supervised tokens, V vocabulary"
+        "V vocabulary"
     ]
     lines += [f"{item.name}: {_size(item.bytes)} = {item.formula}" for item in items if item.bytes]
     if max_length is not None:
         rows = len(batch["labels"]) * max_length
-        longest = estimate(model, args, 2 * rows, rows, patches, quantized)
+        logits = rows * (1 + bool(args.ar_weight) + (args.targets == "teacher"))
+        longest = estimate(model, args, 2 * rows, logits, patches, quantized) + taught
         lines.append(
             f"{_total(longest)} for rows of {max_length:,} clean tokens and as many noisy ones, all supervised"
         )
     return "memory", lines
+
+
+def _whole(name: str, model: PreTrainedModel) -> MemoryLine:
+    """The weights of a model that is not trained, all of which each process holds."""
+    width, count = model.dtype.itemsize, sum(parameter.numel() for parameter in model.parameters())
+    return MemoryLine(name, width * count, f"{width} x {count:,} parameters, on each GPU")
 
 
 def _total(items: list[MemoryLine]) -> str:
