@@ -18,7 +18,7 @@ echo "== 1/5 records of easy-VQA's training split"
 python -m studies.quickstart.easy_vqa --out "$out/data" --repeats 3 --turns 3 --longs 1 1 --draw
 python -m studies.quickstart.easy_vqa --out "$out/prompts" --turns 0 --longs 1 1
 echo "== 2/5 translate $base"
-diffusionvl translate "$base" --out "$out/init" --block-size 8
+diffusionvl translate "$base" --out "$out/init" --block-size 16
 echo "== 3/5 finetune by block diffusion"
 diffusionvl train configs/recipes/quickstart.yaml "$@"
 echo "== 4/5 train drafts for $base, which stays as it is"
