@@ -84,6 +84,9 @@ def draft(arguments: argparse.Namespace) -> int:
 
     out: Path = arguments.out
     work = out / "work"
+    if arguments.layers:
+        arguments.layers = sorted({*arguments.layers})
+    run_settings = settings(arguments, work)  # what cannot be trained is not answered for first
     claim(str(out), "draft", [arguments.base, *arguments.records])
     work.mkdir(exist_ok=True)
     records = read_records(arguments.records, arguments.image_root, answered=False)
@@ -96,7 +99,7 @@ def draft(arguments: argparse.Namespace) -> int:
     if code:
         return code
     own = own_answers(records, work / "answers.jsonl", arguments.max_new_tokens)[arguments.held_out :]
-    code = run(*settings(arguments, work), records=own)
+    code = run(*run_settings, records=own)
     if code == STOPPED:
         return code
     for mode in MODES:  # one prompt at a time, as a user waits for it

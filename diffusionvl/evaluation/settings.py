@@ -14,7 +14,7 @@ DRAWS = ("temperature", "top_k", "top_p")
 SHARED = ("max_new_tokens", "min_new_tokens", "do_sample", *DRAWS, "num_beams", "repetition_penalty")
 OF_THE_ENGINE = ("decoding", "denoising", "constraint")
 DIFFUSION_ONLY = tuple(name for name, setting in SETTINGS.items() if setting.group in OF_THE_ENGINE)
-TRANSLATED = ("until", "image_aspect_ratio", "block_size")  # these are not handed on to `generate`
+TRANSLATED = ("until", "image_aspect_ratio")  # these are not handed on to `generate`
 KNOWN = (*SHARED, *DIFFUSION_ONLY, *TRANSLATED)
 # Names of the same settings in the reference implementation.
 REFERENCE_NAMES = {
@@ -130,14 +130,12 @@ def check_names(settings: Mapping[str, Any], source: str, others: tuple[str, ...
 def _check_kind(settings: Mapping[str, Any], kind: str, block_size: int | None) -> None:
     """Refuses what a model of this kind cannot do."""
     if kind == AR:
-        if extra := [name for name in (*DIFFUSION_ONLY, "block_size") if name in settings]:
+        if extra := [name for name in DIFFUSION_ONLY if name in settings]:
             raise UserError(f"an autoregressive checkpoint has no {', '.join(extra)}; leave them out")
         return
-    if settings.get("block_size", block_size) != block_size:
-        raise UserError(
-            f"block_size={settings['block_size']!r}: this checkpoint was trained with blocks of {block_size}, which it "
-            "keeps; leave it out, or translate and train another one"
-        )
+    size = settings.get("block_size", block_size)
+    if block_size is not None and isinstance(size, int) and size > block_size:
+        raise UserError(f"block_size={size} exceeds the checkpoint's; give 1 to {block_size}")
     steps = settings.get("denoising_steps", 1)
     if block_size is not None and isinstance(steps, int) and steps > block_size:
         raise UserError(f"denoising_steps={steps} exceeds the block size of the checkpoint; give 1 to {block_size}")

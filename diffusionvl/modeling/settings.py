@@ -83,6 +83,11 @@ def split_choices(text: str) -> Any:
         return text
 
 
+def size_or_auto(text: str) -> int | str:
+    """A number, or `auto`."""
+    return text if text == "auto" else int(text)
+
+
 def _are_choices(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(_TEXT.fits, value))
 
@@ -101,7 +106,7 @@ _POSITIVE = _number("a finite number above 0", lambda value: value > 0)
 _AT_LEAST_0 = _number("a finite number of at least 0", lambda value: value >= 0)
 _ONE_BEAM = Range(int, "1, since a block of tokens is written at once and has no beams", lambda value: value == 1)
 _DRAFTS = Range(
-    lambda text: text if text == "auto" else int(text),
+    size_or_auto,
     "'auto' or an integer of at least 1",
     lambda value: value == "auto" or _whole(1).fits(value),
 )

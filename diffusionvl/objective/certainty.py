@@ -34,6 +34,9 @@ def mask_least_certain(
         t: Noise level of each supervised token's block [B, T].
         confidence: The model's confidence in each token, given a block of masks [B, T].
         mask_token_id: The id that replaces a masked token.
+
+    Returns:
+        The corrupted batch, in which t is the share of a block's supervised tokens that are masked.
     """
     chosen = supervised.mask.flatten().nonzero()[:, 0]
     run = supervised.run.flatten()[chosen]
@@ -43,8 +46,7 @@ def mask_least_certain(
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[run[order]]
     few = rank < (t.flatten()[chosen] * sizes[run]).ceil()
-    masked = torch.zeros_like(supervised.mask).flatten().index_copy(0, chosen, few).view_as(x_0)
-    return Corrupted(x_0.masked_fill(masked, mask_token_id), masked, t.masked_fill(~supervised.mask, 0))
+    return _mask(x_0, supervised, few, mask_token_id)
 
 
 def mask_from_a_step(x_0: Tensor, supervised: Supervised, t: Tensor, written: Tensor, mask_token_id: int) -> Corrupted:
@@ -73,10 +75,19 @@ def mask_from_a_step(x_0: Tensor, supervised: Supervised, t: Tensor, written: Te
     sizes = run.bincount(minlength=1)
     steps = torch.zeros_like(sizes).scatter_reduce(0, run, step + 1, "amax")[run]
     late = step >= steps - (t.flatten()[chosen] * steps).ceil()
-    masked = torch.zeros_like(supervised.mask).flatten().index_copy(0, chosen, late).view_as(x_0)
-    share = torch.zeros(len(sizes), device=t.device).index_add(0, run, late.float())[run] / sizes[run]
-    return Corrupted(
-        x_0.masked_fill(masked, mask_token_id),
-        masked,
-        torch.zeros_like(t).flatten().index_copy(0, chosen, share).view_as(t),
-    )
+    return _mask(x_0, supervised, late, mask_token_id)
+
+
+def _mask(x_0: Tensor, supervised: Supervised, wanted: Tensor, mask_token_id: int) -> Corrupted:
+    """Masks some of the n supervised tokens [n]; the level of each block is the share of it that is masked.
+
+    The level that was drawn is not: of a block of n tokens at least one is masked, where it may be near 0, and 1 / t
+    would weigh that one by up to 1,000.
+    """
+    chosen = supervised.mask.flatten().nonzero()[:, 0]
+    run = supervised.run.flatten()[chosen]
+    sizes = run.bincount(minlength=1)
+    share = torch.zeros(len(sizes), device=x_0.device).index_add(0, run, wanted.float())[run] / sizes[run]
+    masked = torch.zeros_like(supervised.mask).flatten().index_copy(0, chosen, wanted).view_as(x_0)
+    t = torch.zeros(x_0.numel(), device=x_0.device).index_copy(0, chosen, share).view_as(x_0)
+    return Corrupted(x_0.masked_fill(masked, mask_token_id), masked, t)

@@ -40,6 +40,11 @@ LEAST = {
     "certainty_weight": 0,
     "mask_slope": 0,
 }
+# Settings of noisy streams, which the AR objective does not have.
+NOISY = (
+    *("draft", "ar_weight", "own_states", "mask_slope", "certainty_weight", "random_block_size", "block_growth"),
+    *("on_policy_from", "targets", "teacher", "teacher_top_k", "weighting", "noise_order", "complementary"),
+)
 # Settings of transformers that would do nothing here, or break the objective, and why.
 UNUSED = {
     "label_smoothing_factor": "the loss is a cross-entropy with the tokens themselves",
@@ -89,7 +94,7 @@ class BlockDiffusionConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "weight of the next-token loss on a causal clean stream, beside the diffusion loss; 1 by default, "
-            "0 for drafts"
+            "0 for drafts and for a clean stream of blocks"
         },
     )
     draft: bool = field(
@@ -107,7 +112,10 @@ class BlockDiffusionConfig(TrainingArguments):
     )
     random_block_size: bool = field(
         default=False,
-        metadata={"help": "draw each record's block size in each step, of the powers of two up to the checkpoint's"},
+        metadata={
+            "help": "draw each record's block size in each step, of the powers of two up to the checkpoint's (of each "
+            "copy, with a causal clean stream)"
+        },
     )
     block_growth: list[int] | None = field(
         default=None, metadata={"help": "block sizes that a run goes through, such as 1 4 8; the checkpoint's is last"}
@@ -132,13 +140,15 @@ class BlockDiffusionConfig(TrainingArguments):
     targets: str = field(
         default="data",
         metadata={
-            "help": f"what masked tokens learn, one of {TARGETS}: the records' tokens, or what a causal clean stream "
-            "predicts"
+            "help": f"what masked tokens learn, one of {TARGETS}: the records' tokens, or what an AR model predicts "
+            "(`teacher`, or the causal clean stream)"
         },
     )
     teacher: str | None = field(
         default=None,
-        metadata={"help": "targets teacher: an AR checkpoint to learn from, frozen; the model's own clean stream else"},
+        metadata={
+            "help": "targets teacher: a frozen AR checkpoint to learn from; by default the model's own clean stream"
+        },
     )
     teacher_weight: float = field(
         default=1.0, metadata={"help": "targets teacher: its share of the loss; the rest is the records' tokens'"}
@@ -213,6 +223,8 @@ class BlockDiffusionConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN compares false
                 raise UserError(f"{name} must be a number of at least {least}, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         self._check_noise()
         if self.stage is not None:
             self._check_stage(self.stage)
@@ -255,6 +267,8 @@ class BlockDiffusionConfig(TrainingArguments):
                 raise UserError(f"{name}={getattr(self, name)!r} belongs to drafts; add draft: true, or take it out")
         for name in ("teacher_top_k", "teacher", "teacher_weight"):
             taught = self.targets == "teacher" or (self.on_policy_from is not None and name != "teacher_weight")
+            if getattr(self, name) == "":
+                raise UserError(f"{name} is empty; give the folder or hub id of an AR model, or take it out")
             if not taught and getattr(self, name) not in (None, 1.0):
                 raise UserError(f"{name} needs targets 'teacher'; set it, or take {name} out")
         if not 0 < self.teacher_weight <= 1:
@@ -267,13 +281,17 @@ class BlockDiffusionConfig(TrainingArguments):
         full = self.draft and self.draft_noise == "full"
         sizes = self.random_block_size or self.block_growth is not None
         begin, chosen = self.on_policy_from, "with own_states or on_policy_from the model says what is masked"
-        asks = begin is not None
+        asks, cut = begin is not None, "a draft begins with masks alone, and each copy is cut by itself"
         for wrong, what, why in (
             (self.mask_slope > 1, f"mask_slope={self.mask_slope}", "it is at most 1"),
             (self.mask_slope and full, "mask_slope", "a draft begins with masks alone; set draft_noise to random"),
             (self.own_states and full, "own_states", "a draft begins with masks alone; set draft_noise to random"),
             ((self.own_states or asks) and self.mask_slope, "mask_slope", chosen),
             ((self.own_states or asks) and self.complementary, "complementary", chosen),
+            (self.draft and self.complementary, "complementary", cut),
+            (full and self.noise_order != "permuted", f"noise_order {self.noise_order}", cut),
+            (begin == 0 and self.own_states, "own_states", "with on_policy_from 0 all states are from own answers"),
+            (not asks and "on_policy_tokens" in _changed(self), "on_policy_tokens", "it belongs to on_policy_from"),
             (asks and self.draft, "draft", "on_policy_from denoises blocks; use `diffusionvl draft` for drafts"),
             (asks and 0 < self.max_steps <= begin, f"on_policy_from={begin}", f"the run has {self.max_steps} steps"),
             (asks and sizes, "another block size", "on_policy_from decodes with the checkpoint's"),
@@ -289,8 +307,7 @@ class BlockDiffusionConfig(TrainingArguments):
                 "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference or "
                 "mask_slope"
             )
-        switches = ("draft", "ar_weight", "own_states", "mask_slope", "certainty_weight", "random_block_size")
-        for name in (*switches, "block_growth", "on_policy_from"):
+        for name in NOISY:
             if self.objective == "ar" and name in _changed(self):
                 raise UserError(f"{name} belongs to objective 'block_diffusion'; take it out for 'ar'")
         if self.block_growth is not None:

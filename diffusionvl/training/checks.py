@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig
 from ..modeling.configuration_diffusionvl import DiffusionVLConfig
 from ..modeling.errors import UserError
 from ..modeling.families import reads_images_whole
+from ..objective.block_sizes import grown_size
 from .arguments import BlockDiffusionConfig
 from .dataset import RowDataset
 from .packed_dataset import PackedRowDataset
@@ -72,6 +73,26 @@ def settle_ar_weight(config: PreTrainedConfig, args: BlockDiffusionConfig) -> No
     if args.ar_weight is None:
         translated = isinstance(config, DiffusionVLConfig) and config.draft_adapter is None
         args.ar_weight = float(translated and config.clean_attention == "causal" and not args.draft)
+
+
+def check_steps(args: BlockDiffusionConfig, steps: int) -> None:
+    """Refuses schedules that do not end within the steps of a run.
+
+    Raises:
+        UserError: They do not.
+    """
+    sizes, begin = args.block_growth, args.on_policy_from
+    if sizes is not None and grown_size(sizes, args.growth_steps, steps - 1, steps) != sizes[-1]:
+        raise UserError(
+            f"block_growth {sizes} does not reach its last size: the run has {_steps(steps)}; train longer, or shorten "
+            "growth_steps"
+        )
+    if begin is not None and (begin if begin >= 1 else begin * steps) > steps - 1:
+        raise UserError(f"on_policy_from={begin:g} is not reached: the run has {_steps(steps)}; begin sooner")
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"
 
 
 def check_rows(dataset: RowDataset | PackedRowDataset, args: BlockDiffusionConfig) -> None:

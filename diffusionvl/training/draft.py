@@ -27,6 +27,8 @@ def add_draft(
     Raises:
         UserError: The clean stream is not causal, or the model has no such layers or an adapter already.
     """
+    if not isinstance(model, DiffusionVLForConditionalGeneration):
+        raise UserError(f"{base}: lora_on 'noisy' needs a checkpoint made by `diffusionvl translate`; take it out")
     if model.config.draft_adapter is not None:
         raise UserError(
             f"{base}: has a draft-only adapter, which is trained on without lora_r and lora_on; take them out"

@@ -102,7 +102,8 @@ def block_diffusion_loss(
     losses = _token_losses(predictions, tokens, labels, weights)._replace(noise=noisy)
     indices = torch.cat([before, clean[: len(clean) * own] - 1])
     if teacher is not None and len(indices):
-        target_logits = teacher_logits(teacher, batch, indices)
+        # Its embeddings may be padded further than the model's; the tokens are the same.
+        target_logits = teacher_logits(teacher, batch, indices)[:, : predictions.shape[-1]]
     if len(taught):
         losses = _taught(losses, torch.isin(tokens, taught), predictions, target_logits[: len(taught)], weights, args)
     if args.certainty_weight:

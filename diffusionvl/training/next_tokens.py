@@ -131,10 +131,27 @@ def check_teacher(path: str, config: PreTrainedConfig, processor: ProcessorMixin
         raise UserError(f"teacher {path!r} has other tokens than the model; give the AR model that was translated")
     if config.position_mode != "native":
         raise UserError(f"teacher {path!r} needs position_mode 'native', and this checkpoint counts positions itself")
-    for read in (placeholder_ids, position_axes):
-        if read(checkpoint.config) != read(config.base_config):
-            raise UserError(
-                f"teacher {path!r} reads other pictures or positions than the model; give the AR model that was "
-                "translated"
-            )
+    pictures = _pictures(checkpoint.processor) == _pictures(processor)
+    if not pictures or any(
+        read(checkpoint.config) != read(config.base_config) for read in (placeholder_ids, position_axes)
+    ):
+        raise UserError(
+            f"teacher {path!r} reads other pictures or positions than the model; give the AR model that was translated"
+        )
     return checkpoint
+
+
+def _pictures(processor: ProcessorMixin) -> dict[str, Any]:
+    """What a processor makes of a picture, but for its size."""
+    known = getattr(processor, "image_processor", None)
+    given = {} if known is None else known.to_dict()
+    names = (
+        "patch_size",
+        "temporal_patch_size",
+        "merge_size",
+        "image_mean",
+        "image_std",
+        "rescale_factor",
+        "do_normalize",
+    )
+    return {name: given.get(name) for name in names}

@@ -23,8 +23,8 @@ from ..modeling.errors import UserError
 from ..modeling.modeling_diffusionvl import DiffusionVLForConditionalGeneration
 from .arguments import BlockDiffusionConfig
 from .callbacks import SaveAndStopOnSigterm
-from .checks import check_objective, settle_ar_weight
-from .cost.plan import build_meta_model, outline, plan
+from .checks import check_objective, check_steps, settle_ar_weight
+from .cost.plan import build_meta_model, outline, plan, steps_of
 from .dataset import RowDataset
 from .draft import add_draft, train_draft_alone
 from .loss_chart import draw_losses
@@ -33,7 +33,15 @@ from .next_tokens import check_teacher, load_teacher
 from .own_answers import Prompts
 from .packed_dataset import PackedRowDataset, measure_rows
 from .parameters import freeze_others
-from .run_folder import check_settings, is_finished, read_settings, recorded_settings, resume_from, unfinished
+from .run_folder import (
+    check_settings,
+    is_finished,
+    read_settings,
+    recorded_settings,
+    remove_checkpoints,
+    resume_from,
+    unfinished,
+)
 from .samples import SampleTable
 from .trainer import BlockDiffusionTrainer
 
@@ -72,6 +80,8 @@ def run(
                 _print(args, f"{checkpoint or args.output_dir} is the end of this run; nothing is left to do")
                 return 0
             trainer = prepare(model, data, args, checkpoint, records)
+            if checkpoint is None and args.process_index == 0:
+                remove_checkpoints(args.output_dir)
         except (UserError, OSError):
             if args.local_process_index:  # the first process of the machine reports the same error
                 return 2
@@ -173,6 +183,7 @@ def build_trainer(
         rows.pad_to_multiple_of = TILE
         rows.least_width = data.pack_tokens if data.packing else 0  # one length is compiled once
     train = packed(rows, data, args)
+    check_steps(args, steps_of(len(train), args, args.world_size)[1])
     evaluate = None
     if data.eval_records:
         evaluate = build_rows(data.eval_records, data, args, processor, model.config, training=False)
@@ -226,7 +237,9 @@ def describe(model_args: ModelArguments, data: DataArguments, args: BlockDiffusi
     if args.train_modules is not None:
         freeze_others(model, args.train_modules)
     rows = build_rows(data.train_records, data, args, checkpoint.processor, model.config, data.max_bad_samples)
-    return plan(model, packed(rows, data, args), args, data.max_length, model_args.quantization is not None, teacher)
+    train = packed(rows, data, args)
+    check_steps(args, steps_of(len(train), args, args.dry_run_processes)[1])
+    return plan(model, train, args, data.max_length, model_args.quantization is not None, teacher)
 
 
 def finish(trainer: BlockDiffusionTrainer) -> None:

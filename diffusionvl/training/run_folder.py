@@ -194,11 +194,13 @@ def resume_from(args: BlockDiffusionConfig) -> str | None:
             f"output_dir {args.output_dir!r} already holds {Path(newest).name}; "
             "add `--resume_from_checkpoint last` to go on from it, or give another output_dir"
         )
-    if wanted is None:  # a new run, which must not count the checkpoints of the one that it replaces among its own
-        for folder in checkpoints_of(args.output_dir) if args.process_index == 0 else []:
-            shutil.rmtree(folder)
-        return None
-    return newest
+    return None if wanted is None else newest
+
+
+def remove_checkpoints(output_dir: str) -> None:
+    """Removes the checkpoints of a run that is replaced, which the new one must not count among its own."""
+    for folder in checkpoints_of(output_dir):
+        shutil.rmtree(folder)
 
 
 def recorded_settings(

@@ -173,18 +173,9 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         return super().get_batch_samples(map(self._with_block_sizes, answered), *args, **kwargs)
 
     def _with_own_answers(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of training with the model's own answers, from the step on from which it gives them.
-
-        Raises:
-            UserError: The run ends before that step.
-        """
+        """A batch of training with the model's own answers, from the step on from which it gives them."""
         begin, step, steps = self.args.on_policy_from, self.state.global_step, self.state.max_steps
-        if begin is None:
-            return batch
-        first = begin if begin >= 1 else begin * steps
-        if first > steps - 1:
-            raise UserError(f"on_policy_from={begin:g} is not reached: the run has {steps} steps; begin sooner")
-        if step < first:
+        if begin is None or step < (begin if begin >= 1 else begin * steps):
             return batch
         rows = self.train_dataset.rows if isinstance(self.train_dataset, PackedRowDataset) else self.train_dataset
         batch, conversations = with_own_answers(self.model, rows, batch, self.args, step)
@@ -198,15 +189,12 @@ class BlockDiffusionTrainer(CheckpointTrainer):
         rows, views = batch["rows"].tolist(), max(int(batch["stream_ids"].max()), 1)
         if args.random_block_size:
             least = 2 if args.draft else 1  # a draft's first mask drafts nothing
-            causal = config.clean_attention == "causal"  # else all copies see the same clean blocks
-            drawn = [(args.seed, step, row, view * causal) for row in rows for view in range(views)]
+            # Where clean tokens see their block, all copies see the same blocks, and complements are cut alike.
+            alike = views if config.clean_attention == "block" else 2 if args.complementary else 1
+            drawn = [(args.seed, step, row, view // alike) for row in rows for view in range(views)]
             sizes = torch.tensor([drawn_size(config.block_size, least, *one) for one in drawn]).view(len(rows), -1)
         elif args.block_growth is not None:
-            size, last = (grown_size(args.block_growth, args.growth_steps, at, steps) for at in (step, steps - 1))
-            if last != args.block_growth[-1]:
-                raise UserError(
-                    f"growth_steps {args.growth_steps} do not end within the {steps} steps of this run; shorten them"
-                )
+            size = grown_size(args.block_growth, args.growth_steps, step, steps)
             sizes = torch.full((len(rows), views), size)
         else:
             return batch

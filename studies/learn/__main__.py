@@ -54,7 +54,11 @@ def _study(arguments: argparse.Namespace) -> None:
     variants = arguments.variants or list(part.VARIANTS)
     for name, value, known in [("budget", budget, part.BUDGETS), *(("variants", v, part.VARIANTS) for v in variants)]:
         if value not in known:
-            raise UserError(f"--{name} {value!r} is not one of part {arguments.part}: {', '.join(known)}")
+            raise UserError(f"--{name} {value!r} is not one of part {arguments.part}: {'; '.join(known)}")
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if any(seed < 0 for seed in arguments.seeds or []):
+        raise UserError(f"--seeds {arguments.seeds}: give numbers of at least 0")
     marker = out / "budget.json"
     made = {"part": arguments.part, "budget": budget}
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != made:

@@ -56,6 +56,8 @@ def read_runs(folder: Path) -> Runs:
     runs: Runs = {}
     for path in sorted(folder.glob("*-[0-9]*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
+        if "variant" not in run:  # figures that were written here
+            continue
         runs.setdefault(run["variant"], {})[run["seed"]] = run
     if not runs:
         raise UserError(f"{folder} holds no runs; make some with `python -m studies.learn`")
@@ -157,6 +159,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _sum_up(arguments: argparse.Namespace) -> None:
     """Writes the figures and the chart, and prints the tables."""
+    if arguments.out.suffix != ".json":
+        raise UserError(f"--out {arguments.out}: give a name that ends in .json; the chart stands beside it")
     runs = read_runs(arguments.runs)
     base = json.loads((arguments.runs / BASE_FILE).read_text(encoding="utf-8"))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,8 @@ def test_answers_that_were_cut_teach_no_end(base_dir, records, tmp_path):
     ("flags", "part"),
     [
         (("--block-size", "1"), "--block-size 1: give 2 or more"),
+        (("--learning-rate", "nan", "--held-out", "2"), "learning_rate must be a number of at least 0, got nan"),
+        (("--seed", "-1", "--held-out", "2"), "seed must be at least 0"),
         (("--held-out", "5"), "--held-out 5 leaves none of 5 records"),
         (("--records", "none.jsonl"), "none.jsonl"),
         (("--layers", "wo", "--held-out", "2"), "a draft adapter cannot change wo; the decoder's linear layers are"),
@@ -83,3 +85,4 @@ def test_an_input_that_cannot_be_used(base_dir, records, tmp_path, capsys, flags
     code, _, err = run(capsys, *argv)
     assert code == 2
     assert part in err
+    assert not (tmp_path / "draft" / "work" / "answers.jsonl").exists()

@@ -144,6 +144,15 @@ def test_a_full_disk_is_one_line_and_loses_nothing(recipe, tmp_path, capfd, monk
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.parametrize("wrong", [{"targets": "teacher", "teacher": "none"}, {"train_records": ["none.jsonl"]}])
+def test_a_mistake_replaces_no_checkpoints(recipe, tmp_path, capfd, wrong):
+    assert run_to(recipe, 2) == 0
+    assert "none" in refused(capfd, recipe(overwrite=True, **wrong))
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert main([recipe(overwrite=True)]) == 0
+    assert not [*(tmp_path / "out").glob("checkpoint-*")]
+
+
 def test_a_run_replaces_only_what_it_is_told_to(recipe, tmp_path, translated_dir, capfd):
     """Neither another program's model nor a finished run without checkpoints."""
     shutil.copytree(translated_dir, tmp_path / "out")

@@ -200,7 +200,7 @@ def test_reference_prompt_joins_images_in_front_of_the_text(translated_dir, imag
     [
         ({"steps": 4}, "'steps' is called 'denoising_steps' here"),
         ({"colour": 1}, r"unknown settings \['colour'\]; known are pretrained, .*max_new_tokens"),
-        ({"block_size": 4}, "block_size=4: this checkpoint was trained with blocks of 8"),
+        ({"block_size": 16}, "block_size=16 exceeds the checkpoint's; give 1 to 8"),
         ({"denoising_steps": 9}, "give 1 to 8"),
         ({"num_beams": 3}, "has no beams"),
         ({"confidence_threshold": 2.0}, r"confidence_threshold must be a number in \[0, 1\]"),

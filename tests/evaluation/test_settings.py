@@ -38,6 +38,7 @@ def decode(task, given=None, kind=BLOCK_DIFFUSION):
                 "denoising_steps": 4,
                 "remasking": "low_confidence_dynamic",
                 "confidence_threshold": 0.6,
+                "block_size": 8,
             },
         ),
     ],

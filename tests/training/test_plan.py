@@ -152,6 +152,7 @@ def test_a_teacher_is_held_whole_and_its_logits_count(recipe, translated_dir, ba
     weights = sum(parameter.numel() for parameter in build_meta_model(load_config(base_dir), "auto").parameters())
     assert f"= 4 x {weights:,} parameters, on each GPU" in found[1]
     assert "on each GPU" not in found[0]
+    assert f"loss    block diffusion towards {base_dir}\n" in found[1]
     alone, both = (int(re.search(r"= 12 x ([\d,]+) x V", out)[1]) for out in found)
     assert alone < both <= 2 * alone
 

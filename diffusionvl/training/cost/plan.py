@@ -107,7 +107,16 @@ def loss_of(args: BlockDiffusionConfig) -> str:
     """What a run minimises, in words."""
     if args.objective == "ar":
         return "autoregression"
-    loss = "block diffusion" + (f" + {args.ar_weight:g} x next tokens of the clean stream" if args.ar_weight else "")
+    loss = "block diffusion"
+    if args.targets == "teacher":
+        beside = "" if args.teacher_weight == 1 else f" (weight {args.teacher_weight:g}, beside the records' tokens)"
+        loss += f" towards {args.teacher or 'the clean stream'}{beside}"
+    loss += f" + {args.ar_weight:g} x next tokens of the clean stream" if args.ar_weight else ""
+    loss += f" + {args.certainty_weight:g} x entropy where it is right" if args.certainty_weight else ""
+    loss += "; masks where the model is least certain" if args.own_states else ""
+    loss += f"; masks slope by {args.mask_slope:g}" if args.mask_slope else ""
+    loss += f"; blocks grow: {args.block_growth}" if args.block_growth else ""
+    loss += "; block sizes are drawn" if args.random_block_size else ""
     begin = args.on_policy_from
     if begin is None:
         return loss
@@ -136,7 +145,7 @@ def outline(model: PreTrainedModel, rows: RowDataset | PackedRowDataset, args: B
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    step, steps = steps_of(len(rows), size * args.world_size * accumulated, args)
+    step, steps = steps_of(len(rows), args, args.world_size)
     return (
         f"{len(documents):,} records in {len(rows):,} rows, about {tokens:,.0f} tokens an epoch, noisy ones included\n"
         f"{trained:,} of {total:,} parameters are trained in {model.dtype} on {args.world_size} x {args.device.type}\n"
@@ -145,16 +154,16 @@ def outline(model: PreTrainedModel, rows: RowDataset | PackedRowDataset, args: B
     )
 
 
-def steps_of(rows: int, rows_of_a_step: int, args: BlockDiffusionConfig) -> tuple[int, int]:
+def steps_of(rows: int, args: BlockDiffusionConfig, processes: int) -> tuple[int, int]:
     """Optimizer steps of an epoch and of the run."""
-    epoch = -(-rows // rows_of_a_step)
+    epoch = -(-rows // (args.per_device_train_batch_size * processes * args.gradient_accumulation_steps))
     return epoch, args.max_steps if args.max_steps > 0 else int(-(-epoch * args.num_train_epochs // 1))
 
 
 def _steps(rows: int, args: BlockDiffusionConfig) -> tuple[str, list[str]]:
     gpus, size, accumulated = args.dry_run_processes, args.per_device_train_batch_size, args.gradient_accumulation_steps
     total = size * gpus * accumulated
-    epoch, steps = steps_of(rows, total, args)
+    epoch, steps = steps_of(rows, args, gpus)
     return "steps", [
         f"global batch {total} = {size} rows x {gpus} processes x {accumulated} accumulated",
         f"{rows:,} rows an epoch = {epoch:,} steps; {steps:,} steps in all",
