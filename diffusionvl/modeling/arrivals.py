@@ -51,8 +51,8 @@ class Arrival:
             longest = settings.max_new_tokens if prompt.room is None else min(settings.max_new_tokens, prompt.room)
             canvas: Canvas
             if settings.decoding == "denoise":
-                how = settings.denoising_steps, settings.sub_block_size, settings.next_token_first
-                canvas = BlockCanvas(prompt, config.mask_token_id, settings.block_size, *how)
+                steps = settings.denoising_steps, settings.sub_block_size
+                canvas = BlockCanvas(prompt, config.mask_token_id, settings.block_size, *steps)
             else:
                 auto = settings.draft_size == "auto"
                 size, pace = (settings.block_size, model.draft_pace) if auto else (settings.draft_size, None)

@@ -123,7 +123,8 @@ class DecodingBatch:
         states = [(own, own.get_state()) for own in {request.generator for request in requests} if own is not None]
         try:
             if keep and not self.fused_commit and all(isinstance(row.canvas, BlockCanvas) for row in requests):
-                media = self._commit(requests, media)
+                self._commit(requests, media)
+                media = None if media is None else {}
             begin, self.model.draft_pace.rows = self._clock(), len(requests)
             wanted = [[] if request.finished else request.canvas.wanted for request in requests]
             logits = self._forward(requests, [request.canvas.span for request in requests], wanted, media)
@@ -148,22 +149,14 @@ class DecodingBatch:
             except Exception as error:
                 request.end("error", error)
 
-    def _commit(self, requests: list[Request], media: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Writes the pending clean tokens to the cache, by a forward of their own. Returns the media that are left.
-
-        The last one is left to the next step where that reads the next token there; prompts then are read by that step,
-        since an image can end with it.
-        """
-        if media is not None and any(request.canvas.next_token for request in requests):
-            return media
-        ends = [request.canvas.window - request.canvas.next_token for request in requests]
-        spans = [range(request.canvas.kept, end) for request, end in zip(requests, ends, strict=True)]
+    def _commit(self, requests: list[Request], media: dict[str, Any] | None) -> None:
+        """Writes the pending clean tokens to the cache, by a forward of their own."""
+        spans = [range(request.canvas.kept, request.canvas.window) for request in requests]
         if any(spans):
             self._forward(requests, spans, [[] for _ in requests], media)
         for request, span in zip(requests, spans, strict=True):
-            request.canvas.kept = span.stop
+            request.canvas.kept = request.canvas.window
             request.forwards += bool(span) and not request.finished
-        return None if media is None else {}
 
     def _forward(
         self, requests: list[Request], spans: list[range], wanted: list[list[int]], media: dict[str, Any] | None
@@ -321,7 +314,5 @@ class DecodingBatch:
         quotas = torch.tensor([[request.canvas.quota] for request in requests], device=self._device)
         in_order = torch.tensor([[request.constraint is not None] for request in requests], device=self._device)
         confidence = torch.where(in_order, confidence.cummin(-1).values, confidence)
-        certain = torch.zeros_like(places)
-        certain[:, 0] = torch.tensor([request.canvas.next_token for request in requests], device=self._device)
-        draft = Draft(confidence.masked_fill(certain, torch.inf), places, quotas, joined, in_order)
-        return tokens, confidence, REMASKING[sampling.remasking](draft, sampling) | certain
+        draft = Draft(confidence, places, quotas, joined, in_order)
+        return tokens, confidence, REMASKING[sampling.remasking](draft, sampling)

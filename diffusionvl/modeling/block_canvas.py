@@ -20,8 +20,6 @@ class BlockCanvas(Canvas):
         block_size: D.
         denoising_steps: S, the number of steps of a block; a sub-block has its share of them.
         sub_block_size: Tokens that are denoised together; D unless decoding is approximate.
-        next_token_first: Whether the clean stream writes the first token of each block: the next token after all that
-            is clean, which it predicts in the forward that reads the last of these.
 
     Attributes:
         masked: Columns of the window that are still to be written, in order.
@@ -31,16 +29,9 @@ class BlockCanvas(Canvas):
     """
 
     def __init__(
-        self,
-        prompt: Prompt,
-        mask_token_id: int,
-        block_size: int,
-        denoising_steps: int,
-        sub_block_size: int,
-        next_token_first: bool = False,
+        self, prompt: Prompt, mask_token_id: int, block_size: int, denoising_steps: int, sub_block_size: int
     ) -> None:
         super().__init__(prompt, mask_token_id)
-        self.next_token_first = next_token_first
         self.block_size, self.sub_block_size = block_size, sub_block_size
         self.schedule = transfer_schedule(sub_block_size, -(-denoising_steps * sub_block_size // block_size))
         self.first = len(prompt.ids) if prompt.own_blocks else len(prompt.ids) // block_size * block_size
@@ -54,25 +45,16 @@ class BlockCanvas(Canvas):
         return range(self.kept, self.end)
 
     @property
-    def targets(self) -> list[int]:
-        """The masked columns of the sub-block."""
+    def wanted(self) -> list[int]:
+        """The masked columns of the sub-block, whose tokens are predicted in place."""
         return [column for column in self.masked if column < self.sub_block + self.sub_block_size]
 
-    @property
-    def wanted(self) -> list[int]:
-        """The same columns, whose tokens are predicted in place; for a next token, the last clean column."""
-        return [self.window - 1, *self.targets[1:]] if self.next_token else self.targets
-
-    @property
-    def next_token(self) -> bool:
-        """Whether the first target is the next token of the clean stream, whose last token the step reads."""
-        opens = self.step == 0 and self.kept < self.window and self.masked[:1] == [self.window]
-        return self.next_token_first and opens
+    targets = wanted
 
     @property
     def known(self) -> list[int]:
         """All that comes before the window."""
-        return [max(self.window, len(self.prompt.ids))] * len(self.targets)
+        return [max(self.window, len(self.prompt.ids))] * len(self.wanted)
 
     @property
     def quota(self) -> int:
@@ -94,7 +76,7 @@ class BlockCanvas(Canvas):
 
     def write(self, tokens: list[int], keep: list[bool]) -> list[int]:
         """Writes the tokens that are kept; returns the block without the prompt's tokens when it is finished."""
-        for column, token, kept in zip(self.targets, tokens, keep, strict=True):
+        for column, token, kept in zip(self.wanted, tokens, keep, strict=True):
             if kept:
                 self.ids[column] = token
                 self.masked.remove(column)
@@ -142,6 +124,6 @@ class BlockCanvas(Canvas):
 
     def _skip_to_masked(self) -> None:
         """Moves on to the first sub-block that is not all written, if there is one."""
-        while self.masked and not self.targets:
+        while self.masked and not self.wanted:
             self.sub_block += self.sub_block_size
             self.fresh, self.due = False, [*self.schedule]

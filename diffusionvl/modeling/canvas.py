@@ -153,11 +153,6 @@ class Canvas:
         raise NotImplementedError
 
     @property
-    def next_token(self) -> bool:
-        """Whether the first target is the clean stream's next token, which is kept whatever remasking decides."""
-        return False
-
-    @property
     def known(self) -> list[int]:
         """Number of tokens that are known to stand before each target."""
         raise NotImplementedError
@@ -225,7 +220,7 @@ class Canvas:
                 for axis in prompt.positions
             ],
             [self.end if column >= self.window else self._clean_limit(column) for column in columns],
-            min(max(self.window - columns.start, 0), len(columns)),
+            max(self.window - columns.start, 0),
             self.end,
         )
 

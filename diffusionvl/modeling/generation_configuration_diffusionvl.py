@@ -149,11 +149,6 @@ def _resolve_decoding(settings: DiffusionVLGenerationConfig, config: Any) -> Non
             f"clean_attention={config.clean_attention!r}; use decoding='denoise', or translate the base again "
             "with clean_attention='causal', the default, and train the result"
         )
-    if settings.next_token_first and config.clean_attention != "causal":
-        raise UserError(
-            f"next_token_first needs a clean stream that is causal, and this checkpoint has clean_attention="
-            f"{config.clean_attention!r}; leave it out"
-        )
     if settings.draft_size != "auto" and settings.draft_size > settings.block_size:
         raise UserError(f"draft_size={settings.draft_size} exceeds the block size; give 1 to {settings.block_size}")
     if settings.decoding == "autoregressive":

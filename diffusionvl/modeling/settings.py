@@ -167,12 +167,6 @@ SETTINGS = {
         "denoising",
         "Tokens of a block that are denoised together; approximate where smaller than the block.",
     ),
-    "next_token_first": Setting(
-        False,
-        _SWITCH,
-        "denoising",
-        "Let the clean stream write the first token of each block, which it predicts as an AR model does.",
-    ),
     "fused_commit": Setting(
         True,
         _SWITCH,

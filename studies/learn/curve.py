@@ -35,7 +35,6 @@ def ways_of(variant: Variant, last: bool) -> dict[str, dict[str, Any]]:
     if last:
         ways["static"] = {"decoding": "denoise", "remasking": "low_confidence_static"}
     if last and variant.clean_attention == "causal":
-        ways["next_token_first"] = {"decoding": "denoise", **DYNAMIC, "next_token_first": True}
         ways["autoregressive"] = {"decoding": "autoregressive"}
         ways["speculative"] = {"decoding": "speculative", "draft_size": variant.block_size}
     return ways
