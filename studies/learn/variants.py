@@ -54,6 +54,7 @@ TEXT = {
     BASELINE: Variant({}),
     "causal, AR 1": Variant({"ar_weight": 1.0}, "causal"),
     "causal, AR 1, own states": Variant({**TOGETHER, "complementary": False}, "causal"),
+    "causal, AR 1, a fifth of the rate": Variant({"ar_weight": 1.0, "learning_rate": 1e-4}, "causal"),
     "base as teacher": Variant({"targets": "teacher", "teacher_top_k": 16, "teacher": "BASE"}),
 }
 
