@@ -80,7 +80,7 @@ def run(
                 _print(args, f"{checkpoint or args.output_dir} is the end of this run; nothing is left to do")
                 return 0
             trainer = prepare(model, data, args, checkpoint, records)
-            if checkpoint is None and args.process_index == 0:
+            if args.resume_from_checkpoint is None and args.process_index == 0:
                 remove_checkpoints(args.output_dir)
         except (UserError, OSError):
             if args.local_process_index:  # the first process of the machine reports the same error
