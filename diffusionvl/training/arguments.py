@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from transformers import SchedulerType, TrainingArguments
@@ -15,6 +14,7 @@ from ..objective.noise_schedule import NOISE_ORDERS
 from .callbacks import check_trackers
 from .model_arguments import check_choice
 from .parts import PARTS
+from .switches import changed, check_drafts, check_noise
 
 OBJECTIVES = ("block_diffusion", "ar")
 STAGES = ("ar", "align", "translate")
@@ -40,11 +40,6 @@ LEAST = {
     "certainty_weight": 0,
     "mask_slope": 0,
 }
-# Settings of noisy streams, which the AR objective does not have.
-NOISY = (
-    *("draft", "ar_weight", "own_states", "mask_slope", "certainty_weight", "random_block_size", "block_growth"),
-    *("on_policy_from", "targets", "teacher", "teacher_top_k", "weighting", "noise_order", "complementary"),
-)
 # Settings of transformers that would do nothing here, or break the objective, and why.
 UNUSED = {
     "label_smoothing_factor": "the loss is a cross-entropy with the tokens themselves",
@@ -62,15 +57,6 @@ UNUSED = {
     "do_predict": "training predicts nothing",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
 }
-
-
-def _changed(settings: Any) -> set[str]:
-    """Names of the settings that somebody has set."""
-
-    def default(setting: Field) -> Any:
-        return setting.default if setting.default_factory is MISSING else setting.default_factory()
-
-    return {setting.name for setting in fields(settings) if getattr(settings, setting.name) != default(setting)}
 
 
 @dataclass
@@ -213,7 +199,7 @@ class BlockDiffusionConfig(TrainingArguments):
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("targets", self.targets, TARGETS)
         check_choice("draft_noise", self.draft_noise, DRAFT_NOISES)
-        self._check_draft()
+        check_drafts(self)
         check_choice("normalizer", self.normalizer, NORMALIZERS)
         check_choice("noise_order", self.noise_order, NOISE_ORDERS)
         check_choice("weighting", self.weighting, WEIGHTINGS)
@@ -225,14 +211,14 @@ class BlockDiffusionConfig(TrainingArguments):
                 raise UserError(f"{name} must be a number of at least {least}, got {value}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be at least 0 and below 2**32, got {self.seed}")
-        self._check_noise()
+        check_noise(self)
         if self.stage is not None:
             self._check_stage(self.stage)
         if self.max_steps == 0:
             raise UserError("max_steps must be at least 1, or -1 to go by num_train_epochs; got 0")
         if not self.output_dir:
             raise UserError("output_dir is not set; give the folder for the trained model")
-        for name in UNUSED.keys() & _changed(self):
+        for name in UNUSED.keys() & changed(self):
             raise UserError(f"{name}={getattr(self, name)!r} is not used here, since {UNUSED[name]}; take it out")
         if self.optim_args and not all(len(pair.split("=")) == 2 for pair in self.optim_args.split(",")):
             raise UserError(f"optim_args must read name=value,name=value, got {self.optim_args!r}")
@@ -258,78 +244,6 @@ class BlockDiffusionConfig(TrainingArguments):
             )
         if self.device.type == "cpu":  # memory is pinned for an accelerator; without one torch warns at every epoch
             self.dataloader_pin_memory = False
-
-    def _check_draft(self) -> None:
-        """Raises a UserError for settings of drafts without drafts, or that drafts exclude."""
-        defaults = {"draft_decay": None, "draft_noise": "full"}
-        for name, default in defaults.items():
-            if not self.draft and getattr(self, name) != default:
-                raise UserError(f"{name}={getattr(self, name)!r} belongs to drafts; add draft: true, or take it out")
-        for name in ("teacher_top_k", "teacher", "teacher_weight"):
-            taught = self.targets == "teacher" or (self.on_policy_from is not None and name != "teacher_weight")
-            if getattr(self, name) == "":
-                raise UserError(f"{name} is empty; give the folder or hub id of an AR model, or take it out")
-            if not taught and getattr(self, name) not in (None, 1.0):
-                raise UserError(f"{name} needs targets 'teacher'; set it, or take {name} out")
-        if not 0 < self.teacher_weight <= 1:
-            raise UserError(f"teacher_weight must be above 0 and at most 1, got {self.teacher_weight}")
-        if self.draft and (self.noise_order == "reference" or self.dataloader_persistent_workers):
-            raise UserError("draft cuts rows anew in each epoch; take dataloader_persistent_workers or noise_order out")
-
-    def _check_noise(self) -> None:
-        """Raises a UserError for switches of the noise and of the block sizes that exclude one another."""
-        full = self.draft and self.draft_noise == "full"
-        sizes = self.random_block_size or self.block_growth is not None
-        begin, chosen = self.on_policy_from, "with own_states or on_policy_from the model says what is masked"
-        asks, cut = begin is not None, "a draft begins with masks alone, and each copy is cut by itself"
-        for wrong, what, why in (
-            (self.mask_slope > 1, f"mask_slope={self.mask_slope}", "it is at most 1"),
-            (self.mask_slope and full, "mask_slope", "a draft begins with masks alone; set draft_noise to random"),
-            (self.own_states and full, "own_states", "a draft begins with masks alone; set draft_noise to random"),
-            ((self.own_states or asks) and self.mask_slope, "mask_slope", chosen),
-            ((self.own_states or asks) and self.complementary, "complementary", chosen),
-            (self.draft and self.complementary, "complementary", cut),
-            (full and self.noise_order != "permuted", f"noise_order {self.noise_order}", cut),
-            (begin == 0 and self.own_states, "own_states", "with on_policy_from 0 all states are from own answers"),
-            (not asks and "on_policy_tokens" in _changed(self), "on_policy_tokens", "it belongs to on_policy_from"),
-            (asks and self.draft, "draft", "on_policy_from denoises blocks; use `diffusionvl draft` for drafts"),
-            (asks and 0 < self.max_steps <= begin, f"on_policy_from={begin}", f"the run has {self.max_steps} steps"),
-            (asks and sizes, "another block size", "on_policy_from decodes with the checkpoint's"),
-            (asks and self.teacher_weight != 1, "teacher_weight", "an answer of the model's own is not a record's"),
-            (sizes and self.noise_order == "reference", "noise_order reference", "it knows one block size"),
-            (self.random_block_size and self.block_growth, "random_block_size", "block_growth says the sizes"),
-            (self.growth_steps and not self.block_growth, "growth_steps", "it belongs to block_growth"),
-        ):
-            if wrong:
-                raise UserError(f"{what} does not fit: {why}; take it out")
-        if self.weighting == "mask_ratio" and (self.noise_order == "reference" or self.mask_slope):
-            raise UserError(
-                "weighting mask_ratio needs levels that are uniform for each block; not noise_order reference or "
-                "mask_slope"
-            )
-        for name in NOISY:
-            if self.objective == "ar" and name in _changed(self):
-                raise UserError(f"{name} belongs to objective 'block_diffusion'; take it out for 'ar'")
-        if self.block_growth is not None:
-            self._check_growth(self.block_growth)
-
-    def _check_growth(self, sizes: list[int]) -> None:
-        """Raises a UserError for block sizes that do not grow, or that a run does not go through."""
-        ascending = sorted({*sizes}) == sizes and len(sizes) > 1 and sizes[0] > 0
-        if not ascending or any(sizes[-1] % size for size in sizes):
-            raise UserError(
-                f"block_growth must be ascending sizes that divide the last, such as [1, 4, 8]; got {sizes}"
-            )
-        lengths = self.growth_steps
-        if lengths is None:
-            return
-        whole, shares = (sum(x for x in lengths if (x >= 1) == of_steps) for of_steps in (True, False))
-        ends = whole / self.max_steps + shares if self.max_steps > 0 else shares
-        if len(lengths) != len(sizes) - 1 or not all(0 < x < float("inf") for x in lengths) or ends >= 1:
-            raise UserError(
-                f"growth_steps must be the steps of each of the sizes {sizes[:-1]}, or their shares of the run, and "
-                f"end before it does; got {lengths}"
-            )
 
     def _check_stage(self, stage: str) -> None:
         """Raises a UserError if the recipe is for another stage."""

@@ -38,7 +38,7 @@ def broken(kind, lm_dir, tower_dirs, build, folder):
     """Arguments of a command that cannot work."""
     lm, tower = lm_dir, tower_dirs["siglip"]
     extra = []
-    if kind in ("no template", "template of one's own"):
+    if kind in ("no template", "a fixed template"):
         lm = change_lm(lm_dir, folder, "" if kind == "no template" else "{{ 'hello' }}")
         if kind == "no template":
             (folder / "chat_template.jinja").unlink()
@@ -90,7 +90,7 @@ def change_tower(tower, folder, **settings):
     ("kind", "reason"),
     [
         ("no template", "has no chat template"),
-        ("template of one's own", "writes 'hello' for an image"),
+        ("a fixed template", "writes 'hello' for an image"),
         ("a refusing template", "refuses a user turn: only system turns"),
         ("a vlm", "a 'llava' model is more than a language model; translate it as it is"),
         ("a tower as lm", "'siglip' is neither"),

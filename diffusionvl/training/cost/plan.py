@@ -185,7 +185,7 @@ def _memory(
     if args.targets == "teacher":
         losses += int(has_twin(batch).sum())
     tokens = batch["input_ids"].numel()
-    taught = [] if teacher is None else [_whole("teacher", teacher)]
+    taught = [] if teacher is None else [_teacher(teacher)]
     items = estimate(model, args, tokens, losses, patches, quantized) + taught
     lines = [
         f"{_total(items)} a GPU with {sharding_of(args).name}, an estimate for this batch; P parameters, P_t trained, "
@@ -202,10 +202,10 @@ def _memory(
     return "memory", lines
 
 
-def _whole(name: str, model: PreTrainedModel) -> MemoryLine:
-    """The weights of a model that is not trained, all of which each process holds."""
+def _teacher(model: PreTrainedModel) -> MemoryLine:
+    """The weights of a teacher, all of which each process holds."""
     width, count = model.dtype.itemsize, sum(parameter.numel() for parameter in model.parameters())
-    return MemoryLine(name, width * count, f"{width} x {count:,} parameters, on each GPU")
+    return MemoryLine("teacher", width * count, f"{width} x {count:,} parameters, on each GPU")
 
 
 def _total(items: list[MemoryLine]) -> str:
